@@ -1,0 +1,200 @@
+//! The configuration as it must be: checked, complete, every default filled in.
+//!
+//! [`file`](self) text becomes a [`Config`] only through [`load`] or [`judge`], which list every
+//! problem they find. After that nobody asks again whether a value makes sense: each stage takes
+//! its own settings value from here and knows nothing of TOML.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+
+use crate::{identity::token::TokenRules, kernel};
+
+/// Everything the daemon was told, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The process as a whole: `[server]`.
+    pub server: Server,
+    /// At least one; names and addresses are unique: `[[listener]]`.
+    pub listeners: Vec<Listener>,
+    /// Names and issuer identifiers are unique: `[[issuer]]`.
+    pub issuers: Vec<Issuer>,
+    /// The cache of verified tokens: `[token_cache]`.
+    pub token_cache: TokenCache,
+    /// Names are unique: `[[upstream]]`.
+    pub upstreams: Vec<Upstream>,
+    /// Each names an upstream that exists: `[[route]]`.
+    pub routes: Vec<Route>,
+    /// `None` when `[xdp].interfaces` is empty: no kernel half is loaded.
+    pub xdp: Option<kernel::Settings>,
+    /// What turns refusals into bans: `[bans]`.
+    pub bans: Bans,
+    /// Where operators and Prometheus ask: `[admin]`.
+    pub admin: Admin,
+    /// `[log]`.
+    pub log: Log,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Number of workers; 0 means one for each CPU the process may run on.
+    pub workers: usize,
+    /// How long open connections may finish after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Connections open at once, over all listeners and workers.
+    pub max_connections: usize,
+}
+
+/// One `[[listener]]`.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Unique; the label in metrics and logs.
+    pub name: String,
+    /// One SO_REUSEPORT socket for each worker is bound here.
+    pub address: SocketAddr,
+    /// In the order of preference offered by ALPN; not empty.
+    pub protocols: Vec<Protocol>,
+    /// `[listener.tls]`.
+    pub tls: ListenerTls,
+}
+
+/// What a listener speaks over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2, ALPN `h2`.
+    Http2,
+    /// HTTP/1.1, ALPN `http/1.1`.
+    Http1,
+}
+
+/// `[listener.tls]`. Paths are absolute; the files were readable and parsed when checked.
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    /// PEM chain, leaf first.
+    pub certificate: PathBuf,
+    /// PEM key of the leaf; refused when others can read it.
+    pub private_key: PathBuf,
+    /// PEM trust anchors for clients; client certificates are always required.
+    pub client_ca: PathBuf,
+    /// PEM or DER lists; empty means that no certificate is looked up.
+    pub client_crl: Vec<PathBuf>,
+    /// What an expired list means for certificates of its issuer.
+    pub crl_expired: CrlExpired,
+    /// Intermediates allowed between the leaf and the anchor.
+    pub max_chain_depth: usize,
+}
+
+/// `crl_expired`: what to do with certificates whose issuer's list is past `nextUpdate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrlExpired {
+    /// Refuse them: a list that is not kept up cannot say who is still good.
+    Deny,
+    /// Go on with the old list.
+    Allow,
+}
+
+/// One `[[issuer]]`: the rules and where its keys are.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// What a token of this issuer must satisfy.
+    pub rules: TokenRules,
+    /// JWKS file, absolute.
+    pub jwks_file: PathBuf,
+}
+
+/// `[token_cache]`.
+#[derive(Clone, Debug)]
+pub struct TokenCache {
+    /// Verified tokens remembered, divided among the workers; 0 turns the cache off.
+    pub entries: usize,
+    /// An entry is never older than this, nor past the token's `exp`.
+    pub ttl: Duration,
+}
+
+/// One `[[upstream]]`.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Unique.
+    pub name: String,
+    /// `http://host:port`; not empty. A host may be a name, resolved when connecting.
+    pub servers: Vec<Endpoint>,
+    /// For one TCP connection attempt.
+    pub connect_timeout: Duration,
+    /// From the request sent to the response's head.
+    pub response_timeout: Duration,
+}
+
+/// Host and port of one upstream server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Address or name, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// One `[[route]]`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Unique; the label in metrics and logs.
+    pub name: String,
+    /// Lower-case host names without port; empty: any.
+    pub hosts: Vec<String>,
+    /// Whole-segment prefix, starting with `/`.
+    pub path: String,
+    /// Empty: any.
+    pub methods: Vec<http::Method>,
+    /// Index into [`Config::upstreams`].
+    pub upstream: usize,
+    /// A client certificate must be proven (always so while listeners require one).
+    pub require_certificate: bool,
+    /// A token must be proven.
+    pub require_token: bool,
+    /// Each must be among the token's scopes.
+    pub scopes: Vec<String>,
+}
+
+/// `[bans]`.
+#[derive(Clone, Debug)]
+pub struct Bans {
+    /// False: refusals are counted, nobody is banned.
+    pub enabled: bool,
+    /// Penalty points at which a source is banned.
+    pub threshold: u32,
+    /// Time in which a source's points halve.
+    pub half_life: Duration,
+    /// Duration of the first, second, … ban; the last repeats. Not empty.
+    pub ladder: Vec<Duration>,
+    /// Never banned, whatever they do.
+    pub never: Vec<IpNet>,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Unix socket of the command line.
+    pub socket: PathBuf,
+    /// Address of `/metrics`, `/live` and `/ready`.
+    pub metrics: SocketAddr,
+    /// Who may ask there.
+    pub allow: Vec<IpNet>,
+}
+
+/// `[log]`; to stderr.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// JSON for machines, text for people.
+    pub format: LogFormat,
+    /// One line a request.
+    pub access: bool,
+}
+
+/// `[log].format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// `key=value` for reading at a terminal.
+    Text,
+}
