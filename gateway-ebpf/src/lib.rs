@@ -1,2 +1,19 @@
+//! What the two halves of Portcullis agree on, and the decisions they share.
+//!
+//! The XDP program and the daemon both compile this library, so a map's layout, a token bucket's
+//! arithmetic and the reading of a frame exist once. Everything here is plain computation: values
+//! and the time in, a value out; no clock, no map, no allocation.
+//!
+//! Reading order: [`source`] (who sent it), [`packet`] (a frame becomes a flow), [`bucket`] (a
+//! source's rate), [`verdict`] (flow, tables and time become an outcome), [`abi`] (how all of it
+//! lies in kernel memory).
 #![no_std]
-//! Shared.
+
+pub mod abi;
+pub mod bucket;
+pub mod packet;
+pub mod source;
+pub mod verdict;
+
+pub use source::Source;
+pub use verdict::Outcome;

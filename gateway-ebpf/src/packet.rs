@@ -1,0 +1,442 @@
+//! Reading a frame as far as the verdict needs: who sent it, and to which port.
+//!
+//! Understands Ethernet with up to two VLAN tags (802.1Q, 802.1ad), IPv4 with options, IPv6 with
+//! a bounded walk of extension headers, fragments, and the ports of TCP and UDP. Does not look
+//! into tunnels, does not verify checksums or lengths that the network stack will verify anyway.
+
+use crate::Source;
+
+/// A frame that can be read without ever reading past its end.
+///
+/// Everything that the parser asks for lies at an even offset, and the kernel places frames at
+/// even addresses; so sixteen bits are the unit, which the BPF machine loads in one step where
+/// single octets would cost a load, a shift and an addition each.
+pub trait Frame {
+    /// The `N` pairs of octets that start `at` octets into the frame, in network byte order as
+    /// they lie in memory; `None` when the frame ends before them.
+    fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]>;
+}
+
+/// User space reads frames from slices.
+#[cfg(not(target_arch = "bpf"))]
+impl Frame for [u8] {
+    fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]> {
+        let octets = self.get(at..at.checked_add(N.checked_mul(2)?)?)?;
+        let mut pairs = [0; N];
+        for (pair, octets) in pairs.iter_mut().zip(octets.chunks_exact(2)) {
+            *pair = u16::from_ne_bytes([octets[0], octets[1]]);
+        }
+        Some(pairs)
+    }
+}
+
+/// What a frame turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Neither IPv4 nor IPv6: ARP, PPPoE, MPLS, LLDP, or more VLAN tags than two.
+    NotIp,
+    /// Too short for the header it announces, or a header that no sender may send.
+    Malformed,
+    /// An IP packet.
+    Flow(Flow),
+}
+
+/// Where an IP packet comes from and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The sender's address.
+    pub address: Address,
+    /// What it is sent to on this host.
+    pub target: Target,
+}
+
+/// A source address, as numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// IPv4.
+    V4(u32),
+    /// IPv6: the upper and the lower 64 bits.
+    V6(u64, u64),
+}
+
+/// What the packet is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP port.
+    Tcp(u16),
+    /// A UDP port.
+    Udp(u16),
+    /// A later fragment of a TCP or UDP packet (or of an IPv6 packet whose inner headers only the
+    /// first fragment shows): it has no port, and may be for any.
+    Fragment,
+    /// Another protocol: ICMP, ESP, a tunnel.
+    Other,
+    /// The headers end, or go on for longer than anyone sends, before the port is reached.
+    Unreadable,
+}
+
+impl Address {
+    /// What the address is held to.
+    #[inline(always)]
+    pub const fn source(self) -> Source {
+        match self {
+            Self::V4(address) => Source::ipv4(address),
+            Self::V6(upper, _) => Source::ipv6(upper),
+        }
+    }
+
+    /// Whether the address means something on the local link only: unspecified, link-local or
+    /// multicast (RFC 4291 sections 2.5.2, 2.5.6 and 2.7). Neighbour discovery needs them, every
+    /// host of the link shares their /64, and no router forwards them.
+    #[inline(always)]
+    pub const fn is_link_scoped_ipv6(self) -> bool {
+        match self {
+            Self::V4(_) => false,
+            Self::V6(0, 0) => true,
+            Self::V6(upper, _) => upper >> 54 == 0xfe80 >> 6 || upper >> 56 == 0xff,
+        }
+    }
+}
+
+/// VLAN tags looked through: a customer's inside a provider's (802.1ad).
+const VLAN_TAGS_MAX: usize = 2;
+/// IPv6 extension headers looked through. RFC 8200 section 4.1 names six that may occur once
+/// (and destination options twice); real traffic to a port has one or two.
+const EXTENSION_HEADERS_MAX: usize = 6;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
+
+const HOP_BY_HOP: u8 = 0;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+const HOST_IDENTITY: u8 = 139;
+const SHIM6: u8 = 140;
+
+/// Reads a frame from its Ethernet header on.
+#[inline(always)]
+pub fn parse<F: Frame + ?Sized>(frame: &F) -> Parsed {
+    let Some(ethernet) = frame.pairs::<7>(0) else { return Parsed::Malformed };
+    let mut ethertype = u16::from_be(ethernet[6]);
+    let mut at = 14;
+    for _ in 0..VLAN_TAGS_MAX {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_PROVIDER_VLAN {
+            break;
+        }
+        let Some(tag) = frame.pairs::<2>(at) else { return Parsed::Malformed };
+        ethertype = u16::from_be(tag[1]);
+        at += 4;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, at),
+        ETHERTYPE_IPV6 => ipv6(frame, at),
+        _ => Parsed::NotIp,
+    }
+}
+
+/// RFC 791 section 3.1.
+#[inline(always)]
+fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Parsed {
+    let Some(header) = frame.pairs::<10>(at) else { return Parsed::Malformed };
+    let version_and_length = upper(header[0]);
+    let header_bytes = (version_and_length & 0x0f) as usize * 4;
+    if version_and_length >> 4 != 4 || header_bytes < 20 {
+        return Parsed::Malformed;
+    }
+    let protocol = lower(header[4]);
+    let is_later_fragment = u16::from_be(header[3]) & 0x1fff != 0;
+    let target = match protocol {
+        TCP | UDP if is_later_fragment => Target::Fragment,
+        TCP | UDP => port(frame, at + header_bytes, protocol),
+        _ => Target::Other,
+    };
+    let address = (u16::from_be(header[6]) as u32) << 16 | u16::from_be(header[7]) as u32;
+    Parsed::Flow(Flow { address: Address::V4(address), target })
+}
+
+/// RFC 8200 section 3.
+#[inline(always)]
+fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Parsed {
+    let Some(header) = frame.pairs::<20>(at) else { return Parsed::Malformed };
+    if upper(header[0]) >> 4 != 6 {
+        return Parsed::Malformed;
+    }
+    let source_upper = number([header[4], header[5], header[6], header[7]]);
+    let source_lower = number([header[8], header[9], header[10], header[11]]);
+    // An IPv4-mapped address is a notation of the socket interface and never a sender's; Linux
+    // drops such packets too (since 5.1), and so an IPv4 rule cannot be borrowed through IPv6.
+    if source_upper == 0 && source_lower >> 32 == 0xffff {
+        return Parsed::Malformed;
+    }
+    let target = ipv6_target(frame, at + 40, upper(header[3]));
+    Parsed::Flow(Flow { address: Address::V6(source_upper, source_lower), target })
+}
+
+/// Walks the extension headers (RFC 8200 section 4) to the port.
+#[inline(always)]
+fn ipv6_target<F: Frame + ?Sized>(frame: &F, start: usize, first: u8) -> Target {
+    let mut at = start;
+    let mut next = first;
+    for _ in 0..EXTENSION_HEADERS_MAX {
+        match next {
+            TCP | UDP => return port(frame, at, next),
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | MOBILITY
+            | HOST_IDENTITY | SHIM6 => {}
+            _ => return Target::Other,
+        }
+        let Some(header) = frame.pairs::<2>(at) else { return Target::Unreadable };
+        let length = lower(header[0]) as usize;
+        let is_later_fragment = next == FRAGMENT && u16::from_be(header[1]) & 0xfff8 != 0;
+        // The unit is that of the header at hand, not of the one it names: four octets for the
+        // authentication header (RFC 4302 section 2.2), eight for the others, and the fragment
+        // header has no length field at all.
+        at += match next {
+            FRAGMENT => 8,
+            AUTHENTICATION => (length + 2) * 4,
+            _ => (length + 1) * 8,
+        };
+        next = upper(header[0]);
+        if is_later_fragment {
+            return match next {
+                TCP | UDP | HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION
+                | FRAGMENT | MOBILITY | HOST_IDENTITY | SHIM6 => Target::Fragment,
+                _ => Target::Other,
+            };
+        }
+    }
+    match next {
+        TCP | UDP => port(frame, at, next),
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | MOBILITY
+        | HOST_IDENTITY | SHIM6 => Target::Unreadable,
+        _ => Target::Other,
+    }
+}
+
+/// The destination port, which TCP (RFC 9293 section 3.1) and UDP (RFC 768) keep in one place.
+#[inline(always)]
+fn port<F: Frame + ?Sized>(frame: &F, at: usize, protocol: u8) -> Target {
+    match frame.pairs::<2>(at) {
+        None => Target::Unreadable,
+        Some(ports) if protocol == TCP => Target::Tcp(u16::from_be(ports[1])),
+        Some(ports) => Target::Udp(u16::from_be(ports[1])),
+    }
+}
+
+/// The first octet of a pair in network order.
+#[inline(always)]
+const fn upper(pair: u16) -> u8 {
+    (u16::from_be(pair) >> 8) as u8
+}
+
+/// The second octet of a pair in network order.
+#[inline(always)]
+const fn lower(pair: u16) -> u8 {
+    u16::from_be(pair) as u8
+}
+
+#[inline(always)]
+const fn number(pairs: [u16; 4]) -> u64 {
+    (u16::from_be(pairs[0]) as u64) << 48
+        | (u16::from_be(pairs[1]) as u64) << 32
+        | (u16::from_be(pairs[2]) as u64) << 16
+        | u16::from_be(pairs[3]) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const V4: Address = Address::V4(0xc000_0207);
+    const V6: Address = Address::V6(0x2001_0db8_0001_0002, 5);
+
+    /// Ethernet header and VLAN tags, then `packet`.
+    fn ethernet(tags: &[u16], ethertype: u16, packet: &[u8]) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        for tag in tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 7]);
+        }
+        frame.extend(ethertype.to_be_bytes());
+        frame.extend(packet);
+        frame
+    }
+
+    fn ipv4_packet(header_words: u8, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x40 | header_words, 0, 0, 0, 0, 0];
+        packet.extend(fragment.to_be_bytes());
+        packet.extend([64, protocol, 0, 0, 192, 0, 2, 7, 198, 51, 100, 1]);
+        packet.resize((header_words as usize * 4).max(20), 1);
+        packet.extend(payload);
+        packet
+    }
+
+    fn ipv6_packet(next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 0, next, 64];
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5]);
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend(payload);
+        packet
+    }
+
+    /// An extension header of `units` further lengths, followed by `payload`.
+    fn extension(next: u8, length: u8, bytes: usize, payload: &[u8]) -> Vec<u8> {
+        let mut header = vec![next, length];
+        header.resize(bytes, 0);
+        header.extend(payload);
+        header
+    }
+
+    const PORTS: [u8; 4] = [0x30, 0x39, 0x20, 0xfb]; // 12345 → 8443
+
+    #[test]
+    fn finds_the_sender_and_the_port() {
+        let v4 = |target| Parsed::Flow(Flow { address: V4, target });
+        let v6 = |target| Parsed::Flow(Flow { address: V6, target });
+        let tcp4 = ipv4_packet(5, 6, 0, &PORTS);
+        let options = |count: usize| {
+            (0..count).fold((6, PORTS.to_vec()), |(next, payload), _| {
+                (60, extension(next, 0, 8, &payload))
+            })
+        };
+        let chained = |count| {
+            let (next, payload) = options(count);
+            ethernet(&[], 0x86dd, &ipv6_packet(next, &payload))
+        };
+        let ipv6 = |next, payload: &[u8]| ethernet(&[], 0x86dd, &ipv6_packet(next, payload));
+        let ipv4 = |packet: &[u8]| ethernet(&[], 0x0800, packet);
+        for (what, frame, parsed) in [
+            ("TCP over IPv4", ipv4(&tcp4), v4(Target::Tcp(8443))),
+            ("UDP over IPv4", ipv4(&ipv4_packet(5, 17, 0, &PORTS)), v4(Target::Udp(8443))),
+            ("one tag", ethernet(&[0x8100], 0x0800, &tcp4), v4(Target::Tcp(8443))),
+            ("two tags", ethernet(&[0x88a8, 0x8100], 0x0800, &tcp4), v4(Target::Tcp(8443))),
+            ("three tags", ethernet(&[0x8100; 3], 0x0800, &tcp4), Parsed::NotIp),
+            ("IPv4 options", ipv4(&ipv4_packet(15, 6, 0, &PORTS)), v4(Target::Tcp(8443))),
+            ("IPv4 header too short", ipv4(&ipv4_packet(4, 6, 0, &PORTS)), Parsed::Malformed),
+            ("IPv4 type, version 6", ipv4(&ipv6_packet(6, &PORTS)), Parsed::Malformed),
+            ("IPv4 cut", ipv4(&tcp4[..19]), Parsed::Malformed),
+            ("first fragment", ipv4(&ipv4_packet(5, 17, 0x2000, &PORTS)), v4(Target::Udp(8443))),
+            ("later fragment", ipv4(&ipv4_packet(5, 17, 0x2001, &PORTS)), v4(Target::Fragment)),
+            ("last fragment", ipv4(&ipv4_packet(5, 6, 0x00b9, &PORTS)), v4(Target::Fragment)),
+            ("ICMP's later fragment", ipv4(&ipv4_packet(5, 1, 1, &PORTS)), v4(Target::Other)),
+            ("no room for ports", ipv4(&ipv4_packet(5, 6, 0, &[1, 2, 3])), v4(Target::Unreadable)),
+            ("options past the end", ipv4(&tcp4_cut(15)), v4(Target::Unreadable)),
+            ("ICMP", ipv4(&ipv4_packet(5, 1, 0, &PORTS)), v4(Target::Other)),
+            ("TCP over IPv6", ipv6(6, &PORTS), v6(Target::Tcp(8443))),
+            ("UDP over IPv6", ipv6(17, &PORTS), v6(Target::Udp(8443))),
+            ("ICMPv6", ipv6(58, &PORTS), v6(Target::Other)),
+            ("no next header", ipv6(59, &[]), v6(Target::Other)),
+            ("ESP", ipv6(50, &PORTS), v6(Target::Other)),
+            ("IPv6 cut", ethernet(&[], 0x86dd, &ipv6_packet(6, &[])[..39]), Parsed::Malformed),
+            ("IPv6 type, version 4", ethernet(&[], 0x86dd, &[0x45; 60]), Parsed::Malformed),
+            ("1 extension header", chained(1), v6(Target::Tcp(8443))),
+            ("6 extension headers", chained(6), v6(Target::Tcp(8443))),
+            ("7 extension headers", chained(7), v6(Target::Unreadable)),
+            (
+                "a long extension header",
+                ipv6(0, &extension(6, 255, 2048, &PORTS)),
+                v6(Target::Tcp(8443)),
+            ),
+            (
+                "one that ends too early",
+                ipv6(0, &extension(6, 255, 2047, &[])),
+                v6(Target::Unreadable),
+            ),
+            (
+                "authentication header in its own unit",
+                ipv6(51, &extension(6, 4, 24, &PORTS)),
+                v6(Target::Tcp(8443)),
+            ),
+            (
+                "a header in its own unit although it names an authentication header",
+                ipv6(60, &extension(51, 0, 8, &extension(17, 1, 12, &PORTS))),
+                v6(Target::Udp(8443)),
+            ),
+            (
+                "IPv6 first fragment",
+                ipv6(44, &[&[17, 0xff, 0, 1, 0, 0, 0, 9][..], &PORTS].concat()),
+                v6(Target::Udp(8443)),
+            ),
+            ("IPv6 later fragment", ipv6(44, &[17, 0, 0, 8, 0, 0, 0, 9]), v6(Target::Fragment)),
+            ("of a chain", ipv6(44, &[60, 0, 0, 8, 0, 0, 0, 9]), v6(Target::Fragment)),
+            ("of ICMPv6", ipv6(44, &[58, 0, 0, 8, 0, 0, 0, 9]), v6(Target::Other)),
+            ("extension cut", ipv6(60, &[6, 0, 0]), v6(Target::Unreadable)),
+            ("ARP", ethernet(&[], 0x0806, &[0; 46]), Parsed::NotIp),
+            ("PPPoE", ethernet(&[], 0x8864, &tcp4), Parsed::NotIp),
+            ("802.3 length", ethernet(&[], 0x0026, &[0; 46]), Parsed::NotIp),
+            ("half a tag", ethernet(&[0x8100], 0x0800, &[])[..17].to_vec(), Parsed::Malformed),
+            ("nothing", Vec::new(), Parsed::Malformed),
+        ] {
+            assert_eq!(parse(frame.as_slice()), parsed, "{what}");
+        }
+    }
+
+    fn tcp4_cut(header_words: u8) -> Vec<u8> {
+        ipv4_packet(header_words, 6, 0, &[])[..40].to_vec()
+    }
+
+    #[test]
+    fn an_ipv4_mapped_sender_is_no_sender() {
+        let mut packet = ipv6_packet(6, &PORTS);
+        packet[8..24].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
+        assert_eq!(parse(ethernet(&[], 0x86dd, &packet).as_slice()), Parsed::Malformed);
+    }
+
+    #[test]
+    fn knows_the_addresses_of_the_link() {
+        for (upper, lower, is_link_scoped) in [
+            (0, 0, true),
+            (0, 1, false),
+            (0xfe80 << 48, 1, true),
+            (0xfebf << 48, 1, true),
+            (0xfec0 << 48, 1, false),
+            (0xff02 << 48, 1, true),
+            (0x2001_0db8 << 32, 1, false),
+            (0xfd00 << 48, 1, false),
+        ] {
+            let address = Address::V6(upper, lower);
+            assert_eq!(address.is_link_scoped_ipv6(), is_link_scoped, "{address:x?}");
+        }
+        assert!(!Address::V4(0xa9fe_0101).is_link_scoped_ipv6());
+    }
+
+    proptest! {
+        #[test]
+        fn reads_anything_without_panic(frame in prop::collection::vec(any::<u8>(), 0..200)) {
+            parse(frame.as_slice());
+        }
+
+        /// Nearly valid frames go deeper than random ones.
+        #[test]
+        fn reads_any_chain_of_headers(
+            first in any::<u8>(),
+            headers in prop::collection::vec((0u8..=140, 0u8..4), 0..9),
+            cut in 0usize..200,
+        ) {
+            let payload: Vec<u8> =
+                headers.iter().flat_map(|&(next, length)| extension(next, length, 8, &[])).collect();
+            let frame = ethernet(&[], 0x86dd, &ipv6_packet(first, &payload));
+            let cut = &frame[..cut.min(frame.len())];
+            let parsed = parse(cut);
+            if let Parsed::Flow(flow) = parsed {
+                prop_assert_eq!(flow.address, V6);
+                // Whatever was read stays the same when more octets follow.
+                if flow.target != Target::Unreadable {
+                    prop_assert_eq!(parse(frame.as_slice()), parsed);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What becomes of a frame: the whole decision of the XDP program, and of nothing else.
+
+use crate::{
+    Source,
+    bucket::Admission,
+    packet::{self, Address, Frame, Parsed, Target},
+};
+
+/// Why a frame passes or is dropped. One closed list: counters, metrics and logs all use it.
+///
+/// The numbers are what the counters in the kernel are indexed by; their order is part of the
+/// layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Outcome {
+    /// Passes: neither IPv4 nor IPv6.
+    NotIp = 0,
+    /// Passes: not for a guarded port.
+    OtherPort = 1,
+    /// Passes: for a management service, which no rule touches.
+    Management = 2,
+    /// Passes: it would have been dropped, but its source never is.
+    Exempt = 3,
+    /// Passes: its source is within its limit.
+    WithinLimit = 4,
+    /// Dropped: its source is banned.
+    Banned = 5,
+    /// Dropped: its source is on the list of denied ones.
+    Denied = 6,
+    /// Dropped: its source sends more than its limit.
+    OverLimit = 7,
+    /// Dropped: no host could make sense of it.
+    Malformed = 8,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::NotIp,
+        Self::OtherPort,
+        Self::Management,
+        Self::Exempt,
+        Self::WithinLimit,
+        Self::Banned,
+        Self::Denied,
+        Self::OverLimit,
+        Self::Malformed,
+    ];
+
+    /// Whether the frame is dropped while the program enforces.
+    #[inline(always)]
+    pub const fn drops(self) -> bool {
+        self as u32 >= Self::Banned as u32
+    }
+
+    /// The word for it in metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::OtherPort => "other_port",
+            Self::Management => "management",
+            Self::Exempt => "exempt",
+            Self::WithinLimit => "within_limit",
+            Self::Banned => "banned",
+            Self::Denied => "denied",
+            Self::OverLimit => "over_limit",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// What the daemon makes of a destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Not ours.
+    Other,
+    /// A port that is guarded.
+    Guarded,
+    /// A port that stays reachable whatever happens.
+    Management,
+}
+
+/// The rules and the state that a verdict depends on: kernel maps there, plain tables in a test.
+pub trait Tables {
+    /// What the target is; never asked for [`Target::Other`] and the portless ones.
+    fn service(&self, target: Target) -> Service;
+    /// Whether a ban on the source is in force at `now_ns`.
+    fn is_banned(&self, source: Source, now_ns: u64) -> bool;
+    /// Whether the address is on the list of denied ones.
+    fn is_denied(&self, address: Address) -> bool;
+    /// Whether the address is on the list of those never dropped.
+    fn is_exempt(&self, address: Address) -> bool;
+    /// Takes one token from the source's bucket.
+    fn admit(&self, source: Source, now_ns: u64) -> Admission;
+}
+
+/// Judges one frame at `now_ns`, a time on the clock of the tables' bans and buckets.
+///
+/// Management first, so that nothing can lock the operator out. The list of exempt sources is
+/// looked at last, and only to save a frame from being dropped: that comes to the same as asking
+/// first, and ordinary traffic does not pay for it.
+#[inline(always)]
+pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -> Outcome {
+    let flow = match packet::parse(frame) {
+        Parsed::NotIp => return Outcome::NotIp,
+        Parsed::Malformed => return Outcome::Malformed,
+        Parsed::Flow(flow) => flow,
+    };
+    match flow.target {
+        Target::Other => return Outcome::OtherPort,
+        Target::Tcp(_) | Target::Udp(_) => match tables.service(flow.target) {
+            Service::Other => return Outcome::OtherPort,
+            Service::Management => return Outcome::Management,
+            Service::Guarded => {}
+        },
+        Target::Fragment | Target::Unreadable => {}
+    }
+    let outcome = judge_guarded(flow.address, flow.target, tables, now_ns);
+    if outcome.drops() && tables.is_exempt(flow.address) { Outcome::Exempt } else { outcome }
+}
+
+/// A packet that is, or may be, for a guarded port.
+#[inline(always)]
+fn judge_guarded<T: Tables>(address: Address, target: Target, tables: &T, now_ns: u64) -> Outcome {
+    if address.is_link_scoped_ipv6() {
+        return Outcome::Exempt;
+    }
+    if matches!(target, Target::Unreadable) {
+        return Outcome::Malformed;
+    }
+    let source = address.source();
+    if tables.is_banned(source, now_ns) {
+        return Outcome::Banned;
+    }
+    if tables.is_denied(address) {
+        return Outcome::Denied;
+    }
+    match tables.admit(source, now_ns) {
+        Admission::Over => Outcome::OverLimit,
+        Admission::Within | Admission::Evicting => Outcome::WithinLimit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{cell::Cell, collections::BTreeSet, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Tables that answer one way for every source, and count what they are asked.
+    #[derive(Default)]
+    struct Fixed {
+        banned: bool,
+        denied: bool,
+        exempt: bool,
+        over: bool,
+        admitted: Cell<u32>,
+        exempt_asked: Cell<u32>,
+    }
+
+    impl Tables for Fixed {
+        fn service(&self, target: Target) -> Service {
+            match target {
+                Target::Tcp(8443) => Service::Guarded,
+                Target::Tcp(22) => Service::Management,
+                _ => Service::Other,
+            }
+        }
+        fn is_banned(&self, _: Source, _: u64) -> bool {
+            self.banned
+        }
+        fn is_denied(&self, _: Address) -> bool {
+            self.denied
+        }
+        fn is_exempt(&self, _: Address) -> bool {
+            self.exempt_asked.set(self.exempt_asked.get() + 1);
+            self.exempt
+        }
+        fn admit(&self, _: Source, _: u64) -> Admission {
+            self.admitted.set(self.admitted.get() + 1);
+            if self.over { Admission::Over } else { Admission::Within }
+        }
+    }
+
+    fn tcp(port: u16) -> Vec<u8> {
+        let mut frame = std::vec![2; 12];
+        frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]);
+        frame.extend([192, 0, 2, 7, 198, 51, 100, 1, 0x30, 0x39]);
+        frame.extend(port.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn looks_at_management_then_bans_then_lists_then_the_rate() {
+        // (banned, denied, over, exempt) → outcome for the guarded port
+        for (banned, denied, over, exempt, outcome) in [
+            (false, false, false, false, Outcome::WithinLimit),
+            (false, false, false, true, Outcome::WithinLimit),
+            (false, false, true, false, Outcome::OverLimit),
+            (false, true, true, false, Outcome::Denied),
+            (true, true, true, false, Outcome::Banned),
+            (true, true, true, true, Outcome::Exempt),
+            (false, false, true, true, Outcome::Exempt),
+        ] {
+            let tables = Fixed { banned, denied, over, exempt, ..Fixed::default() };
+            assert_eq!(judge(tcp(8443).as_slice(), &tables, 0), outcome);
+            assert_eq!(judge(tcp(22).as_slice(), &tables, 0), Outcome::Management);
+            assert_eq!(judge(tcp(80).as_slice(), &tables, 0), Outcome::OtherPort);
+        }
+    }
+
+    #[test]
+    fn ordinary_traffic_is_not_looked_up_among_the_exempt() {
+        let tables = Fixed::default();
+        judge(tcp(8443).as_slice(), &tables, 0);
+        judge(tcp(80).as_slice(), &tables, 0);
+        assert_eq!((tables.exempt_asked.get(), tables.admitted.get()), (0, 1));
+    }
+
+    #[test]
+    fn the_banned_are_not_charged() {
+        let tables = Fixed { banned: true, ..Fixed::default() };
+        judge(tcp(8443).as_slice(), &tables, 0);
+        assert_eq!(tables.admitted.get(), 0);
+    }
+
+    #[test]
+    fn numbers_and_words_name_each_outcome_once() {
+        let words: BTreeSet<_> = Outcome::ALL.map(Outcome::word).into();
+        assert_eq!(words.len(), Outcome::ALL.len());
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+            assert_eq!(outcome.drops(), index >= 5);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_exempt_source_loses_no_readable_packet(
+            frame in prop::collection::vec(any::<u8>(), 0..100),
+            banned in any::<bool>(), denied in any::<bool>(), over in any::<bool>(),
+        ) {
+            let tables = Fixed { banned, denied, over, exempt: true, ..Fixed::default() };
+            let outcome = judge(frame.as_slice(), &tables, 0);
+            let readable = matches!(packet::parse(frame.as_slice()), Parsed::Flow(_));
+            prop_assert!(!(readable && outcome.drops()));
+        }
+    }
+}
