@@ -1,0 +1,135 @@
+//! Refusal → response: status, problem body (RFC 9457), and the fields that the status asks for.
+//!
+//! The client is told the reason's word and a sentence; what exactly was wrong stays in the log.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+
+use super::body::Body;
+use crate::policy::{Reason, Refusal};
+
+/// The answer to a refused request.
+pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
+    let reason = refusal.reason();
+    let status = refusal.status();
+    // All parts are text without characters that JSON escapes, except the id, which is checked or ours.
+    let body = format!(
+        "{{\"type\":\"urn:portcullis:reason:{word}\",\"title\":\"{title}\",\"status\":{code},\
+         \"detail\":\"{detail}\",\"reason\":\"{word}\",\"request_id\":\"{request_id}\"}}",
+        word = reason.word(),
+        title = status.canonical_reason().unwrap_or("Refused"),
+        code = status.as_u16(),
+        detail = detail(refusal),
+    );
+    let mut response = Response::new(Body::full(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(challenge) = challenge(refusal) {
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    if let Refusal::MethodNotAllowed { allow } = refusal
+        && let Ok(allow) = HeaderValue::from_str(allow)
+    {
+        headers.insert(header::ALLOW, allow);
+    }
+    super::headers::to_client(headers);
+    response
+}
+
+/// What the client is told. No value of the token, the configuration or the upstream.
+fn detail(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::MalformedRequest(_) => "The request's head is malformed or ambiguous.",
+        Refusal::Misdirected => "This connection was opened for another host.",
+        Refusal::NoRoute => "Nothing is served under this host and path.",
+        Refusal::MethodNotAllowed { .. } => "The resource does not take this method.",
+        Refusal::Certificate(_) => "The client certificate of this connection is no longer accepted.",
+        Refusal::MissingToken => "The resource asks for a bearer token.",
+        Refusal::Token(_) => token_detail(refusal.reason()),
+        Refusal::InsufficientScope { .. } => "The token does not carry the scope that the resource asks for.",
+        Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => "The service behind the gateway failed.",
+        Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
+    }
+}
+
+fn token_detail(reason: Reason) -> &'static str {
+    match reason {
+        Reason::TokenExpired => "The token has expired.",
+        Reason::TokenNotYetValid => "The token is not valid yet.",
+        Reason::WrongAudience => "The token was issued for another audience.",
+        Reason::LifetimeTooLong => "The token is valid for longer than is accepted here.",
+        _ => "The token was not accepted.",
+    }
+}
+
+/// `WWW-Authenticate` of RFC 6750 section 3: no error code when no token was sent.
+fn challenge(refusal: &Refusal) -> Option<HeaderValue> {
+    let text = match refusal {
+        Refusal::MissingToken => "Bearer realm=\"portcullis\"".to_owned(),
+        Refusal::Token(_) => format!(
+            "Bearer realm=\"portcullis\", error=\"invalid_token\", error_description=\"{}\"",
+            token_detail(refusal.reason())
+        ),
+        Refusal::InsufficientScope { required } => format!(
+            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", scope=\"{required}\""
+        ),
+        _ => return None,
+    };
+    HeaderValue::from_str(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn read(refusal: &Refusal) -> (StatusCode, http::HeaderMap, serde_json::Value) {
+        let (parts, body) = refused(refusal, "id-12345").into_parts();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let bytes = runtime.block_on(body.collect()).unwrap().to_bytes();
+        (parts.status, parts.headers, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[test]
+    fn every_refusal_has_a_problem_body_with_its_reason() {
+        for refusal in [
+            Refusal::MalformedRequest("x"),
+            Refusal::Misdirected,
+            Refusal::NoRoute,
+            Refusal::MethodNotAllowed { allow: "GET".into() },
+            Refusal::MissingToken,
+            Refusal::InsufficientScope { required: "read:orders".into() },
+            Refusal::UpstreamUnreachable,
+            Refusal::UpstreamFailed,
+            Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
+        ] {
+            let (status, headers, body) = read(&refusal);
+            assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+            assert_eq!(body["status"], status.as_u16());
+            assert_eq!(body["reason"], refusal.reason().word());
+            assert_eq!(body["request_id"], "id-12345");
+            assert_eq!(status == StatusCode::UNAUTHORIZED, refusal.reason() == Reason::MissingToken);
+        }
+    }
+
+    #[test]
+    fn challenges_follow_rfc_6750() {
+        let (_, headers, _) = read(&Refusal::MissingToken);
+        assert_eq!(headers[header::WWW_AUTHENTICATE], "Bearer realm=\"portcullis\"");
+        let (status, headers, _) = read(&Refusal::InsufficientScope { required: "a b".into() });
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        let challenge = headers[header::WWW_AUTHENTICATE].to_str().unwrap();
+        assert!(challenge.contains("error=\"insufficient_scope\", scope=\"a b\""), "{challenge}");
+        let (_, headers, _) = read(&Refusal::MethodNotAllowed { allow: "GET, POST".into() });
+        assert_eq!(headers[header::ALLOW], "GET, POST");
+    }
+}

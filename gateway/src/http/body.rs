@@ -1,0 +1,142 @@
+//! The one body type of answers: a few bytes of our own, or an upstream's stream.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::upstream::pool::Lease;
+
+/// An answer's body, and what is to be done when it has ended.
+pub struct Body {
+    content: Content,
+    passed_bytes: u64,
+    finished: Option<Box<dyn FnOnce(u64)>>,
+}
+
+enum Content {
+    /// Ours, whole.
+    Full(Option<Bytes>),
+    /// An upstream's, passed on as it comes; the connection is reused once all has been read.
+    Upstream(Incoming, Option<Lease>),
+}
+
+impl Body {
+    /// A body of ours.
+    pub fn full(bytes: Bytes) -> Body {
+        Body::new(Content::Full((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    /// An upstream's body, from the leased connection.
+    pub fn upstream(incoming: Incoming, lease: Lease) -> Body {
+        Body::new(Content::Upstream(incoming, Some(lease)))
+    }
+
+    fn new(content: Content) -> Body {
+        Body { content, passed_bytes: 0, finished: None }
+    }
+
+    /// Calls `finished` once with the number of bytes passed on, when the body ends or is given up.
+    pub fn on_finish(mut self, finished: impl FnOnce(u64) + 'static) -> Body {
+        self.finished = Some(Box::new(finished));
+        self
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Some(finished) = self.finished.take() {
+            finished(self.passed_bytes);
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = match &mut self.content {
+            Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Upstream(incoming, lease) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(context));
+                if frame.is_none()
+                    && let Some(lease) = lease.take()
+                {
+                    lease.give_back();
+                }
+                frame
+            }
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.passed_bytes += data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Full(bytes) => bytes.is_none(),
+            // Once the end is known without polling again, `poll_frame` is not called any more: the
+            // lease then goes back when this is dropped, see `Lease`.
+            Content::Upstream(incoming, _) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Content::Upstream(incoming, _) => incoming.size_hint(),
+        }
+    }
+}
+
+/// A client's body on its way to the upstream, counted as it passes.
+pub struct RequestBody {
+    incoming: Incoming,
+    passed_bytes: Rc<Cell<u64>>,
+}
+
+impl RequestBody {
+    /// Counts what passes into `passed_bytes`.
+    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
+        RequestBody { incoming, passed_bytes }
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.passed_bytes.set(self.passed_bytes.get() + data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

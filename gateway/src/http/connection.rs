@@ -1,0 +1,321 @@
+//! One client connection: handshake, then HTTP/1.1 or /2 until it ends.
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    future::Future,
+    net::IpAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    time::Duration,
+};
+
+use gateway_ebpf::Source;
+use hyper::{
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpStream, sync::watch, time::sleep};
+
+use super::exchange::exchange;
+use crate::{
+    identity::certificate::{CertificateError, Peer},
+    net::worker::{Phase, Worker},
+    policy::Reason,
+    snapshot::Snapshot,
+    time,
+    tls::handshake::{Failure, Secured, handshake},
+};
+
+/// From the handshake to the first request, and for each further head over HTTP/1.1: a head is a few
+/// packets, and browsers keep an idle connection about that long.
+const HEAD_MAX: Duration = Duration::from_secs(30);
+
+/// A client that opens a connection and then asks nothing for this long is cut, and it is evidence.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of an HTTP/1.1 head: an 8 KiB token, the usual cookies, and as much again.
+const HEAD_MAX_BYTES: usize = 32 * 1024;
+
+/// Fields of an HTTP/1.1 head.
+const FIELDS_MAX: usize = 100;
+
+/// Bytes of an HTTP/2 field list, as [`HEAD_MAX_BYTES`].
+const FIELD_LIST_MAX_BYTES: u32 = 32 * 1024;
+
+/// Requests at once on one HTTP/2 connection; browsers use up to 100.
+const STREAMS_MAX: u32 = 128;
+
+/// Streams that a client opened and reset before they were served (rapid reset, CVE-2023-44487).
+const RESET_PENDING_MAX: usize = 32;
+
+/// Streams reset by us because of the client's errors before the connection is given up.
+const RESET_LOCAL_MAX: usize = 256;
+
+/// HTTP/2 PING interval on a silent connection, and the wait for its answer.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// Where a connection comes from.
+pub struct Arrival {
+    /// Index of the listener.
+    pub listener: usize,
+    /// The client's address.
+    pub address: IpAddr,
+    /// The client's port.
+    pub port: u16,
+    /// What bans and limits know it by.
+    pub source: Source,
+    /// Joins the log lines of the connection.
+    pub id: String,
+}
+
+/// A connection whose handshake is done; its requests share it.
+pub struct Connection {
+    /// Its worker.
+    pub worker: Rc<Worker>,
+    /// Where it comes from.
+    pub arrival: Arrival,
+    /// Who it is, proven.
+    pub peer: Peer,
+    /// The host that the handshake named.
+    pub server_name: Option<String>,
+    /// Requests so far.
+    requests: Cell<u64>,
+    /// The last judgement of the peer's certificate: by which snapshot, and what it was.
+    judged: RefCell<(u64, Result<(), CertificateError>)>,
+    /// The bans that were looked at last.
+    bans_seen: Cell<u64>,
+}
+
+impl Connection {
+    /// The number of a new request, from 1.
+    pub fn next_request(&self) -> u64 {
+        let number = self.requests.get() + 1;
+        self.requests.set(number);
+        number
+    }
+
+    /// Whether the certificate is still good: a reload may have revoked it, and it may have expired
+    /// since the handshake.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn recheck(&self, snapshot: &Snapshot) -> Result<(), CertificateError> {
+        let now = time::unix();
+        let mut judged = self.judged.borrow_mut();
+        if judged.0 != snapshot.generation || self.peer.not_after() < now {
+            // Listeners are the same in every snapshot of a run; see `gateway::publish`.
+            let trust = &snapshot.listeners[self.arrival.listener].trust;
+            *judged = (snapshot.generation, trust.recheck(&self.peer, now));
+        }
+        judged.1.clone()
+    }
+
+    /// Whether the source was banned since the last look.
+    fn is_banned(&self) -> bool {
+        let admission = &self.worker.shared.admission;
+        let version = admission.bans_version();
+        version != self.bans_seen.replace(version)
+            && admission.is_banned(self.arrival.source, time::monotonic())
+    }
+}
+
+/// Serves one connection to its end.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
+    // Answers are written whole; waiting for more to fill a segment only delays them.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let snapshot = worker.shared.published.load_full();
+    let secured = match handshake(stream, &snapshot.listeners[arrival.listener]).await {
+        Ok(secured) => secured,
+        Err(failure) => return refused(&worker, &arrival, &failure),
+    };
+    worker.metrics.borrow_mut().handshakes[arrival.listener] += 1;
+    let Secured { stream, peer, server_name } = secured;
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let connection = Rc::new(Connection {
+        judged: RefCell::new((snapshot.generation, Ok(()))),
+        bans_seen: Cell::new(worker.shared.admission.bans_version()),
+        requests: Cell::new(0),
+        worker,
+        arrival,
+        peer,
+        server_name,
+    });
+    drop(snapshot);
+    let io = TokioIo::new(stream);
+    let served = connection.clone();
+    let service = service_fn(move |request| {
+        let connection = served.clone();
+        async move { Ok::<_, Infallible>(exchange(connection, request).await) }
+    });
+    if is_http2 {
+        let mut builder = http2::Builder::new(Local);
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(FIELD_LIST_MAX_BYTES)
+            .max_pending_accept_reset_streams(RESET_PENDING_MAX)
+            .max_local_error_reset_streams(RESET_LOCAL_MAX)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY);
+        drive(&connection, builder.serve_connection(io, service)).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_MAX)
+            .max_buf_size(HEAD_MAX_BYTES)
+            .max_headers(FIELDS_MAX);
+        drive(&connection, builder.serve_connection(io, service)).await;
+    }
+}
+
+/// What both of hyper's connection futures can do.
+trait Served: Future<Output = hyper::Result<()>> {
+    fn wind_down(self: Pin<&mut Self>);
+}
+
+impl<I, S> Served for http1::Connection<I, S>
+where
+    http1::Connection<I, S>: Future<Output = hyper::Result<()>>,
+    S: hyper::service::HttpService<hyper::body::Incoming>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S::ResBody: http_body::Body + 'static,
+    <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn wind_down(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S, E> Served for http2::Connection<I, S, E>
+where
+    http2::Connection<I, S, E>: Future<Output = hyper::Result<()>>,
+    S: hyper::service::HttpService<hyper::body::Incoming>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S::ResBody: http_body::Body + 'static,
+    <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
+{
+    fn wind_down(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Runs a connection until it ends, the process stops, its source is banned, or no request comes.
+async fn drive(connection: &Connection, served: impl Served) {
+    let mut served = pin!(served);
+    let mut phase = connection.worker.shared.phase.clone();
+    let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
+    let mut waits_for_first = true;
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            ended = &mut served => {
+                if let Err(error) = ended {
+                    broken(connection, &error);
+                }
+                return;
+            }
+            now = wait_for_news(&mut phase, draining) => match now {
+                Phase::Running => {}
+                Phase::Draining => {
+                    draining = true;
+                    served.as_mut().wind_down();
+                }
+                Phase::Stopping => return,
+            },
+            () = &mut first_request, if waits_for_first => {
+                waits_for_first = false;
+                if connection.requests.get() == 0 {
+                    let detail = "no request after the handshake";
+                    evidence(connection, Reason::RequestTimeout, detail);
+                    return;
+                }
+            }
+        }
+        if connection.is_banned() {
+            return;
+        }
+    }
+}
+
+/// The phase once it is worth acting on: the first change, and after that only the stop.
+async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
+    let seen = if draining { Phase::Draining } else { Phase::Running };
+    match phase.wait_for(|phase| *phase != seen).await {
+        Ok(phase) => *phase,
+        // The control thread is gone.
+        Err(_) => Phase::Stopping,
+    }
+}
+
+/// A handshake failed: one log line, one count, one piece of evidence, all from the same value.
+fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
+    let reason = failure.reason;
+    {
+        let mut metrics = worker.metrics.borrow_mut();
+        *metrics.handshake_failures.entry(reason).or_default() += 1;
+        metrics.handshakes_failed[arrival.listener] += 1;
+    }
+    worker.report(arrival.source, reason);
+    if !worker.may_log_handshake() {
+        return;
+    }
+    worker.log(|log, buffer| {
+        let mut line = log.line(buffer, "warn", "handshake_refused", time::wall());
+        line.field("conn_id", &arrival.id)
+            .field("source", arrival.address)
+            .field("source_port", arrival.port)
+            .maybe("sni", failure.server_name.as_deref())
+            .maybe("certificate", failure.certificate.as_ref())
+            .field("reason", reason.word())
+            .field("detail", &failure.detail)
+            .field("worker", worker.id);
+        line.end();
+    });
+}
+
+/// hyper ended the connection with an error; what the client did wrong before any request could be
+/// read is a refusal like any other.
+fn broken(connection: &Connection, error: &hyper::Error) {
+    if error.is_parse() {
+        evidence(connection, Reason::MalformedRequest, &error.to_string());
+    } else if error.is_timeout() && connection.requests.get() == 0 {
+        evidence(connection, Reason::RequestTimeout, &error.to_string());
+    }
+}
+
+fn evidence(connection: &Connection, reason: Reason, detail: &str) {
+    let worker = &connection.worker;
+    *worker.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
+    worker.report(connection.arrival.source, reason);
+    worker.log(|log, buffer| {
+        let mut line = log.line(buffer, "warn", "connection_refused", time::wall());
+        line.field("conn_id", &connection.arrival.id)
+            .field("source", connection.arrival.address)
+            .maybe("sni", connection.server_name.as_deref())
+            .field("certificate", &connection.peer)
+            .field("principal", connection.peer.principal())
+            .field("reason", reason.word())
+            .field("detail", detail)
+            .field("worker", worker.id);
+        line.end();
+    });
+}
+
+/// Runs HTTP/2 streams on the worker's own thread.
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

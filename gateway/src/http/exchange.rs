@@ -1,0 +1,226 @@
+//! One request: head → facts → identity → permit → upstream, or the answer to a refusal.
+
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
+
+use http::{Request, Response, request::Parts};
+use hyper::body::Incoming;
+
+use super::{
+    answer,
+    body::{Body, RequestBody},
+    connection::Connection,
+    headers::{self, Origin},
+};
+use crate::{
+    identity::{
+        Identity,
+        token::{Claims, TokenError, digest, verify},
+    },
+    net::worker::Worker,
+    policy::{Refusal, facts::Facts, permit},
+    snapshot::Snapshot,
+    time,
+};
+
+/// The label of requests that no route was found for.
+const NO_ROUTE: &str = "none";
+
+/// What is known of a request at its end, for its log line and its counts.
+struct Record {
+    started: Instant,
+    request_id: String,
+    method: http::Method,
+    path: String,
+    route: Arc<str>,
+    upstream: Option<Arc<str>>,
+    client_id: Option<String>,
+    claims: Option<Rc<Claims>>,
+    auth_method: &'static str,
+    bytes_in: Rc<Cell<u64>>,
+    auth: Duration,
+    upstream_wait: Option<Duration>,
+    access_log: bool,
+}
+
+/// Serves one request. It never fails: what goes wrong is an answer.
+pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
+    let worker = connection.worker.clone();
+    let snapshot = worker.shared.published.load_full();
+    let (parts, incoming) = request.into_parts();
+    let mut record = Record::new(&connection, &parts, snapshot.access_log);
+    let body = RequestBody::new(incoming, record.bytes_in.clone());
+    let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
+    let (response, refusal) = match outcome {
+        Ok(mut response) => {
+            headers::to_client(response.headers_mut());
+            (response, None)
+        }
+        Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
+    };
+    if let Some(refusal) = &refusal {
+        worker.report(connection.arrival.source, refusal.reason());
+    }
+    record.finish(connection, response, refusal)
+}
+
+async fn serve(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    mut parts: Parts,
+    body: RequestBody,
+    record: &mut Record,
+) -> Result<Response<Body>, Refusal> {
+    let worker = &connection.worker;
+    let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
+    let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
+    let route = snapshot.routes.find(&facts)?;
+    record.route = route.name.clone();
+    connection.recheck(snapshot).map_err(Refusal::Certificate)?;
+    let claims = match facts.token() {
+        Some(token) if route.require_token => {
+            let claims = identify(worker, snapshot, token).map_err(Refusal::Token)?;
+            record.claims = Some(claims.clone());
+            Some(claims)
+        }
+        _ => None,
+    };
+    let identity = Identity::new(Some(&connection.peer), claims);
+    record.auth_method = identity.method();
+    record.client_id = identity.client_id().map(str::to_owned);
+    let host = facts.host().map(str::to_owned);
+    let permit = permit(route, identity)?;
+    record.auth = time::monotonic().saturating_duration_since(record.started);
+
+    let origin = Origin {
+        source: connection.arrival.address,
+        host: host.as_deref(),
+        request_id: &record.request_id,
+    };
+    headers::to_upstream(&mut parts.headers, permit.identity(), origin);
+    // Routes are checked against the upstreams of the same configuration.
+    let upstream = &snapshot.upstreams[route.upstream];
+    record.upstream = Some(upstream.name.clone());
+    let sent = time::monotonic();
+    let request = Request::from_parts(parts, body);
+    let outcome = worker.forwarder.forward(upstream, &permit, request).await;
+    record.upstream_wait = Some(time::monotonic().saturating_duration_since(sent));
+    let result = match &outcome {
+        Ok(_) => "answered",
+        Err(refusal) => refusal.reason().word(),
+    };
+    let key = (upstream.name.clone(), result);
+    *worker.metrics.borrow_mut().upstream_requests.entry(key).or_default() += 1;
+    outcome
+}
+
+/// Finds the token in the cache, or verifies it.
+fn identify(worker: &Worker, snapshot: &Snapshot, token: &str) -> Result<Rc<Claims>, TokenError> {
+    let now = time::unix();
+    let issuers = &snapshot.issuers;
+    let digest = digest(token);
+    let found = worker.tokens.borrow_mut().lookup(&digest, issuers.generation(), now);
+    let mut metrics = worker.metrics.borrow_mut();
+    if let Some(claims) = found {
+        metrics.token_cache_hits += 1;
+        return Ok(claims);
+    }
+    metrics.token_cache_misses += 1;
+    let verdict = verify(token, issuers, now);
+    let (issuer, result) = match &verdict {
+        Ok(claims) => (claims.issuer().clone(), "ok"),
+        Err(error) => (error.issuer().unwrap_or_else(|| Arc::from("")), error.reason()),
+    };
+    *metrics.token_validations.entry((issuer, result)).or_default() += 1;
+    let claims = Rc::new(verdict?);
+    worker.tokens.borrow_mut().insert(digest, claims.clone(), issuers.generation(), now);
+    Ok(claims)
+}
+
+impl Record {
+    fn new(connection: &Connection, parts: &Parts, access_log: bool) -> Record {
+        let offered = parts.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        let number = connection.next_request();
+        let request_id = match offered {
+            Some(offered) if headers::is_request_id(offered) => offered.to_owned(),
+            _ => format!("{}-{number:x}", connection.arrival.id),
+        };
+        Record {
+            started: time::monotonic(),
+            request_id,
+            method: parts.method.clone(),
+            path: parts.uri.path().to_owned(),
+            route: Arc::from(NO_ROUTE),
+            upstream: None,
+            client_id: None,
+            claims: None,
+            auth_method: "none",
+            bytes_in: Rc::default(),
+            auth: Duration::ZERO,
+            upstream_wait: None,
+            access_log,
+        }
+    }
+
+    /// Counts the request now, and writes its line when the answer's body has ended.
+    fn finish(
+        self,
+        connection: Rc<Connection>,
+        response: Response<Body>,
+        refusal: Option<Refusal>,
+    ) -> Response<Body> {
+        let worker = connection.worker.clone();
+        let status = response.status().as_u16();
+        {
+            let consumer = worker.consumer(self.client_id.as_deref());
+            let took = time::monotonic().saturating_duration_since(self.started);
+            let mut metrics = worker.metrics.borrow_mut();
+            *metrics.requests.entry((consumer, self.route.clone(), status)).or_default() += 1;
+            metrics.request_duration.observe(took);
+            if let Some(refusal) = &refusal {
+                *metrics.refusals.entry(refusal.reason()).or_default() += 1;
+            }
+        }
+        // A refusal is always logged: it is what an operator looks for.
+        if !self.access_log && refusal.is_none() {
+            return response;
+        }
+        response.map(|body| {
+            body.on_finish(move |bytes_out| {
+                self.write(&connection, status, refusal.as_ref(), bytes_out);
+            })
+        })
+    }
+
+    fn write(&self, connection: &Connection, status: u16, refusal: Option<&Refusal>, bytes_out: u64) {
+        let took = time::monotonic().saturating_duration_since(self.started);
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let level = if refusal.is_some() { "warn" } else { "info" };
+        connection.worker.log(|log, buffer| {
+            let mut line = log.line(buffer, level, "request", time::wall());
+            line.field("request_id", &self.request_id)
+                .field("conn_id", &connection.arrival.id)
+                .field("source", connection.arrival.address)
+                .maybe("sni", connection.server_name.as_deref())
+                .field("tls_version", "1.3")
+                .field("certificate", &connection.peer)
+                .field("principal", connection.peer.principal())
+                .maybe("client_id", self.client_id.as_deref())
+                .maybe("tenant", self.claims.as_ref().and_then(|claims| claims.tenant()))
+                .field("auth_method", self.auth_method)
+                .field("route", &*self.route)
+                .field("method", self.method.as_str())
+                .field("path", &self.path)
+                .field("status", status)
+                .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
+                .maybe("detail", refusal.and_then(Refusal::detail))
+                .maybe("upstream", self.upstream.as_deref())
+                .field("bytes_in", self.bytes_in.get())
+                .field("bytes_out", bytes_out)
+                .field("duration_us", micros(took))
+                .field("auth_us", micros(self.auth))
+                .maybe("upstream_us", self.upstream_wait.map(micros))
+                .field("worker", connection.worker.id);
+            line.end();
+        });
+    }
+}

@@ -1,0 +1,7 @@
+//! HTTP: connections in, one exchange for each request, answers out.
+
+pub mod answer;
+pub mod body;
+pub mod connection;
+pub mod exchange;
+pub mod headers;

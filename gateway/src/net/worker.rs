@@ -1,0 +1,327 @@
+//! One worker: a thread with a single-threaded runtime, its own sockets, and everything a request
+//! touches. Nothing here is shared with another worker, except where a type says so.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    net::{IpAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use gateway_ebpf::Source;
+use nix::sched::{CpuSet, sched_setaffinity};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot, watch},
+    task::LocalSet,
+};
+
+use super::admission::{Admission, Denied};
+use crate::{
+    admin::{
+        audit::Log,
+        metrics::{Consumer, Consumers, WorkerMetrics},
+    },
+    http::connection,
+    identity::token::Cache,
+    policy::{Reason, penalty::Evidence},
+    snapshot::Published,
+    time,
+    upstream::forward::Forwarder,
+};
+
+/// After a failed accept, which is nearly always a lack of descriptors, this long until the next:
+/// without a pause the worker would spin and the open connections could not end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Log lines are handed over at least this often.
+const LOG_FLUSH_EVERY: Duration = Duration::from_millis(20);
+
+/// Log lines are handed over when they fill this many bytes.
+const LOG_FLUSH_BYTES: usize = 32 * 1024;
+
+/// Lines about failed handshakes that one worker writes in a second; more are counted in one line.
+/// Whoever opens connections without cost must not fill a disk.
+const HANDSHAKE_LINES_PER_S: u32 = 50;
+
+/// Idle upstream connections are looked over this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// What the process is doing; workers and connections follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Serving.
+    Running,
+    /// No new connections; the open ones end after their current request.
+    Draining,
+    /// Everything ends now.
+    Stopping,
+}
+
+/// What every worker is given.
+#[derive(Clone)]
+pub struct Shared {
+    /// The state to serve by.
+    pub published: Published,
+    /// Who may connect.
+    pub admission: Admission,
+    /// Evidence goes here, and the sender never waits.
+    pub evidence: mpsc::Sender<Evidence>,
+    /// What the process is doing.
+    pub phase: watch::Receiver<Phase>,
+    /// Where log lines go.
+    pub log: Log,
+    /// Labels of consumers.
+    pub consumers: Consumers,
+    /// Begins each connection's id; differs from run to run.
+    pub run_id: Arc<str>,
+    /// Entries of one worker's token cache.
+    pub token_cache_entries: usize,
+    /// Age at which they are verified again.
+    pub token_cache_ttl: Duration,
+    /// `max_chain`-independent number of listeners.
+    pub listeners: usize,
+}
+
+/// A request to a worker for a copy of its counts.
+pub type Scrape = oneshot::Sender<WorkerMetrics>;
+
+/// A started worker, as the control thread sees it.
+pub struct Handle {
+    /// Asks for counts.
+    pub scrape: mpsc::Sender<Scrape>,
+    /// Ends when the worker has drained or was stopped.
+    pub thread: JoinHandle<()>,
+}
+
+/// One worker's own state; its connections hold it by `Rc`.
+pub struct Worker {
+    /// From 0.
+    pub id: usize,
+    /// What all workers share.
+    pub shared: Shared,
+    /// Counts.
+    pub metrics: RefCell<WorkerMetrics>,
+    /// Verified tokens.
+    pub tokens: RefCell<Cache>,
+    /// The way to the upstreams.
+    pub forwarder: Forwarder,
+    log_buffer: RefCell<Vec<u8>>,
+    consumers: RefCell<HashMap<String, Consumer>>,
+    connections: Cell<u64>,
+    open: Cell<usize>,
+    handshake_lines: Cell<u32>,
+    handshake_lines_suppressed: Cell<u64>,
+}
+
+/// Starts a worker's thread.
+///
+/// # Errors
+/// The thread or its runtime cannot be made.
+pub fn start(
+    id: usize,
+    cpu: Option<usize>,
+    sockets: Vec<StdListener>,
+    shared: Shared,
+) -> io::Result<Handle> {
+    // A scrape a second from a few monitors never finds more than this waiting.
+    let (scrape, scrapes) = mpsc::channel(16);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+        if let Some(cpu) = cpu {
+            pin(cpu);
+        }
+        let worker = Rc::new(Worker::new(id, shared));
+        LocalSet::new().block_on(&runtime, serve(worker, sockets, scrapes));
+    })?;
+    Ok(Handle { scrape, thread })
+}
+
+/// A worker that stays on its CPU finds its data in that CPU's cache. Not being allowed to is no harm.
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    if set.set(cpu).is_ok()
+        && let Err(error) = sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+    {
+        tracing::warn!(cpu, error = %error, "worker not pinned to its CPU");
+    }
+}
+
+async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc::Receiver<Scrape>) {
+    for (listener, socket) in sockets.into_iter().enumerate() {
+        match TcpListener::from_std(socket) {
+            Ok(socket) => {
+                tokio::task::spawn_local(accept_all(worker.clone(), listener, socket));
+            }
+            Err(error) => tracing::error!(listener, error = %error, "listener lost"),
+        }
+    }
+    let mut phase = worker.shared.phase.clone();
+    let mut flush = tokio::time::interval(LOG_FLUSH_EVERY);
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            Some(scrape) = scrapes.recv() => {
+                // Who asked may have given up.
+                let _ = scrape.send(worker.counts());
+            }
+            _ = flush.tick() => {
+                worker.flush_log();
+                match *phase.borrow() {
+                    Phase::Running => {}
+                    Phase::Draining if worker.open.get() > 0 => {}
+                    Phase::Draining | Phase::Stopping => break,
+                }
+            }
+            _ = sweep.tick() => {
+                worker.forwarder.sweep();
+                worker.report_suppressed();
+            }
+            // A change wakes the loop up at once; `flush` above acts on it.
+            Ok(()) = phase.changed() => flush.reset_immediately(),
+        }
+    }
+    worker.report_suppressed();
+    worker.flush_log();
+}
+
+async fn accept_all(worker: Rc<Worker>, listener: usize, socket: TcpListener) {
+    let mut phase = worker.shared.phase.clone();
+    loop {
+        tokio::select! {
+            accepted = socket.accept() => match accepted {
+                Ok((stream, address)) => worker.admit(listener, stream, address.ip(), address.port()),
+                Err(error) => {
+                    tracing::warn!(error = %error, "connection not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            // The sender lives as long as the process.
+            _ = phase.wait_for(|phase| *phase != Phase::Running) => return,
+        }
+    }
+}
+
+impl Worker {
+    fn new(id: usize, shared: Shared) -> Worker {
+        Worker {
+            id,
+            metrics: RefCell::new(WorkerMetrics::new(shared.listeners)),
+            tokens: RefCell::new(Cache::new(shared.token_cache_entries, shared.token_cache_ttl)),
+            forwarder: Forwarder::default(),
+            log_buffer: RefCell::default(),
+            consumers: RefCell::default(),
+            connections: Cell::new(0),
+            open: Cell::new(0),
+            handshake_lines: Cell::new(0),
+            handshake_lines_suppressed: Cell::new(0),
+            shared,
+        }
+    }
+
+    fn admit(self: &Rc<Self>, listener: usize, stream: TcpStream, address: IpAddr, port: u16) {
+        // An IPv4 client on an IPv6 socket is the IPv4 client.
+        let address = address.to_canonical();
+        let source = Source::from(address);
+        let admitted = match self.shared.admission.admit(source, time::monotonic()) {
+            Ok(admitted) => admitted,
+            Err(Denied::Banned) => return,
+            Err(Denied::TooMany) => {
+                self.metrics.borrow_mut().connections_over_limit += 1;
+                return;
+            }
+        };
+        let number = self.connections.get();
+        self.connections.set(number + 1);
+        self.open.set(self.open.get() + 1);
+        self.metrics.borrow_mut().connections[listener] += 1;
+        let worker = self.clone();
+        let arrival = connection::Arrival {
+            listener,
+            address,
+            port,
+            source,
+            id: format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number),
+        };
+        tokio::task::spawn_local(async move {
+            connection::serve(worker.clone(), stream, arrival).await;
+            worker.metrics.borrow_mut().connections[listener] -= 1;
+            worker.open.set(worker.open.get() - 1);
+            drop(admitted);
+        });
+    }
+
+    /// Tells the feedback path, without waiting.
+    pub fn report(&self, source: Source, reason: Reason) {
+        if reason.points() == 0 {
+            return;
+        }
+        let evidence = Evidence { source, reason, at: time::monotonic() };
+        if self.shared.evidence.try_send(evidence).is_err() {
+            self.metrics.borrow_mut().evidence_lost += 1;
+        }
+    }
+
+    /// The label of a consumer.
+    pub fn consumer(&self, name: Option<&str>) -> Consumer {
+        let Some(name) = name else { return Consumer::OTHER };
+        if let Some(consumer) = self.consumers.borrow().get(name) {
+            return *consumer;
+        }
+        let consumer = self.shared.consumers.place(name);
+        // Those without a label of their own are not remembered, so the memory is bounded as the labels are.
+        if consumer != Consumer::OTHER {
+            self.consumers.borrow_mut().insert(name.to_owned(), consumer);
+        }
+        consumer
+    }
+
+    /// Adds lines to the worker's buffer.
+    pub fn log(&self, write: impl FnOnce(&Log, &mut Vec<u8>)) {
+        let mut buffer = self.log_buffer.borrow_mut();
+        write(&self.shared.log, &mut buffer);
+        if buffer.len() >= LOG_FLUSH_BYTES {
+            drop(buffer);
+            self.flush_log();
+        }
+    }
+
+    /// Whether one more line about a failed handshake may be written now; if not, it is counted.
+    pub fn may_log_handshake(&self) -> bool {
+        let written = self.handshake_lines.get();
+        if written < HANDSHAKE_LINES_PER_S {
+            self.handshake_lines.set(written + 1);
+            return true;
+        }
+        self.handshake_lines_suppressed.set(self.handshake_lines_suppressed.get() + 1);
+        false
+    }
+
+    /// Once a second: how many lines were held back, and a fresh allowance.
+    fn report_suppressed(&self) {
+        self.handshake_lines.set(0);
+        let suppressed = self.handshake_lines_suppressed.take();
+        if suppressed > 0 {
+            tracing::warn!(count = suppressed, worker = self.id, "further failed handshakes not logged one by one");
+        }
+    }
+
+    fn flush_log(&self) {
+        let mut buffer = self.log_buffer.borrow_mut();
+        if buffer.is_empty() {
+            return;
+        }
+        let lines = std::mem::take(&mut *buffer);
+        self.shared.log.send(lines);
+    }
+
+    fn counts(&self) -> WorkerMetrics {
+        let mut counts = self.metrics.borrow().clone();
+        counts.token_cache_entries = self.tokens.borrow().len() as u64;
+        counts
+    }
+}

@@ -1,0 +1,284 @@
+//! Request head → what the rules need; the ambiguous is refused here.
+//!
+//! A path or a host that two programs could read differently is how a request reaches what its rule
+//! was meant to guard. So both are brought to one canonical form before they are matched, and what
+//! has no such form is refused.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, Method, Uri, header};
+
+use super::Refusal;
+
+/// What the rules need of a request's head.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    method: &'a Method,
+    host: Option<Cow<'a, str>>,
+    path: Cow<'a, [u8]>,
+    token: Option<&'a str>,
+}
+
+impl<'a> Facts<'a> {
+    /// Reads a head.
+    ///
+    /// # Errors
+    /// [`Refusal::MalformedRequest`] for what is malformed or ambiguous, [`Refusal::Misdirected`] when
+    /// the request names another host than the handshake did (RFC 9110 section 15.5.20).
+    pub fn read(
+        method: &'a Method,
+        uri: &'a Uri,
+        headers: &'a HeaderMap,
+        server_name: Option<&str>,
+    ) -> Result<Facts<'a>, Refusal> {
+        if *method == Method::CONNECT {
+            return Err(Refusal::MalformedRequest("CONNECT is not offered"));
+        }
+        let host = host(uri, headers)?;
+        if let (Some(name), Some(host)) = (server_name, &host)
+            && !name.eq_ignore_ascii_case(host)
+        {
+            return Err(Refusal::Misdirected);
+        }
+        Ok(Facts { method, host, path: canonical_path(uri.path())?, token: bearer(headers)? })
+    }
+
+    /// The method as sent.
+    pub fn method(&self) -> &Method {
+        self.method
+    }
+
+    /// Lower-case host without its port.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
+    }
+
+    /// The path with its percent-encoding undone; it has no empty, `.` or `..` segment.
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// The bearer token, not judged yet.
+    pub fn token(&self) -> Option<&'a str> {
+        self.token
+    }
+}
+
+/// The one host that the request names: the authority of its target, or its `Host`
+/// (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<Cow<'a, str>>, Refusal> {
+    let mut fields = headers.get_all(header::HOST).iter();
+    let field = fields.next();
+    if fields.next().is_some() {
+        return Err(Refusal::MalformedRequest("more than one Host"));
+    }
+    let field = match field.map(|value| value.to_str()) {
+        Some(Ok(text)) => Some(text),
+        Some(Err(_)) => return Err(Refusal::MalformedRequest("Host is not text")),
+        None => None,
+    };
+    let authority = uri.authority().map(|authority| authority.as_str());
+    let named = match (authority, field) {
+        (Some(authority), Some(field)) if !authority.eq_ignore_ascii_case(field) => {
+            return Err(Refusal::MalformedRequest("Host is not the target's authority"));
+        }
+        (Some(authority), _) => authority,
+        (None, Some(field)) => field,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(without_port(named)?))
+}
+
+fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
+    const BAD: Refusal = Refusal::MalformedRequest("Host is not a host name");
+    let (host, port) = if let Some(rest) = named.strip_prefix('[') {
+        let (inside, after) = rest.split_once(']').ok_or(BAD)?;
+        (inside, after.strip_prefix(':').or(after.is_empty().then_some("")).ok_or(BAD)?)
+    } else {
+        named.split_once(':').unwrap_or((named, ""))
+    };
+    let bracketed = named.starts_with('[');
+    let valid = |byte: u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') || (bracketed && byte == b':')
+    };
+    if host.is_empty() || !host.bytes().all(valid) || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(BAD);
+    }
+    let host = host.strip_suffix('.').unwrap_or(host);
+    Ok(if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    })
+}
+
+/// Undoes the percent-encoding, and refuses what a program behind us could read as another path:
+/// empty and dot segments (also encoded, also with `\`), NUL, and broken encoding.
+fn canonical_path(path: &str) -> Result<Cow<'_, [u8]>, Refusal> {
+    if path == "*" {
+        return Ok(Cow::Borrowed(b"*"));
+    }
+    let decoded = percent_decode(path.as_bytes())?;
+    if decoded.first() != Some(&b'/') {
+        return Err(Refusal::MalformedRequest("the path does not start with a slash"));
+    }
+    if decoded.contains(&0) {
+        return Err(Refusal::MalformedRequest("NUL in the path"));
+    }
+    let inner = &decoded[1..];
+    let mut segments = inner.split(|byte| matches!(byte, b'/' | b'\\')).peekable();
+    while let Some(segment) = segments.next() {
+        // Parameters (`;x`) are dropped by some servers before they look for dots.
+        let name = segment.split(|byte| *byte == b';').next().unwrap_or(segment);
+        if matches!(name, b"." | b"..") {
+            return Err(Refusal::MalformedRequest("dot segment in the path"));
+        }
+        if segment.is_empty() && segments.peek().is_some() {
+            return Err(Refusal::MalformedRequest("empty segment in the path"));
+        }
+    }
+    Ok(decoded)
+}
+
+fn percent_decode(path: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
+    if !path.contains(&b'%') {
+        return Ok(Cow::Borrowed(path));
+    }
+    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut bytes = path.iter();
+    while let Some(byte) = bytes.next() {
+        if *byte != b'%' {
+            decoded.push(*byte);
+            continue;
+        }
+        let (Some(high), Some(low)) = (digit(bytes.next()), digit(bytes.next())) else {
+            return Err(Refusal::MalformedRequest("broken percent-encoding in the path"));
+        };
+        // Two hexadecimal digits fit a byte.
+        decoded.push((high * 16 + low) as u8);
+    }
+    Ok(Cow::Owned(decoded))
+}
+
+/// The token of the one `Authorization` field, when its scheme is Bearer (RFC 6750 section 2.1).
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut fields = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(field) = fields.next() else { return Ok(None) };
+    if fields.next().is_some() {
+        return Err(Refusal::MalformedRequest("more than one Authorization"));
+    }
+    let Ok(text) = field.to_str() else {
+        return Err(Refusal::MalformedRequest("Authorization is not text"));
+    };
+    let Some((scheme, rest)) = text.split_once(' ') else { return Ok(None) };
+    Ok(scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim_start_matches(' ')))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_canonical_form_or_none() {
+        for (path, canonical) in [
+            ("/", Some("/")),
+            ("/orders", Some("/orders")),
+            ("/orders/", Some("/orders/")),
+            ("/%6frders/7", Some("/orders/7")),
+            ("/a%2Fb", Some("/a/b")),
+            ("/a;v=1/b", Some("/a;v=1/b")),
+            ("/..", None),
+            ("/a/../b", None),
+            ("/a/%2e%2e/b", None),
+            ("/a/.%2E/b", None),
+            ("/a/..;x/b", None),
+            ("/a%2f..%2fb", None),
+            ("/a\\..\\b", None),
+            ("/a%5c%2e%2e", None),
+            ("/./a", None),
+            ("//admin", None),
+            ("/a//b", None),
+            ("/a%2f%2fb", None),
+            ("/a%00b", None),
+            ("/a%", None),
+            ("/a%4", None),
+            ("/a%zz", None),
+            ("a", None),
+        ] {
+            let read = canonical_path(path).ok();
+            assert_eq!(read.as_deref(), canonical.map(str::as_bytes), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_named_once_and_alike() {
+        for (target, fields, expected) in [
+            ("/", vec!["Example.COM"], Ok(Some("example.com"))),
+            ("/", vec!["example.com:8443"], Ok(Some("example.com"))),
+            ("/", vec!["example.com."], Ok(Some("example.com"))),
+            ("/", vec!["[2001:db8::1]:8443"], Ok(Some("2001:db8::1"))),
+            ("https://example.com/", vec![], Ok(Some("example.com"))),
+            ("https://example.com/", vec!["example.com"], Ok(Some("example.com"))),
+            ("https://example.com/", vec!["evil.example"], Err(())),
+            ("/", vec!["a", "b"], Err(())),
+            ("/", vec!["a b"], Err(())),
+            ("/", vec!["user@a"], Err(())),
+            ("/", vec!["a:b"], Err(())),
+            ("/", vec![""], Err(())),
+            ("/", vec!["[::1"], Err(())),
+            ("/", vec![], Ok(None)),
+        ] {
+            let uri: Uri = target.parse().unwrap();
+            let mut headers = HeaderMap::new();
+            for field in &fields {
+                headers.append(header::HOST, field.parse().unwrap());
+            }
+            let read = host(&uri, &headers).map_err(|_| ());
+            assert_eq!(read.as_ref().map(|host| host.as_deref()).map_err(|_| ()), expected, "{target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn the_handshake_and_the_request_name_the_same_host() {
+        let uri: Uri = "/".parse().unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, "a.example:8443".parse().unwrap());
+        for (name, held) in [(Some("a.example"), true), (Some("A.Example"), true), (Some("b.example"), false), (None, true)] {
+            assert_eq!(Facts::read(&Method::GET, &uri, &headers, name).is_ok(), held, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn one_authorization_with_the_bearer_scheme_is_a_token() {
+        for (fields, expected) in [
+            (vec![], Ok(None)),
+            (vec!["Bearer abc"], Ok(Some("abc"))),
+            (vec!["bearer  abc"], Ok(Some("abc"))),
+            (vec!["Basic abc"], Ok(None)),
+            (vec!["Bearer"], Ok(None)),
+            (vec!["Bearer a", "Bearer b"], Err(())),
+        ] {
+            let mut headers = HeaderMap::new();
+            for field in &fields {
+                headers.append(header::AUTHORIZATION, field.parse().unwrap());
+            }
+            assert_eq!(bearer(&headers).map_err(|_| ()), expected, "{fields:?}");
+        }
+    }
+
+    proptest! {
+        /// A canonical path has no segment that another program could resolve away.
+        #[test]
+        fn no_dots_survive(path in "/[a./%2eE5cC\\\\;]{0,40}") {
+            if let Ok(canonical) = canonical_path(&path) {
+                let text = String::from_utf8_lossy(&canonical);
+                for segment in text.split(['/', '\\']) {
+                    prop_assert!(segment != "." && segment != "..");
+                }
+            }
+        }
+    }
+}

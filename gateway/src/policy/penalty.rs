@@ -1,0 +1,317 @@
+//! Refusals over time → a ban: points with a half-life for each source, and a ladder of durations.
+//!
+//! Success never clears points, it only lets time pass (a good request must not wash an attacker clean).
+
+use std::{
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
+
+use gateway_ebpf::Source;
+use ipnet::IpNet;
+use lru::LruCache;
+
+use super::refusal::Reason;
+
+/// Sources remembered at once: an entry is about 100 bytes, so the table stays below 8 MiB. A source
+/// gets an entry only after a completed TCP handshake, so it cannot be filled with spoofed addresses.
+const SOURCES_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("is not 0");
+
+/// How long after a ban's end the next one is still a step up the ladder, in lengths of that ban.
+const MEMORY_IN_BANS: u32 = 3;
+
+/// The ladder is remembered at least this long after a ban's end: shorter, and an attacker who pauses
+/// between attempts would start at the first step each time.
+const MEMORY_MIN: Duration = Duration::from_secs(600);
+
+/// What turns refusals into bans.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// False: nobody is banned.
+    pub enabled: bool,
+    /// Points at which a source is banned.
+    pub threshold: u32,
+    /// Time in which points halve.
+    pub half_life: Duration,
+    /// Duration of the first, second, … ban; the last repeats. Not empty.
+    pub ladder: Vec<Duration>,
+    /// Never banned.
+    pub never: Vec<IpNet>,
+}
+
+/// One sign of abuse by a source whose TCP handshake completed.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence {
+    /// Who.
+    pub source: Source,
+    /// What it did.
+    pub reason: Reason,
+    /// When it was refused.
+    pub at: Instant,
+}
+
+/// A source to be dropped by the kernel from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Who.
+    pub source: Source,
+    /// The refusal that decided it.
+    pub reason: Reason,
+    /// Step of the ladder, from 0.
+    pub level: u32,
+    /// For how long.
+    pub lasts: Duration,
+    /// When the deciding refusal happened.
+    pub evidence_at: Instant,
+}
+
+/// The points of every source that misbehaved lately.
+pub struct Ledger {
+    settings: Settings,
+    sources: LruCache<Source, Standing>,
+}
+
+/// One source's account.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    points: f64,
+    /// When `points` was last brought up to date.
+    at: Instant,
+    /// Step of the next ban.
+    level: u32,
+    /// Until when the level is remembered.
+    remembered_until: Option<Instant>,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new(settings: Settings) -> Ledger {
+        Ledger { settings, sources: LruCache::new(SOURCES_MAX) }
+    }
+
+    /// New rules for what comes; points so far stay.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Takes note of a ban that is already in force (it outlived a restart), so that the ladder goes on.
+    pub fn adopt(&mut self, source: Source, level: u32, remaining: Duration, now: Instant) {
+        let until = now + remaining + self.memory(level);
+        self.sources.put(
+            source,
+            Standing { points: 0.0, at: now, level: level + 1, remembered_until: Some(until) },
+        );
+    }
+
+    /// Adds what the evidence weighs; `Some` when it is enough.
+    pub fn record(&mut self, evidence: Evidence) -> Option<Block> {
+        let points = evidence.reason.points();
+        if !self.settings.enabled || points == 0 || self.is_never(evidence.source) {
+            return None;
+        }
+        let now = evidence.at;
+        let fresh = Standing { points: 0.0, at: now, level: 0, remembered_until: None };
+        let half_life = self.settings.half_life;
+        let standing = self.sources.get_or_insert_mut(evidence.source, || fresh);
+        standing.decay(now, half_life);
+        standing.points += f64::from(points);
+        if standing.points < f64::from(self.settings.threshold) {
+            return None;
+        }
+        let level = standing.level;
+        let lasts = rung(&self.settings.ladder, level);
+        let remembered_until = now + lasts + self.memory(level);
+        // Points start again at nothing: what is refused because of the ban is no evidence for the next.
+        self.sources.put(
+            evidence.source,
+            Standing {
+                points: 0.0,
+                at: now,
+                level: level.saturating_add(1),
+                remembered_until: Some(remembered_until),
+            },
+        );
+        Some(Block { source: evidence.source, reason: evidence.reason, level, lasts, evidence_at: now })
+    }
+
+    /// Forgets a source: an operator lifted its ban.
+    pub fn forget(&mut self, source: Source) {
+        self.sources.pop(&source);
+    }
+
+    /// Sources that are remembered now.
+    pub fn len(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Whether nobody misbehaved lately.
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    fn is_never(&self, source: Source) -> bool {
+        let prefix = source.prefix();
+        self.settings.never.iter().any(|net| net.contains(&prefix) || prefix.contains(net))
+    }
+
+    fn memory(&self, level: u32) -> Duration {
+        (rung(&self.settings.ladder, level) * MEMORY_IN_BANS).max(MEMORY_MIN)
+    }
+}
+
+impl Standing {
+    fn decay(&mut self, now: Instant, half_life: Duration) {
+        let passed = now.saturating_duration_since(self.at);
+        self.points *= (-passed.as_secs_f64() / half_life.as_secs_f64()).exp2();
+        self.at = self.at.max(now);
+        if self.remembered_until.is_some_and(|until| until <= now) {
+            self.level = 0;
+            self.remembered_until = None;
+        }
+    }
+}
+
+/// The duration at a step; the last repeats. An empty ladder, which the configuration refuses, gives one minute.
+fn rung(ladder: &[Duration], level: u32) -> Duration {
+    let step = usize::try_from(level).unwrap_or(usize::MAX);
+    ladder.get(step).or(ladder.last()).copied().unwrap_or(Duration::from_secs(60))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::time;
+
+    fn settings() -> Settings {
+        Settings {
+            enabled: true,
+            threshold: 20,
+            half_life: Duration::from_secs(30),
+            ladder: vec![Duration::from_secs(60), Duration::from_secs(600)],
+            never: vec!["10.9.0.0/16".parse().unwrap()],
+        }
+    }
+
+    fn source(last: u8) -> Source {
+        Source::from(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)))
+    }
+
+    fn evidence(source: Source, reason: Reason, at: Instant) -> Evidence {
+        Evidence { source, reason, at }
+    }
+
+    #[test]
+    fn bans_at_the_threshold_and_climbs_the_ladder() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        let forged = |ledger: &mut Ledger, at| ledger.record(evidence(source(1), Reason::BadSignature, at));
+        for _ in 0..3 {
+            assert_eq!(forged(&mut ledger, start), None);
+        }
+        let first = forged(&mut ledger, start).expect("four times five points are the threshold");
+        assert_eq!((first.level, first.lasts), (0, Duration::from_secs(60)));
+
+        // Right after the ban it starts at no points, one step up.
+        let later = start + Duration::from_secs(61);
+        for _ in 0..3 {
+            assert_eq!(forged(&mut ledger, later), None);
+        }
+        let second = forged(&mut ledger, later).expect("again four");
+        assert_eq!((second.level, second.lasts), (1, Duration::from_secs(600)));
+
+        // The last step repeats.
+        let again = later + Duration::from_secs(601);
+        let third = (0..4).filter_map(|_| forged(&mut ledger, again)).next().expect("again four");
+        assert_eq!((third.level, third.lasts), (2, Duration::from_secs(600)));
+
+        // After a long calm the ladder starts anew.
+        let calm = again + Duration::from_secs(600 * 4 + 1);
+        let fourth = (0..4).filter_map(|_| forged(&mut ledger, calm)).next().expect("again four");
+        assert_eq!(fourth.level, 0);
+    }
+
+    #[test]
+    fn points_halve() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        for _ in 0..3 {
+            assert!(ledger.record(evidence(source(1), Reason::BadSignature, start)).is_none());
+        }
+        // 15 points are 7.5 after a half-life: two more make 17.5, the third 22.5.
+        let later = start + Duration::from_secs(30);
+        assert!(ledger.record(evidence(source(1), Reason::BadSignature, later)).is_none());
+        assert!(ledger.record(evidence(source(1), Reason::BadSignature, later)).is_none());
+        assert!(ledger.record(evidence(source(1), Reason::BadSignature, later)).is_some());
+    }
+
+    #[test]
+    fn sources_do_not_pay_for_each_other() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        for last in 0..=255 {
+            for _ in 0..3 {
+                assert!(ledger.record(evidence(source(last), Reason::BadSignature, start)).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_never_banned_is_never_banned() {
+        let start = time::monotonic();
+        let inside = Source::from(IpAddr::V4(Ipv4Addr::new(10, 9, 3, 4)));
+        let mut ledger = Ledger::new(settings());
+        for _ in 0..100 {
+            assert!(ledger.record(evidence(inside, Reason::BadSignature, start)).is_none());
+        }
+        let mut off = Ledger::new(Settings { enabled: false, ..settings() });
+        for _ in 0..100 {
+            assert!(off.record(evidence(source(1), Reason::BadSignature, start)).is_none());
+        }
+    }
+
+    #[test]
+    fn an_adopted_ban_goes_on_up_the_ladder() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        ledger.adopt(source(1), 0, Duration::from_secs(10), start);
+        let at = start + Duration::from_secs(11);
+        let block = (0..4)
+            .filter_map(|_| ledger.record(evidence(source(1), Reason::BadSignature, at)))
+            .next()
+            .expect("four");
+        assert_eq!(block.level, 1);
+    }
+
+    #[test]
+    fn every_code_names_its_reason_and_every_word_is_its_own() {
+        let mut words = std::collections::HashSet::new();
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_code(*reason as u32), Some(*reason));
+            assert!(words.insert(reason.word()), "{} stands twice", reason.word());
+        }
+        assert_eq!(Reason::from_code(0), None);
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, no ban comes before the threshold's worth of points.
+        #[test]
+        fn no_ban_without_enough_points(steps in proptest::collection::vec((0usize..Reason::ALL.len(), 0u64..20_000), 1..200)) {
+            let start = time::monotonic();
+            let mut ledger = Ledger::new(settings());
+            let (mut at, mut undecayed) = (start, 0u32);
+            for (reason, later_ms) in steps {
+                at += Duration::from_millis(later_ms);
+                let reason = Reason::ALL[reason];
+                undecayed += reason.points();
+                if ledger.record(evidence(source(1), reason, at)).is_some() {
+                    prop_assert!(undecayed >= 20);
+                    undecayed = 0;
+                }
+            }
+        }
+    }
+}

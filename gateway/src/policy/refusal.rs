@@ -1,0 +1,218 @@
+//! Every reason to refuse, once. Answer, log line, metric and penalty all derive from it.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::identity::{certificate::CertificateError, token::TokenError};
+
+/// The closed list of reasons: one word each, the same in the answer, the log, the metric and the ban.
+///
+/// The number is what a ban carries in its kernel map, so numbers are never given to another reason.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $word:literal, $points:literal;)+) => {
+        /// The closed list of reasons to refuse: one word each, the same everywhere.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[$doc])* $variant = $code,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of their declaration.
+            pub const ALL: &[Reason] = &[$(Reason::$variant,)+];
+
+            /// The word for answers, logs and metrics.
+            pub const fn word(self) -> &'static str {
+                match self { $(Reason::$variant => $word,)+ }
+            }
+
+            /// Penalty points that a source earns by it: 0 where it is no sign of abuse, 1 where
+            /// an honest client may do it now and then, more where only an attacker does.
+            pub const fn points(self) -> u32 {
+                match self { $(Reason::$variant => $points,)+ }
+            }
+
+            /// The reason behind a number from the kernel's ban map.
+            pub fn from_code(code: u32) -> Option<Reason> {
+                match code { $($code => Some(Reason::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// An operator's decision, by hand.
+    Operator = 1, "operator", 0;
+    // The handshake.
+    /// The client sent no certificate although one is required.
+    NoClientCertificate = 10, "no_client_certificate", 2;
+    /// The chain leads to no anchor of ours.
+    UnknownIssuer = 11, "unknown_issuer", 4;
+    /// Past `notAfter`: an honest client that forgot to renew.
+    CertificateExpired = 12, "certificate_expired", 1;
+    /// Before `notBefore`.
+    CertificateNotYetValid = 13, "certificate_not_yet_valid", 1;
+    /// On its issuer's list.
+    CertificateRevoked = 14, "revoked", 4;
+    /// Lists are configured, but none of this issuer.
+    RevocationUnknown = 15, "revocation_unknown", 0;
+    /// The issuer's list is past `nextUpdate`: our fault, not the client's.
+    CrlExpired = 16, "crl_expired", 0;
+    /// More intermediates than allowed.
+    ChainTooLong = 17, "chain_too_long", 2;
+    /// Not meant for client authentication.
+    BadExtendedKeyUsage = 18, "bad_eku", 2;
+    /// May not sign.
+    BadKeyUsage = 19, "bad_key_usage", 2;
+    /// Broken in another way, or the proof of possession failed.
+    BadCertificate = 20, "bad_certificate", 4;
+    /// No version or cipher suite in common.
+    TlsIncompatible = 21, "tls_incompatible", 1;
+    /// Bytes that are no TLS.
+    NotTls = 22, "not_tls", 2;
+    /// Too slow.
+    HandshakeTimeout = 23, "handshake_timeout", 2;
+    /// The client went away, or refused our certificate.
+    HandshakeAborted = 24, "handshake_aborted", 0;
+    // The head.
+    /// No request came in time after the handshake.
+    RequestTimeout = 30, "request_timeout", 2;
+    /// A head that two parsers could read differently, or that breaks RFC 9110.
+    MalformedRequest = 31, "malformed_request", 3;
+    /// The host is not the one that the handshake named.
+    Misdirected = 32, "misdirected", 1;
+    /// Nothing here has that host and path.
+    NoRoute = 33, "no_route", 1;
+    /// The route does not take this method.
+    MethodNotAllowed = 34, "method_not_allowed", 1;
+    // The token.
+    /// The route asks for a token and there is none.
+    MissingToken = 40, "missing_token", 1;
+    /// Not a compact JWS in canonical form.
+    MalformedToken = 41, "malformed_token", 3;
+    /// Longer than any token we take.
+    TokenTooLarge = 42, "token_too_large", 3;
+    /// Encrypted tokens are not taken.
+    UnsupportedJwe = 43, "unsupported_jwe", 2;
+    /// `none`, or another algorithm than the key's.
+    UnsupportedAlgorithm = 44, "unsupported_algorithm", 5;
+    /// A header that asks for what is not implemented (RFC 7515 section 4.1.11), or brings its own key.
+    UnsupportedHeader = 45, "unsupported_critical_header", 5;
+    /// An issuer that is not configured.
+    UnknownTokenIssuer = 46, "unknown_token_issuer", 2;
+    /// No key of that issuer fits: perhaps a rotation that has not reached us.
+    UnknownKey = 47, "unknown_key", 2;
+    /// Forged or altered.
+    BadSignature = 48, "bad_signature", 5;
+    /// Past `exp`: an honest client that forgot to renew, or a clock that is wrong.
+    TokenExpired = 49, "token_expired", 1;
+    /// Before `nbf` or `iat`.
+    TokenNotYetValid = 50, "token_not_yet_valid", 1;
+    /// Valid for longer than allowed.
+    LifetimeTooLong = 51, "lifetime_too_long", 1;
+    /// Meant for somebody else.
+    WrongAudience = 52, "wrong_audience", 2;
+    /// A claim that is needed is not there.
+    MissingClaim = 53, "missing_claim", 2;
+    /// The same member twice.
+    DuplicateMember = 54, "duplicate_member", 5;
+    // The route's rules.
+    /// The token lacks a scope.
+    InsufficientScope = 60, "insufficient_scope", 1;
+    // Not the client's fault.
+    /// No server of the upstream takes a connection.
+    UpstreamUnreachable = 70, "upstream_unreachable", 0;
+    /// The upstream broke the protocol or went away.
+    UpstreamFailed = 71, "upstream_failed", 0;
+    /// The upstream took too long.
+    UpstreamTimeout = 72, "upstream_timeout", 0;
+}
+
+/// A request that goes no further, and why.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The head is malformed or ambiguous; the text says how and holds nothing of the client's.
+    MalformedRequest(&'static str),
+    /// The host is not the one that the handshake named.
+    Misdirected,
+    /// No route has that host and path.
+    NoRoute,
+    /// The route exists, for these methods.
+    MethodNotAllowed {
+        /// For the `Allow` header.
+        allow: String,
+    },
+    /// The connection's certificate is no longer good: it expired, was revoked or lost its anchor.
+    Certificate(CertificateError),
+    /// The route asks for a token.
+    MissingToken,
+    /// The token is not good.
+    Token(TokenError),
+    /// The token is good but lacks scopes.
+    InsufficientScope {
+        /// What the route asks for, separated by spaces.
+        required: String,
+    },
+    /// No server of the upstream takes a connection.
+    UpstreamUnreachable,
+    /// The upstream broke the protocol or went away.
+    UpstreamFailed,
+    /// The upstream took too long.
+    UpstreamTimeout {
+        /// The configured wait.
+        waited: Duration,
+    },
+}
+
+impl Refusal {
+    /// The word of it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Refusal::MalformedRequest(_) => Reason::MalformedRequest,
+            Refusal::Misdirected => Reason::Misdirected,
+            Refusal::NoRoute => Reason::NoRoute,
+            Refusal::MethodNotAllowed { .. } => Reason::MethodNotAllowed,
+            Refusal::Certificate(error) => certificate_reason(error),
+            Refusal::MissingToken => Reason::MissingToken,
+            Refusal::Token(error) => token_reason(error),
+            Refusal::InsufficientScope { .. } => Reason::InsufficientScope,
+            Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
+            Refusal::UpstreamFailed => Reason::UpstreamFailed,
+            Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
+        }
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Refusal::MalformedRequest(_) => StatusCode::BAD_REQUEST,
+            Refusal::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Refusal::NoRoute => StatusCode::NOT_FOUND,
+            Refusal::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Refusal::Certificate(_) | Refusal::InsufficientScope { .. } => StatusCode::FORBIDDEN,
+            Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
+            Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
+            Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What exactly was wrong, for the operator's log; never sent to the client.
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Refusal::MalformedRequest(how) => Some((*how).to_owned()),
+            Refusal::Certificate(error) => Some(error.to_string()),
+            Refusal::Token(error) => Some(error.to_string()),
+            Refusal::MethodNotAllowed { allow } => Some(format!("allowed: {allow}")),
+            Refusal::InsufficientScope { required } => Some(format!("required: {required}")),
+            Refusal::UpstreamTimeout { waited } => {
+                Some(format!("no answer within {}", humantime::format_duration(*waited)))
+            }
+            Refusal::Misdirected
+            | Refusal::NoRoute
+            | Refusal::MissingToken
+            | Refusal::UpstreamUnreachable
+            | Refusal::UpstreamFailed => None,
+        }
+    }
+}

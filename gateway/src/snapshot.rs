@@ -1,0 +1,28 @@
+//! What may change while running and a request must see whole.
+//!
+//! One publisher, the control thread, replaces it; a handshake and a request each load it once.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::{identity::token::Issuers, policy::route::Routes, tls::ListenerTls, upstream::Upstream};
+
+/// One consistent state of everything that a reload may replace.
+pub struct Snapshot {
+    /// Counts up with each replacement, from 1.
+    pub generation: u64,
+    /// One for each listener, in the order of the configuration.
+    pub listeners: Vec<ListenerTls>,
+    /// The issuers and their keys.
+    pub issuers: Issuers,
+    /// Host, path and method → route.
+    pub routes: Routes,
+    /// Routes name them by index.
+    pub upstreams: Vec<Upstream>,
+    /// One log line a request.
+    pub access_log: bool,
+}
+
+/// The place that all workers read and the control thread writes.
+pub type Published = Arc<ArcSwap<Snapshot>>;
