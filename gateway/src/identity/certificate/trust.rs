@@ -1,0 +1,473 @@
+//! The judgement of one certificate chain, and the proven [`Peer`] it ends in.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+};
+
+use aws_lc_rs::digest;
+use rustls::DistinguishedName;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+
+use super::{
+    AlternativeName, Anchors, AuthorityId, CertificateError, CertificateRefusal, PRESENTED_MAX,
+    Revocations, Serial, fields, hexadecimal,
+    name::{self, Names},
+    revocation::Status,
+};
+use crate::config::CrlExpired;
+
+/// Everything that decides on client certificates of one listener; immutable, shared.
+pub struct Trust {
+    anchors: Anchors,
+    revocations: Revocations,
+    crl_expired: CrlExpired,
+    max_chain_depth: usize,
+    hints: Vec<DistinguishedName>,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust")
+            .field("anchors", &self.anchors)
+            .field("lists", &self.revocations.lists().count())
+            .field("crl_expired", &self.crl_expired)
+            .field("max_chain_depth", &self.max_chain_depth)
+            .finish()
+    }
+}
+
+/// Names of authorities sent to clients so that they can choose a certificate, at most this many
+/// bytes; beyond it none are sent, and clients offer what they have (RFC 8446 section 4.2.4).
+const HINTS_MAX_BYTES: usize = 16 * 1024;
+
+impl Trust {
+    /// `max_chain_depth`: intermediates allowed between a leaf and its anchor. With at least one
+    /// revocation list, every certificate on a chain needs a list of its issuer.
+    pub fn new(
+        anchors: Anchors,
+        revocations: Revocations,
+        crl_expired: CrlExpired,
+        max_chain_depth: usize,
+    ) -> Self {
+        let mut hints: Vec<_> = anchors
+            .trust_anchors
+            .iter()
+            .map(|anchor| DistinguishedName::in_sequence(&anchor.subject))
+            .collect();
+        if hints.iter().map(|hint| hint.as_ref().len()).sum::<usize>() > HINTS_MAX_BYTES {
+            hints.clear();
+        }
+        Self { anchors, revocations, crl_expired, max_chain_depth, hints }
+    }
+
+    /// The authorities, for `status` and metrics.
+    pub fn anchors(&self) -> &Anchors {
+        &self.anchors
+    }
+
+    /// The revocation lists, for `status` and metrics.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    pub(super) fn hints(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    /// Whether the peer of an open connection would still be let in: its validity and revocation
+    /// as of now, its anchor as of this configuration. No signature is verified again; the cost is
+    /// a few comparisons for each certificate of its chain.
+    pub fn recheck(&self, peer: &Peer, now: UnixTime) -> Result<(), CertificateError> {
+        if !self.anchors.anchor_ids.contains(&peer.anchor()) {
+            return Err(CertificateError::UnknownIssuer);
+        }
+        self.check_depth(peer.links.len().saturating_sub(1))?;
+        for link in &peer.links {
+            if now > link.not_after {
+                return Err(CertificateError::Expired { not_after: link.not_after, now });
+            }
+            if now < link.not_before {
+                return Err(CertificateError::NotYetValid { not_before: link.not_before, now });
+            }
+        }
+        self.check_revocation(&peer.links, now)
+    }
+
+    /// Judges a chain as a client sent it. The peer is only proven once the handshake's
+    /// signature is, which is why this stays between here and the verifier.
+    pub(super) fn judge(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        presented: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Peer, CertificateError> {
+        if presented.len() > PRESENTED_MAX {
+            return Err(CertificateError::ChainTooLong {
+                intermediates: presented.len(),
+                limit: PRESENTED_MAX,
+            });
+        }
+        let links = self.verified_links(end_entity, presented, now)?;
+        let certificate = parsed(end_entity)?;
+        check_key_usage(&certificate)?;
+        self.check_revocation(&links, now)?;
+        let names = Names::of(&certificate).map_err(CertificateError::Name)?;
+        Peer::new(end_entity, &certificate, names, links)
+    }
+
+    /// Builds a chain to an anchor with every signature, validity, purpose and constraint
+    /// verified, not too deep and with no revoked intermediate, and returns its certificates,
+    /// leaf first.
+    fn verified_links(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        presented: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Vec<Link>, CertificateError> {
+        let leaf = EndEntityCert::try_from(end_entity).map_err(|error| chain_error(error, now))?;
+        let helpers: Vec<CertificateDer<'_>> = presented
+            .iter()
+            .chain(&self.anchors.intermediates)
+            .map(|der| CertificateDer::from(der.as_ref()))
+            .collect();
+        // webpki calls this for each chain that holds, and tries the next when it says no, so
+        // that one revoked cross-certificate does not spoil another way to an anchor.
+        let found = Cell::new(None);
+        let refused = RefCell::new(None);
+        let judge_path = |path: &VerifiedPath<'_>| match self.path_links(path, now) {
+            Ok(links) => {
+                found.set(Some(links));
+                Ok(())
+            }
+            Err(error) => {
+                refused.borrow_mut().get_or_insert(error);
+                Err(webpki::Error::UnknownIssuer)
+            }
+        };
+        let outcome = leaf.verify_for_usage(
+            fields::ALGORITHMS.all,
+            &self.anchors.trust_anchors,
+            &helpers,
+            now,
+            KeyUsage::client_auth(),
+            None,
+            Some(&judge_path),
+        );
+        if let Err(error) = outcome {
+            return Err(refused.take().unwrap_or_else(|| chain_error(error, now)));
+        }
+        found.take().ok_or(CertificateError::UnknownIssuer)
+    }
+
+    fn path_links(
+        &self,
+        path: &VerifiedPath<'_>,
+        now: UnixTime,
+    ) -> Result<Vec<Link>, CertificateError> {
+        let certificates: Vec<CertificateDer<'_>> = std::iter::once(path.end_entity().der())
+            .chain(path.intermediate_certificates().map(|certificate| certificate.der()))
+            .collect();
+        self.check_depth(certificates.len() - 1)?;
+        let parsed = certificates.iter().map(|der| parsed(der)).collect::<Result<Vec<_>, _>>()?;
+        let anchor = self
+            .anchors
+            .trust_anchors
+            .iter()
+            .zip(&self.anchors.anchor_ids)
+            .find_map(|(anchor, id)| std::ptr::eq(anchor, path.anchor()).then_some(*id))
+            .ok_or(CertificateError::UnknownIssuer)?;
+        let issuers = parsed
+            .iter()
+            .skip(1)
+            .map(|issuer| AuthorityId::new(issuer.subject().as_raw(), issuer.public_key().raw))
+            .chain([anchor]);
+        let links = parsed
+            .iter()
+            .zip(issuers)
+            .map(|(certificate, issuer)| Link::new(certificate, issuer))
+            .collect::<Result<Vec<_>, _>>()?;
+        // The leaf's own revocation has to wait for its keyUsage, which is cheaper.
+        self.check_revocation(links.get(1..).unwrap_or_default(), now)?;
+        Ok(links)
+    }
+
+    fn check_depth(&self, intermediates: usize) -> Result<(), CertificateError> {
+        let limit = self.max_chain_depth;
+        if intermediates > limit {
+            return Err(CertificateError::ChainTooLong { intermediates, limit });
+        }
+        Ok(())
+    }
+
+    fn check_revocation(&self, links: &[Link], now: UnixTime) -> Result<(), CertificateError> {
+        if self.revocations.is_empty() {
+            return Ok(());
+        }
+        for link in links {
+            let issuer = || link.issuer_name.clone();
+            match (self.revocations.status(link.issuer, link.serial, now), self.crl_expired) {
+                (Status::Good, _) | (Status::Stale { .. }, CrlExpired::Allow) => {}
+                (Status::Revoked, _) => {
+                    return Err(CertificateError::Revoked { serial: link.serial });
+                }
+                (Status::Unknown, _) => {
+                    return Err(CertificateError::RevocationUnknown { issuer: issuer() });
+                }
+                (Status::Stale { next_update }, CrlExpired::Deny) => {
+                    return Err(CertificateError::ListExpired {
+                        issuer: issuer(),
+                        next_update,
+                        now,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One certificate of a verified chain: what has to be judged again later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link {
+    issuer: AuthorityId,
+    issuer_name: String,
+    serial: Serial,
+    not_before: UnixTime,
+    not_after: UnixTime,
+}
+
+impl Link {
+    fn new(
+        certificate: &X509Certificate<'_>,
+        issuer: AuthorityId,
+    ) -> Result<Self, CertificateError> {
+        let serial = Serial::new(certificate.raw_serial()).ok_or_else(|| {
+            CertificateError::Malformed { detail: "a serial number above 20 octets".to_owned() }
+        })?;
+        Ok(Self {
+            issuer,
+            issuer_name: name::distinguished(certificate.issuer()),
+            serial,
+            not_before: fields::unix_time(&certificate.validity().not_before),
+            not_after: fields::unix_time(&certificate.validity().not_after),
+        })
+    }
+}
+
+/// A client whose certificate was verified and who proved to hold its key. Only
+/// [`Verifier`](super::Verifier) hands one out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    subject: String,
+    names: Names,
+    principal: String,
+    serial: String,
+    fingerprint: [u8; 32],
+    /// Leaf first; never empty. Each was issued by the next, the last by the anchor.
+    links: Vec<Link>,
+}
+
+impl Peer {
+    fn new(
+        der: &CertificateDer<'_>,
+        certificate: &X509Certificate<'_>,
+        names: Names,
+        links: Vec<Link>,
+    ) -> Result<Self, CertificateError> {
+        let leaf = links.first().ok_or(CertificateError::UnknownIssuer)?;
+        let fingerprint = fields::sha256_value(digest::digest(&digest::SHA256, der));
+        let principal = names
+            .principal()
+            .map_or_else(|| format!("sha256:{}", hexadecimal(&fingerprint)), str::to_owned);
+        Ok(Self {
+            subject: name::distinguished(certificate.subject()),
+            principal,
+            serial: leaf.serial.to_string(),
+            fingerprint,
+            names,
+            links,
+        })
+    }
+
+    fn leaf(&self) -> &Link {
+        // `new` made sure that there is one.
+        &self.links[0]
+    }
+
+    fn anchor(&self) -> AuthorityId {
+        self.links[self.links.len() - 1].issuer
+    }
+
+    /// Whom the certificate names: its SPIFFE ID, else its first DNS name, else its CN, and
+    /// `sha256:` with its fingerprint when it has none of them.
+    pub fn principal(&self) -> &str {
+        &self.principal
+    }
+
+    /// The subject as RFC 4514 writes it, for people.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// The most specific CN of the subject.
+    pub fn common_name(&self) -> Option<&str> {
+        self.names.common_name()
+    }
+
+    /// The issuer as RFC 4514 writes it, for people.
+    pub fn issuer(&self) -> &str {
+        &self.leaf().issuer_name
+    }
+
+    /// The authority that issued it, by name and key.
+    pub fn issuer_id(&self) -> AuthorityId {
+        self.leaf().issuer
+    }
+
+    /// Serial number in lower-case hexadecimal without separators.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Serial number for lookups; unique only together with [`issuer_id`](Self::issuer_id).
+    pub fn serial_number(&self) -> Serial {
+        self.leaf().serial
+    }
+
+    /// Alternative names in the certificate's order.
+    pub fn sans(&self) -> &[AlternativeName] {
+        self.names.alternative()
+    }
+
+    /// The SPIFFE ID.
+    pub fn spiffe_id(&self) -> Option<&str> {
+        self.names.spiffe_id()
+    }
+
+    /// SHA-256 of the certificate's DER (`x5t#S256` of RFC 8705 is this in base64url).
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
+    }
+
+    /// Start of its validity.
+    pub fn not_before(&self) -> UnixTime {
+        self.leaf().not_before
+    }
+
+    /// End of its validity.
+    pub fn not_after(&self) -> UnixTime {
+        self.leaf().not_after
+    }
+
+    /// A peer for the tests of other stages: a real certificate with this CN, from an authority
+    /// made for it, through the real judgement.
+    #[cfg(test)]
+    pub(crate) fn for_test(common_name: &str) -> Self {
+        super::tests::peer_of_fresh_authority(common_name)
+    }
+}
+
+fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => match fields::unreadable_extension(&certificate) {
+            None => Ok(certificate),
+            Some(oid) => Err(CertificateError::Malformed { detail: format!("extension {oid}") }),
+        },
+        Ok(_) => Err(CertificateError::Malformed { detail: "bytes after its end".to_owned() }),
+        Err(error) => Err(CertificateError::Malformed { detail: name::cut(error.to_string()) }),
+    }
+}
+
+/// RFC 8446 section 4.4.2.4 asks for digitalSignature where the extension is present; webpki
+/// looks at extendedKeyUsage only.
+fn check_key_usage(certificate: &X509Certificate<'_>) -> Result<(), CertificateError> {
+    match certificate.key_usage() {
+        Ok(Some(usage)) if !usage.value.digital_signature() => Err(CertificateError::KeyUsage),
+        Ok(_) => Ok(()),
+        Err(error) => Err(CertificateError::Malformed { detail: name::cut(error.to_string()) }),
+    }
+}
+
+/// webpki's word for it as ours.
+#[expect(deprecated, reason = "older names of errors that webpki may still return")]
+fn chain_error(error: webpki::Error, now: UnixTime) -> CertificateError {
+    use webpki::Error as E;
+    match error {
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        E::UnsupportedSignatureAlgorithm
+        | E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKey
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            CertificateError::UnsupportedAlgorithm
+        }
+        E::CertExpired { not_after, .. } => CertificateError::Expired { not_after, now },
+        E::CertNotValidYet { not_before, .. } => CertificateError::NotYetValid { not_before, now },
+        E::RequiredEkuNotFound | E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => {
+            CertificateError::ExtendedKeyUsage
+        }
+        E::NameConstraintViolation => CertificateError::NameConstraint,
+        E::PathLenConstraintViolated => CertificateError::PathLength,
+        E::UnsupportedCriticalExtension => CertificateError::CriticalExtension,
+        E::CaUsedAsEndEntity | E::EndEntityUsedAsCa => CertificateError::NotAnEndEntity,
+        E::MaximumPathDepthExceeded => CertificateError::PathLength,
+        E::MaximumSignatureChecksExceeded
+        | E::MaximumPathBuildCallsExceeded
+        | E::MaximumNameConstraintComparisonsExceeded => CertificateError::TooComplex,
+        other => CertificateError::Malformed { detail: name::cut(other.to_string()) },
+    }
+}
+
+/// Alternative names shown of a refused certificate.
+const REFUSED_NAMES_SHOWN: usize = 8;
+
+/// What the log says of a refused certificate; nothing in it is proven.
+pub(super) fn refusal(der: &CertificateDer<'_>, error: CertificateError) -> CertificateRefusal {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return CertificateRefusal {
+            error,
+            subject: String::new(),
+            issuer: String::new(),
+            serial: String::new(),
+            sans: Vec::new(),
+        };
+    };
+    let sans = match certificate.subject_alternative_name() {
+        Ok(Some(extension)) => extension
+            .value
+            .general_names
+            .iter()
+            .filter_map(shown_alternative)
+            .take(REFUSED_NAMES_SHOWN)
+            .collect(),
+        _ => Vec::new(),
+    };
+    let serial = certificate.raw_serial();
+    CertificateRefusal {
+        error,
+        subject: name::distinguished(certificate.subject()),
+        issuer: name::distinguished(certificate.issuer()),
+        serial: Serial::new(serial)
+            .map_or_else(|| "longer than 20 octets".to_owned(), |serial| serial.to_string()),
+        sans,
+    }
+}
+
+fn shown_alternative(found: &GeneralName<'_>) -> Option<String> {
+    let (kind, bytes) = match found {
+        GeneralName::URI(uri) => ("URI", uri.as_bytes()),
+        GeneralName::DNSName(dns) => ("DNS", dns.as_bytes()),
+        GeneralName::RFC822Name(mailbox) => ("email", mailbox.as_bytes()),
+        GeneralName::IPAddress(octets) => ("IP", *octets),
+        GeneralName::Invalid(_, bytes) => ("unreadable", *bytes),
+        GeneralName::OtherName(..)
+        | GeneralName::X400Address(_)
+        | GeneralName::DirectoryName(_)
+        | GeneralName::EDIPartyName(_)
+        | GeneralName::RegisteredID(_) => return None,
+    };
+    Some(format!("{kind}:{}", name::shown_bytes(bytes)))
+}
