@@ -4,6 +4,7 @@
 //! counted and dropped, because a slow disk or terminal must not slow a request down.
 
 use std::{
+    borrow::Cow,
     fmt,
     io::Write,
     sync::{
@@ -22,7 +23,11 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context};
 
-use crate::{config::LogFormat, time};
+use crate::{
+    config::LogFormat,
+    identity::certificate::{CertificateRefusal, Peer},
+    time,
+};
 
 /// The field in which `tracing` keeps an event's text.
 const MESSAGE: &str = "message";
@@ -150,6 +155,37 @@ impl Line<'_> {
             self.buffer.push(b'}');
         }
         self.buffer.push(b'\n');
+    }
+}
+
+/// A client certificate in a log line.
+#[derive(Serialize)]
+pub struct CertificateFields<'a> {
+    subject: &'a str,
+    issuer: &'a str,
+    serial: &'a str,
+    sans: Vec<Cow<'a, str>>,
+}
+
+impl<'a> CertificateFields<'a> {
+    /// Of a proven client.
+    pub fn of(peer: &'a Peer) -> Self {
+        CertificateFields {
+            subject: peer.subject(),
+            issuer: peer.issuer(),
+            serial: peer.serial(),
+            sans: peer.sans().iter().map(|name| Cow::Owned(name.to_string())).collect(),
+        }
+    }
+
+    /// Of a refused one; what it says of itself is not proven.
+    pub fn of_refused(refused: &'a CertificateRefusal) -> Self {
+        CertificateFields {
+            subject: &refused.subject,
+            issuer: &refused.issuer,
+            serial: &refused.serial,
+            sans: refused.sans.iter().map(|name| Cow::Borrowed(name.as_str())).collect(),
+        }
     }
 }
 

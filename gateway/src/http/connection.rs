@@ -7,6 +7,7 @@ use std::{
     net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use tokio::{net::TcpStream, sync::watch, time::sleep};
 
 use super::exchange::exchange;
 use crate::{
+    admin::audit::CertificateFields,
     identity::certificate::{CertificateError, Peer},
     net::worker::{Phase, Worker},
     policy::Reason,
@@ -78,7 +80,7 @@ pub struct Connection {
     /// Where it comes from.
     pub arrival: Arrival,
     /// Who it is, proven.
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
     /// The host that the handshake named.
     pub server_name: Option<String>,
     /// Requests so far.
@@ -274,7 +276,7 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
             .field("source", arrival.address)
             .field("source_port", arrival.port)
             .maybe("sni", failure.server_name.as_deref())
-            .maybe("certificate", failure.certificate.as_ref())
+            .maybe("certificate", failure.certificate.as_ref().map(CertificateFields::of_refused))
             .field("reason", reason.word())
             .field("detail", &failure.detail)
             .field("worker", worker.id);
@@ -301,7 +303,7 @@ fn evidence(connection: &Connection, reason: Reason, detail: &str) {
         line.field("conn_id", &connection.arrival.id)
             .field("source", connection.arrival.address)
             .maybe("sni", connection.server_name.as_deref())
-            .field("certificate", &connection.peer)
+            .field("certificate", CertificateFields::of(&connection.peer))
             .field("principal", connection.peer.principal())
             .field("reason", reason.word())
             .field("detail", detail)

@@ -12,6 +12,7 @@ use super::{
     headers::{self, Origin},
 };
 use crate::{
+    admin::audit::CertificateFields,
     identity::{
         Identity,
         token::{Claims, TokenError, digest, verify},
@@ -202,7 +203,7 @@ impl Record {
                 .field("source", connection.arrival.address)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
-                .field("certificate", &connection.peer)
+                .field("certificate", CertificateFields::of(&connection.peer))
                 .field("principal", connection.peer.principal())
                 .maybe("client_id", self.client_id.as_deref())
                 .maybe("tenant", self.claims.as_ref().and_then(|claims| claims.tenant()))

@@ -1,5 +1,6 @@
 //! Sockets, workers, and who may open one more connection.
 
+pub mod addresses;
 pub mod admission;
 pub mod listen;
 pub mod worker;

@@ -150,8 +150,7 @@ impl Ledger {
     }
 
     fn is_never(&self, source: Source) -> bool {
-        let prefix = source.prefix();
-        self.settings.never.iter().any(|net| net.contains(&prefix) || prefix.contains(net))
+        overlaps(&self.settings.never, source)
     }
 
     fn memory(&self, level: u32) -> Duration {
@@ -169,6 +168,13 @@ impl Standing {
             self.remembered_until = None;
         }
     }
+}
+
+/// Whether a list has the source, or any part of it: one exempt address exempts the /64 it shares.
+pub fn overlaps(list: &[IpNet], source: Source) -> bool {
+    // A source's prefix is 32 or 64 bits, which both families allow.
+    let Ok(prefix) = IpNet::new(source.address(), source.prefix()) else { return false };
+    list.iter().any(|net| net.contains(&prefix) || prefix.contains(net))
 }
 
 /// The duration at a step; the last repeats. An empty ladder, which the configuration refuses, gives one minute.

@@ -65,7 +65,7 @@ reasons! {
     BadExtendedKeyUsage = 18, "bad_eku", 2;
     /// May not sign.
     BadKeyUsage = 19, "bad_key_usage", 2;
-    /// Broken in another way, or the proof of possession failed.
+    /// Broken in another way.
     BadCertificate = 20, "bad_certificate", 4;
     /// No version or cipher suite in common.
     TlsIncompatible = 21, "tls_incompatible", 1;
@@ -75,6 +75,16 @@ reasons! {
     HandshakeTimeout = 23, "handshake_timeout", 2;
     /// The client went away, or refused our certificate.
     HandshakeAborted = 24, "handshake_aborted", 0;
+    /// An anchor has the issuer's name but did not sign.
+    BadCertificateSignature = 25, "bad_certificate_signature", 4;
+    /// A signature on the chain is of a kind that is not accepted.
+    UnsupportedCertificateAlgorithm = 26, "unsupported_certificate_algorithm", 2;
+    /// A name outside what its issuer may name.
+    NameConstraint = 27, "name_constraint", 2;
+    /// Names that cannot be used.
+    BadCertificateName = 28, "bad_certificate_name", 2;
+    /// Somebody else's certificate: the handshake is not signed with its key.
+    BadHandshakeSignature = 29, "bad_handshake_signature", 5;
     // The head.
     /// No request came in time after the handshake.
     RequestTimeout = 30, "request_timeout", 2;
@@ -214,5 +224,31 @@ impl Refusal {
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
         }
+    }
+}
+
+/// The word for a certificate that is not good.
+pub fn certificate_reason(error: &CertificateError) -> Reason {
+    match error {
+        CertificateError::UnknownIssuer => Reason::UnknownIssuer,
+        CertificateError::BadSignature => Reason::BadCertificateSignature,
+        CertificateError::UnsupportedAlgorithm => Reason::UnsupportedCertificateAlgorithm,
+        CertificateError::Expired { .. } => Reason::CertificateExpired,
+        CertificateError::NotYetValid { .. } => Reason::CertificateNotYetValid,
+        CertificateError::Revoked { .. } => Reason::CertificateRevoked,
+        CertificateError::RevocationUnknown { .. } => Reason::RevocationUnknown,
+        CertificateError::ListExpired { .. } => Reason::CrlExpired,
+        CertificateError::ChainTooLong { .. } | CertificateError::PathLength => {
+            Reason::ChainTooLong
+        }
+        CertificateError::ExtendedKeyUsage => Reason::BadExtendedKeyUsage,
+        CertificateError::KeyUsage => Reason::BadKeyUsage,
+        CertificateError::NameConstraint => Reason::NameConstraint,
+        CertificateError::Name(_) => Reason::BadCertificateName,
+        CertificateError::CriticalExtension
+        | CertificateError::NotAnEndEntity
+        | CertificateError::Malformed { .. }
+        | CertificateError::TooComplex => Reason::BadCertificate,
+        CertificateError::NotPossessed => Reason::BadHandshakeSignature,
     }
 }

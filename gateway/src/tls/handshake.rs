@@ -21,7 +21,7 @@ pub struct Secured {
     /// Decrypts and encrypts.
     pub stream: TlsStream<TcpStream>,
     /// The client, proven.
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
     /// The host that the client asked for (RFC 6066 section 3), lower case.
     pub server_name: Option<String>,
 }

@@ -1,0 +1,7 @@
+//! Where operators and monitors ask: a Unix socket for the command line, an HTTP address for
+//! Prometheus, and log lines.
+
+pub mod audit;
+pub mod metrics;
+pub mod monitor;
+pub mod socket;

@@ -1,0 +1,266 @@
+//! The Unix socket of the command line: one JSON object asked, one answered, then it closes.
+//!
+//! Who may open the socket may do everything; the file's mode and its folder decide who that is.
+
+use std::{
+    fmt,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+};
+
+/// Longest question, in bytes: the longest command with a sentence of reason.
+const QUESTION_MAX_BYTES: u64 = 8 * 1024;
+
+/// Longest answer that the command line takes: a full table of bans is about 10 MiB.
+const ANSWER_MAX_BYTES: u64 = 32 * 1024 * 1024;
+
+/// A question is one write; who needs longer has stopped.
+const QUESTION_MAX: Duration = Duration::from_secs(5);
+
+/// The command line waits no longer for its answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// What the command line asks of a running daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Question {
+    /// How it is.
+    Status,
+    /// Who is banned.
+    Bans,
+    /// Ban a source.
+    Ban {
+        /// Whom.
+        source: IpNet,
+        /// For how long.
+        for_s: u64,
+        /// The operator's words.
+        #[serde(default)]
+        note: Option<String>,
+    },
+    /// Lift a ban.
+    Unban {
+        /// Whose.
+        source: IpNet,
+    },
+    /// Take the XDP program off the interfaces.
+    Detach,
+}
+
+/// One ban, as listed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BanRow {
+    /// As a prefix.
+    pub source: String,
+    /// The reason's word.
+    pub reason: String,
+    /// `evidence` or `operator`.
+    pub origin: String,
+    /// Step of the ladder, from 0.
+    pub level: u32,
+    /// Time left, in seconds.
+    pub remaining_s: f64,
+    /// The operator's words, while the daemon that heard them runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// How the daemon is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the running binary.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Whether `/ready` says yes.
+    pub ready: bool,
+    /// Why not, when not.
+    pub not_ready: Option<String>,
+    /// Generation of the configuration.
+    pub generation: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// Open connections.
+    pub connections: usize,
+    /// Bans in force.
+    pub bans: usize,
+    /// Time since the start, in seconds.
+    pub uptime_s: u64,
+    /// The kernel half; `None` without one.
+    pub xdp: Option<XdpStatus>,
+    /// What clients see and who signs for it.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// The kernel half in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct XdpStatus {
+    /// Whether it drops, or only counts.
+    pub enforce: bool,
+    /// Where it is attached.
+    pub interfaces: Vec<XdpInterface>,
+}
+
+/// One interface in [`XdpStatus`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct XdpInterface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// The kernel's number of the program.
+    pub program_id: u32,
+}
+
+/// One certificate file in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The listener that presents it.
+    pub listener: String,
+    /// Its file.
+    pub file: PathBuf,
+    /// End of its validity, in seconds since 1970.
+    pub not_after_s: u64,
+    /// Time left, in seconds; negative when it has ended.
+    pub remaining_s: i64,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer<T> {
+    /// Done; what was asked for.
+    Ok(T),
+    /// Not done; why, and what to do.
+    Error(String),
+}
+
+/// Why the command line has no answer.
+#[derive(Debug)]
+pub enum AskError {
+    /// No daemon listens there.
+    NoDaemon(PathBuf),
+    /// The socket's mode says no.
+    NotPermitted(PathBuf),
+    /// The connection broke, or the answer is none.
+    Broken(PathBuf, io::Error),
+    /// The daemon says no.
+    Refused(String),
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AskError::NoDaemon(path) => write!(
+                formatter,
+                "no daemon answers at {}; start it with `portcullis run`, or name its configuration with --config",
+                path.display()
+            ),
+            AskError::NotPermitted(path) => write!(
+                formatter,
+                "not permitted to ask the daemon at {}; become root or a member of the socket's group",
+                path.display()
+            ),
+            AskError::Broken(path, error) => {
+                write!(formatter, "asking the daemon at {}: {error}", path.display())
+            }
+            AskError::Refused(why) => formatter.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for AskError {}
+
+/// Binds the socket. A file left by a daemon that is gone is replaced; a live one is not.
+///
+/// # Errors
+/// One sentence: what, where, what to do.
+pub fn bind(path: &Path) -> Result<UnixListener, String> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+    }
+    if path.exists() {
+        if StdUnixStream::connect(path).is_ok() {
+            return Err(format!(
+                "another daemon answers at {}; stop it, or set [admin].socket to another path",
+                path.display()
+            ));
+        }
+        std::fs::remove_file(path)
+            .map_err(|error| format!("cannot replace {}: {error}", path.display()))?;
+    }
+    let bound = UnixListener::bind(path).and_then(|listener| {
+        // The group is the operators'; everybody else stays out.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        Ok(listener)
+    });
+    bound.map_err(|error| format!("cannot bind {}: {error}", path.display()))
+}
+
+/// Reads one question.
+///
+/// # Errors
+/// What is wrong with it.
+pub async fn read(stream: &mut UnixStream) -> Result<Question, String> {
+    let mut text = Vec::new();
+    let mut limited = tokio::io::BufReader::new(stream.take(QUESTION_MAX_BYTES));
+    let read = limited.read_until(b'\n', &mut text);
+    match tokio::time::timeout(QUESTION_MAX, read).await {
+        Ok(Ok(_)) => {
+            serde_json::from_slice(&text).map_err(|error| format!("not a command: {error}"))
+        }
+        Ok(Err(error)) => Err(format!("question lost: {error}")),
+        Err(_) => Err("no question came".to_owned()),
+    }
+}
+
+/// Writes the answer.
+///
+/// # Errors
+/// The other side is gone.
+pub async fn write<T: Serialize>(stream: &mut UnixStream, answer: &Answer<T>) -> io::Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    stream.write_all(&text).await
+}
+
+/// The command line's side: asks, and waits for the answer.
+///
+/// # Errors
+/// No daemon, no permission, or the daemon's own no.
+pub fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AskError> {
+    let here = path.to_path_buf();
+    let stream = StdUnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => AskError::NotPermitted(here.clone()),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            AskError::NoDaemon(here.clone())
+        }
+        _ => AskError::Broken(here.clone(), error),
+    })?;
+    let exchange = || -> io::Result<String> {
+        stream.set_read_timeout(Some(ANSWER_MAX))?;
+        stream.set_write_timeout(Some(ANSWER_MAX))?;
+        let mut question = serde_json::to_vec(question)?;
+        question.push(b'\n');
+        (&stream).write_all(&question)?;
+        let mut answer = String::new();
+        BufReader::new((&stream).take(ANSWER_MAX_BYTES)).read_line(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().map_err(|error| AskError::Broken(here.clone(), error))?;
+    match serde_json::from_str(&answer) {
+        Ok(Answer::Ok(value)) => Ok(value),
+        Ok(Answer::Error(why)) => Err(AskError::Refused(why)),
+        Err(error) => Err(AskError::Broken(here, error.into())),
+    }
+}
