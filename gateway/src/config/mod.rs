@@ -1,14 +1,51 @@
 //! The configuration as it must be: checked, complete, every default filled in.
 //!
-//! [`file`](self) text becomes a [`Config`] only through [`load`] or [`judge`], which list every
-//! problem they find. After that nobody asks again whether a value makes sense: each stage takes
-//! its own settings value from here and knows nothing of TOML.
+//! Text becomes a [`Config`] only through [`load`], which lists every problem it finds. After that
+//! nobody asks again whether a value makes sense: each stage takes its own settings value from here
+//! and knows nothing of TOML.
+//!
+//! The road: `tree` reads files into one tree of values with places, `file` reads tables of it key
+//! by key, `check` compares what it found and judges the files it names.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
 use crate::{identity::token::TokenRules, kernel};
+
+mod check;
+mod disk;
+mod file;
+mod material;
+mod problem;
+mod schema;
+mod section;
+mod tree;
+mod value;
+
+pub use disk::{Content, Daemon, Disk, FileError, Files};
+pub use problem::{Finding, Kind, Problems, Warning};
+
+/// Reads the configuration at `path` with `conf.d/*.toml` beside it, and judges it together with
+/// every file that it names. Relative paths in it begin at the directory of `path`.
+///
+/// # Errors
+///
+/// Every problem found, in reading order.
+pub fn load(path: &Path, files: &dyn Files) -> Result<(Config, Vec<Warning>), Problems> {
+    let report = problem::Report::default();
+    let root = tree::gather(path, files, &report);
+    let written = file::read(&root, &report);
+    // It fails for an empty path only, or without a current directory; then files are not found.
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let base = absolute.parent().unwrap_or(Path::new("/"));
+    let config = check::judge(&written, base, files, &report);
+    report.conclude(config)
+}
 
 /// Everything the daemon was told, checked.
 #[derive(Clone, Debug)]

@@ -1,0 +1,698 @@
+//! From the configuration as written to the [`Config`] that holds: names resolved, settings
+//! compared with each other, the files they name judged. Every problem is noted.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
+
+use super::{
+    Admin, Bans, Config, CrlExpired, Issuer, Listener, ListenerTls, Log, Route, Server, TokenCache,
+    Upstream,
+    disk::Files,
+    file::{self, File},
+    material,
+    problem::{Kind, Place, Report},
+    schema,
+    section::At,
+    value::Proof,
+};
+use crate::{
+    identity::token::TokenRules,
+    kernel::{self, Rate, Service, Transport},
+};
+
+/// Chains, anchors, keys and key sets: a thousand times what is usual.
+const MATERIAL_MAX_BYTES: usize = 4 << 20;
+
+/// Revocation lists of large authorities reach tens of megabytes.
+const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
+
+/// `sockaddr_un.sun_path` holds 108 bytes, the last of which is 0 (unix(7)).
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// The kernel half reads time in ticks of at most 10 ms; a burst that is spent within two of them
+/// would turn the ticks into drops.
+const BURSTS_PER_S: u64 = 50;
+
+/// What the checks share.
+struct Check<'c> {
+    /// Directory that relative paths begin at.
+    base: &'c Path,
+    files: &'c dyn Files,
+    report: &'c Report,
+}
+
+/// Judges the whole; `None` when something is missing or refused, which is noted.
+pub(super) fn judge(
+    file: &File,
+    base: &Path,
+    files: &dyn Files,
+    report: &Report,
+) -> Option<Config> {
+    let check = Check { base, files, report };
+    let listeners = check.listeners(&file.listeners, &file.admin);
+    let issuers = check.issuers(&file.issuers);
+    let upstreams = check.upstreams(file);
+    let routes = check.routes(file);
+    check.unused(file);
+    let xdp = check.xdp(file);
+    let bans = check.bans(&file.bans);
+    let admin = check.admin(&file.admin);
+    Some(Config {
+        server: Server {
+            workers: file.server.workers.value,
+            drain_timeout: file.server.drain_timeout.value,
+            max_connections: file.server.max_connections.value,
+        },
+        listeners: listeners?,
+        issuers: issuers?,
+        token_cache: TokenCache {
+            entries: file.token_cache.entries.value,
+            ttl: file.token_cache.ttl.value,
+        },
+        upstreams: upstreams?,
+        routes: routes?,
+        xdp: xdp?,
+        bans,
+        admin,
+        log: Log { format: file.log.format.value, access: file.log.access.value },
+    })
+}
+
+impl Check<'_> {
+    fn problem(&self, place: Place, kind: Kind, text: impl Into<String>) {
+        self.report.problem(place, kind, text);
+    }
+
+    fn contradiction(&self, place: Place, text: impl Into<String>) {
+        self.report.problem(place, Kind::Contradiction, text);
+    }
+
+    /// Notes each value that stands where an equal one stood before.
+    fn unique<'v, T: Display + 'v, K: Eq + Hash>(
+        &self,
+        what: &str,
+        values: impl Iterator<Item = &'v At<T>>,
+        key: impl Fn(&T) -> K,
+    ) {
+        let mut seen = HashMap::new();
+        for At { value, place } in values {
+            let first = *seen.entry(key(value)).or_insert(*place);
+            if first != *place {
+                let line = self.report.line_of(first);
+                let text = format!("{what} {value} is taken already in {line}; give each its own");
+                self.contradiction(*place, text);
+            }
+        }
+    }
+
+    fn listeners(&self, written: &[file::Listener], admin: &file::Admin) -> Option<Vec<Listener>> {
+        let names = written.iter().filter_map(|listener| listener.name.as_ref());
+        self.unique("listener.name", names, String::clone);
+        let addresses = || written.iter().filter_map(|listener| listener.address.as_ref());
+        self.unique("listener.address", addresses(), canonical);
+        let metrics = &admin.metrics;
+        if let Some(listener) = addresses().find(|l| overlap(&l.value, &metrics.value)) {
+            let line = self.report.line_of(listener.place);
+            let (metrics_address, listener) = (metrics.value, listener.value);
+            self.contradiction(
+                metrics.place,
+                format!(
+                    "admin.metrics {metrics_address} and the listener at {listener} ({line}) want \
+                     the same port; give one of them another"
+                ),
+            );
+        }
+        let listeners: Vec<Option<Listener>> =
+            written.iter().map(|listener| self.listener(listener)).collect();
+        listeners.into_iter().collect()
+    }
+
+    fn listener(&self, written: &file::Listener) -> Option<Listener> {
+        let tls = written.tls.as_ref().and_then(|tls| self.tls(tls));
+        Some(Listener {
+            name: written.name.as_ref()?.value.clone(),
+            address: written.address.as_ref()?.value,
+            protocols: written.protocols.clone(),
+            tls: tls?,
+        })
+    }
+
+    fn tls(&self, written: &file::Tls) -> Option<ListenerTls> {
+        self.serving(written);
+        self.clients(written);
+        let resolved = |path: &At<PathBuf>| self.base.join(&path.value);
+        Some(ListenerTls {
+            certificate: resolved(written.certificate.as_ref()?),
+            private_key: resolved(written.private_key.as_ref()?),
+            client_ca: resolved(written.client_ca.as_ref()?),
+            client_crl: written.client_crl.value.iter().map(resolved).collect(),
+            crl_expired: written.crl_expired.value,
+            max_chain_depth: written.max_chain_depth.value,
+        })
+    }
+
+    /// The listener's own certificate and key.
+    fn serving(&self, written: &file::Tls) {
+        let chain = written.certificate.as_ref().and_then(|path| {
+            let key = "listener.tls.certificate";
+            let chain = self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates)?;
+            if let Some(number) = material::out_of_order(&chain) {
+                let text = format!(
+                    "certificate {number} of {} did not issue the one before it; put the leaf \
+                     first, then each issuer",
+                    path.value.display()
+                );
+                self.report.warning(path.place, text);
+            }
+            Some(chain)
+        });
+        let Some(path) = &written.private_key else { return };
+        let key = self.private_key(path);
+        if let (Some(chain), Some(key)) = (chain, key)
+            && let Err(damage) = material::pair(chain, key)
+        {
+            self.bad_file("listener.tls.private_key", path, damage);
+        }
+    }
+
+    fn private_key(&self, path: &At<PathBuf>) -> Option<rustls::pki_types::PrivateKeyDer<'static>> {
+        let key = "listener.tls.private_key";
+        let daemon = self.files.daemon();
+        let content = self.read(key, path, MATERIAL_MAX_BYTES)?;
+        if let Err(exposed) = material::private(&content, daemon) {
+            self.bad_file(key, path, exposed);
+        }
+        if content.owner != 0 && !daemon.users.contains(&content.owner) {
+            let (path_shown, owner) = (path.value.display(), content.owner);
+            let text = format!(
+                "{key} {path_shown} belongs to user {owner}, who is neither root nor the daemon; \
+                 change its owner (chown)"
+            );
+            self.report.warning(path.place, text);
+        }
+        let parsed = material::private_key(&content.bytes);
+        parsed.map_err(|damage| self.bad_file(key, path, damage)).ok()
+    }
+
+    /// What client certificates are checked against.
+    fn clients(&self, written: &file::Tls) {
+        let mut lists = Vec::new();
+        let mut all_lists = true;
+        for path in &written.client_crl.value {
+            let key = "listener.tls.client_crl";
+            match self.judged(key, path, REVOCATION_LIST_MAX_BYTES, material::revocation_lists) {
+                Some(more) => lists.extend(more),
+                None => all_lists = false,
+            }
+        }
+        if written.client_crl.value.is_empty() && written.crl_expired.value == CrlExpired::Allow {
+            let text = "listener.tls.crl_expired says what an expired list means, but client_crl \
+                        names none; name the list or take crl_expired out";
+            self.report.warning(written.crl_expired.place, text);
+        }
+        let Some(path) = &written.client_ca else { return };
+        let key = "listener.tls.client_ca";
+        let anchors: Option<Vec<CertificateDer<'static>>> =
+            self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates);
+        let Some(anchors) = anchors else { return };
+        for subject in material::not_authorities(&anchors) {
+            let text = format!(
+                "{key} {}: {subject:?} is not the certificate of an authority, no client \
+                 certificate can chain to it; name the authority's",
+                path.value.display()
+            );
+            self.report.warning(path.place, text);
+        }
+        if !lists.is_empty() && all_lists {
+            for subject in material::without_list(&anchors, &lists) {
+                let text = format!(
+                    "listener.tls.client_crl has no list of {subject:?}, which {} trusts; add it, \
+                     or what it revoked stays unknown",
+                    path.value.display()
+                );
+                self.report.warning(written.client_crl.place, text);
+            }
+        }
+    }
+
+    fn issuers(&self, written: &[file::Issuer]) -> Option<Vec<Issuer>> {
+        let names = written.iter().filter_map(|issuer| issuer.name.as_ref());
+        self.unique("issuer.name", names, String::clone);
+        let issuers = written.iter().filter_map(|issuer| issuer.issuer.as_ref());
+        self.unique("issuer.issuer", issuers, String::clone);
+        let issuers: Vec<Option<Issuer>> =
+            written.iter().map(|issuer| self.issuer(issuer)).collect();
+        issuers.into_iter().collect()
+    }
+
+    fn issuer(&self, written: &file::Issuer) -> Option<Issuer> {
+        if let Some(path) = &written.jwks_file {
+            self.judged("issuer.jwks_file", path, MATERIAL_MAX_BYTES, material::key_set);
+        }
+        let (leeway, lifetime) = (&written.leeway, &written.max_lifetime);
+        if leeway.value > lifetime.value {
+            let text = format!(
+                "issuer.leeway {} is longer than max_lifetime {}, so a token is good for longer \
+                 after its end than before; write a shorter one",
+                humantime::format_duration(leeway.value),
+                humantime::format_duration(lifetime.value)
+            );
+            // One of them may be a default, which stands at the head of the table.
+            self.report.warning(leeway.place.max(lifetime.place), text);
+        }
+        Some(Issuer {
+            rules: TokenRules {
+                name: written.name.as_ref()?.value.clone(),
+                issuer: written.issuer.as_ref()?.value.clone(),
+                audiences: written.audiences.clone()?,
+                algorithms: written.algorithms.clone(),
+                leeway: leeway.value,
+                max_lifetime: lifetime.value,
+                client_id_claims: written.client_id_claims.clone(),
+            },
+            jwks_file: self.base.join(&written.jwks_file.as_ref()?.value),
+        })
+    }
+
+    fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
+        let written = &file.upstreams;
+        let names = written.iter().filter_map(|upstream| upstream.name.as_ref());
+        self.unique("upstream.name", names, String::clone);
+        for server in written.iter().filter_map(|upstream| upstream.servers.as_ref()).flatten() {
+            self.not_ourselves(server, &file.listeners);
+        }
+        let upstream = |written: &file::Upstream| {
+            let servers = written.servers.as_ref()?.iter().map(|server| server.value.clone());
+            Some(Upstream {
+                name: written.name.as_ref()?.value.clone(),
+                servers: servers.collect(),
+                connect_timeout: written.connect_timeout.value,
+                response_timeout: written.response_timeout.value,
+            })
+        };
+        written.iter().map(upstream).collect()
+    }
+
+    /// An upstream that is one of the listeners would go round for ever.
+    fn not_ourselves(&self, server: &At<super::Endpoint>, listeners: &[file::Listener]) {
+        let Ok(ip) = server.value.host.parse::<IpAddr>() else { return };
+        let address = canonical(&SocketAddr::new(ip, server.value.port));
+        let ours = |listener: &SocketAddr| {
+            let local = address.ip().is_loopback() && overlap(listener, &address);
+            local || canonical(listener) == address
+        };
+        let addresses = listeners.iter().filter_map(|listener| listener.address.as_ref());
+        if let Some(listener) = addresses.into_iter().find(|listener| ours(&listener.value)) {
+            let line = self.report.line_of(listener.place);
+            let text = format!(
+                "upstream.servers has {address}, which is the gateway's own listener ({line}); \
+                 name the server behind it"
+            );
+            self.contradiction(server.place, text);
+        }
+    }
+
+    fn routes(&self, file: &File) -> Option<Vec<Route>> {
+        let names = file.routes.iter().filter_map(|route| route.name.as_ref());
+        self.unique("route.name", names, String::clone);
+        self.distinct(&file.routes);
+        let upstreams: HashMap<&str, usize> = file
+            .upstreams
+            .iter()
+            .enumerate()
+            .filter_map(|(index, upstream)| Some((upstream.name.as_ref()?.value.as_str(), index)))
+            .collect();
+        let routes: Vec<Option<Route>> =
+            file.routes.iter().map(|route| self.route(route, file, &upstreams)).collect();
+        routes.into_iter().collect()
+    }
+
+    fn route(
+        &self,
+        written: &file::Route,
+        file: &File,
+        upstreams: &HashMap<&str, usize>,
+    ) -> Option<Route> {
+        let upstream = written.upstream.as_ref().and_then(|name| {
+            let index = upstreams.get(name.value.as_str()).copied();
+            if index.is_none() {
+                self.no_upstream(name, upstreams);
+            }
+            index
+        });
+        self.methods(&written.methods);
+        let require = written.require.as_ref();
+        if let Some(require) = require {
+            self.proofs(require, written, file);
+        }
+        let requires = |proof| require.map(|list| list.value.iter().any(|at| at.value == proof));
+        Some(Route {
+            name: written.name.as_ref()?.value.clone(),
+            hosts: written.hosts.clone(),
+            path: written.path.as_ref()?.value.clone(),
+            methods: written.methods.iter().map(|method| method.value.clone()).collect(),
+            upstream: upstream?,
+            require_certificate: requires(Proof::Certificate)?,
+            require_token: requires(Proof::Token)?,
+            scopes: written.scopes.value.iter().map(|scope| scope.value.clone()).collect(),
+        })
+    }
+
+    fn no_upstream(&self, name: &At<String>, upstreams: &HashMap<&str, usize>) {
+        let mut names: Vec<&str> = upstreams.keys().copied().collect();
+        names.sort_unstable();
+        let advice = match schema::nearest(&name.value, names) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("add an [[upstream]] with name = {:?}", name.value),
+        };
+        let text = format!("route.upstream {:?} is no [[upstream]]; {advice}", name.value);
+        self.contradiction(name.place, text);
+    }
+
+    /// A method that is spelled wrong looks like one of somebody's own.
+    fn methods(&self, methods: &[At<http::Method>]) {
+        /// RFC 9110 section 9 and RFC 5789.
+        const USUAL: [&str; 8] =
+            ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
+        for method in methods.iter().filter(|method| !USUAL.contains(&method.value.as_str())) {
+            if let Some(near) = schema::nearest(method.value.as_str(), USUAL) {
+                let text = format!(
+                    "route.methods has {:?}; did you mean {near:?}?",
+                    method.value.as_str()
+                );
+                self.report.warning(method.place, text);
+            }
+        }
+    }
+
+    /// What a route requires, against what there is to prove it with.
+    fn proofs(&self, require: &At<Vec<At<Proof>>>, route: &file::Route, file: &File) {
+        let token = require.value.iter().find(|at| at.value == Proof::Token);
+        if let Some(token) = token
+            && file.issuers.is_empty()
+        {
+            let text = "route.require has \"token\", but there is no [[issuer]] whose tokens could \
+                        be believed; add one, or take \"token\" out";
+            self.contradiction(token.place, text);
+        }
+        if token.is_none() && !route.scopes.value.is_empty() {
+            let text = "route.scopes are a token's, but require has no \"token\"; add it there, or \
+                        take scopes out";
+            self.contradiction(route.scopes.place, text);
+        }
+        if require.value.is_empty() && route.scopes.value.is_empty() {
+            let text = "route.require is empty, yet every listener demands a client certificate \
+                        before any request; write [\"certificate\"], which is what holds";
+            self.report.warning(require.place, text);
+        }
+    }
+
+    /// No two routes with the same path, a host and a method in common.
+    fn distinct(&self, routes: &[file::Route]) {
+        let mut by_path: HashMap<&str, Vec<&file::Route>> = HashMap::new();
+        for route in routes {
+            let Some(path) = &route.path else { continue };
+            let earlier = by_path.entry(&path.value).or_default();
+            if let Some(first) = earlier.iter().find(|earlier| same_requests(earlier, route)) {
+                let line = self.report.line_of(first.place);
+                let text = format!(
+                    "route.path {:?}, with its hosts and methods, is that of the route in {line}, \
+                     and the two cannot be told apart; change one of them or take it out",
+                    path.value
+                );
+                self.contradiction(path.place, text);
+            }
+            earlier.push(route);
+        }
+    }
+
+    /// What is configured and then not used by anything.
+    fn unused(&self, file: &File) {
+        let routes = &file.routes;
+        for name in file.upstreams.iter().filter_map(|upstream| upstream.name.as_ref()) {
+            let used = |route: &file::Route| {
+                route.upstream.as_ref().is_some_and(|upstream| upstream.value == name.value)
+            };
+            if !routes.iter().any(used) {
+                let text = format!(
+                    "upstream {:?} is used by no route; add a route to it or take it out",
+                    name.value
+                );
+                self.report.warning(name.place, text);
+            }
+        }
+        let takes_token = |route: &file::Route| {
+            let require = route.require.as_ref();
+            require.is_some_and(|list| list.value.iter().any(|at| at.value == Proof::Token))
+        };
+        if let Some(issuer) = file.issuers.first().and_then(|issuer| issuer.name.as_ref())
+            && !routes.iter().any(takes_token)
+        {
+            let text = "no route requires a token, so no issuer is ever asked; add \"token\" to \
+                        route.require, or take the issuers out";
+            self.report.warning(issuer.place, text);
+        }
+    }
+
+    /// `Some(None)`: no kernel half.
+    fn xdp(&self, file: &File) -> Option<Option<kernel::Settings>> {
+        let written = &file.xdp;
+        self.without_interfaces(written);
+        let ports = self.ports(file);
+        let exempt = self.exempt(file);
+        let packets = written.packets.as_ref().and_then(|packets| self.packets(packets));
+        if written.interfaces.is_empty() {
+            return Some(None);
+        }
+        Some(Some(kernel::Settings {
+            interfaces: written.interfaces.clone(),
+            mode: written.mode.value,
+            enforce: written.enforce.value,
+            ports,
+            management: written.management.value.iter().map(|service| service.value).collect(),
+            exempt,
+            deny: written.deny.iter().map(|network| network.value).collect(),
+            packets: Some(packets?),
+            max_sources: written.max_sources.value,
+            pin: written.pin.value.clone(),
+        }))
+    }
+
+    /// Settings that ask something of a kernel half that is not loaded.
+    fn without_interfaces(&self, written: &file::Xdp) {
+        if !written.interfaces.is_empty() {
+            return;
+        }
+        if written.enforce.value {
+            let text = "xdp.enforce is true, but interfaces is empty, so nothing can be dropped; \
+                        name the interfaces or take enforce out";
+            self.contradiction(written.enforce.place, text);
+        }
+        if written.mode.value == kernel::Mode::Native {
+            let text = "xdp.mode is \"native\", but interfaces is empty, so no program is loaded; \
+                        name the interfaces or take mode out";
+            self.report.warning(written.mode.place, text);
+        }
+    }
+
+    /// The ports that are guarded: those written, else those of the listeners.
+    fn ports(&self, file: &File) -> Vec<u16> {
+        let written = &file.xdp;
+        let listening = || file.listeners.iter().filter_map(|listener| listener.address.as_ref());
+        let mut ports: Vec<u16> = written.ports.value.iter().map(|port| port.value).collect();
+        if ports.is_empty() {
+            ports = listening().map(|address| address.value.port()).collect();
+            ports.sort_unstable();
+            ports.dedup();
+        } else {
+            for address in listening().filter(|at| !ports.contains(&at.value.port())) {
+                let port = address.value.port();
+                let line = self.report.line_of(address.place);
+                let text = format!(
+                    "xdp.ports leaves out {port}, where a listener is ({line}); add it, or nothing \
+                     guards that port"
+                );
+                self.report.warning(written.ports.place, text);
+            }
+        }
+        for service in &written.management.value {
+            let Service { port, transport } = service.value;
+            if transport == Transport::Tcp && ports.contains(&port) {
+                let text = format!(
+                    "xdp.management has {port}/tcp, which no rule would touch, and the same port is \
+                     to be guarded; take it out of one of the two"
+                );
+                self.contradiction(service.place, text);
+            }
+        }
+        ports
+    }
+
+    /// Sources that are never dropped: `allow`, loopback, and the servers behind the gateway.
+    fn exempt(&self, file: &File) -> Vec<IpNet> {
+        let written = &file.xdp;
+        for network in written.allow.iter().filter(|network| network.value.prefix_len() == 0) {
+            let text = format!(
+                "xdp.allow has {}, which exempts everybody from every rule; write who is meant",
+                network.value
+            );
+            self.report.warning(network.place, text);
+        }
+        let mut exempt: Vec<IpNet> = written.allow.iter().map(|network| network.value).collect();
+        exempt.push(IpNet::new_assert([127, 0, 0, 0].into(), 8));
+        exempt.push(IpNet::from(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16])));
+        let servers = file.upstreams.iter().filter_map(|upstream| upstream.servers.as_ref());
+        let addresses = servers.flatten().filter_map(|server| server.value.host.parse().ok());
+        exempt.extend(addresses.map(|address: IpAddr| IpNet::from(address.to_canonical())));
+        let mut seen = std::collections::HashSet::new();
+        exempt.retain(|network| seen.insert(*network));
+        self.denied(written, &exempt);
+        exempt
+    }
+
+    /// `deny` against what is exempt from it.
+    fn denied(&self, written: &file::Xdp, exempt: &[IpNet]) {
+        for network in &written.deny {
+            let denied = network.value;
+            if let Some(allowed) = written.allow.iter().find(|allowed| allowed.value == denied) {
+                let line = self.report.line_of(allowed.place);
+                let text = format!(
+                    "xdp.deny has {denied}, which is also in allow ({line}); take it out of one"
+                );
+                self.contradiction(network.place, text);
+            } else if let Some(covering) = exempt.iter().find(|exempt| exempt.contains(&denied)) {
+                let text = format!(
+                    "xdp.deny has {denied}, which does nothing, for {covering} is exempt; take it \
+                     out"
+                );
+                self.report.warning(network.place, text);
+            } else if denied.prefix_len() == 0 {
+                let text = format!(
+                    "xdp.deny has {denied}, which refuses everybody who is not exempt; write who \
+                     is meant"
+                );
+                self.report.warning(network.place, text);
+            }
+        }
+    }
+
+    fn packets(&self, written: &file::Packets) -> Option<Rate> {
+        let (rate, burst) = (written.rate_per_s.as_ref()?, written.burst.as_ref()?);
+        let per_s = rate.value;
+        let least = u64::from(per_s).div_ceil(BURSTS_PER_S);
+        if u64::from(burst.value) < least {
+            let text = format!(
+                "xdp.packets.burst is {}, which at {per_s}/s is less than 20 ms, two ticks of the \
+                 kernel's clock; write at least {least}",
+                burst.value
+            );
+            self.contradiction(burst.place, text);
+        }
+        Some(Rate { per_s, burst: burst.value })
+    }
+
+    fn bans(&self, written: &file::Bans) -> Bans {
+        for pair in written.ladder.windows(2) {
+            if pair[1].value <= pair[0].value {
+                let text = format!(
+                    "bans.ladder has {} after {}; write each ban longer than the one before",
+                    humantime::format_duration(pair[1].value),
+                    humantime::format_duration(pair[0].value)
+                );
+                self.contradiction(pair[1].place, text);
+            }
+        }
+        Bans {
+            enabled: written.enabled.value,
+            threshold: written.threshold.value,
+            half_life: written.half_life.value,
+            ladder: written.ladder.iter().map(|rung| rung.value).collect(),
+            never: written.never.clone(),
+        }
+    }
+
+    fn admin(&self, written: &file::Admin) -> Admin {
+        let socket = self.base.join(&written.socket.value);
+        let length = socket.as_os_str().len();
+        if length > SOCKET_PATH_MAX_BYTES {
+            let text = format!(
+                "admin.socket is {length} bytes long with its directory; a socket's path has at \
+                 most {SOCKET_PATH_MAX_BYTES}, write a shorter one"
+            );
+            self.problem(written.socket.place, Kind::BadValue, text);
+        }
+        if written.allow.value.is_empty() {
+            let text = "admin.allow is empty, so nobody can read the metrics; write who may, as in \
+                        [\"127.0.0.0/8\"]";
+            self.report.warning(written.allow.place, text);
+        }
+        Admin { socket, metrics: written.metrics.value, allow: written.allow.value.clone() }
+    }
+
+    /// The content of a file that `key` names.
+    fn read(
+        &self,
+        key: &str,
+        path: &At<PathBuf>,
+        limit_bytes: usize,
+    ) -> Option<super::disk::Content> {
+        let content = self.files.read(&self.base.join(&path.value), limit_bytes);
+        content.map_err(|error| self.bad_file(key, path, error)).ok()
+    }
+
+    /// What a file that `key` names holds.
+    fn judged<T, E: Display>(
+        &self,
+        key: &str,
+        path: &At<PathBuf>,
+        limit_bytes: usize,
+        parse: impl Fn(&[u8]) -> Result<T, E>,
+    ) -> Option<T> {
+        let content = self.read(key, path, limit_bytes)?;
+        parse(&content.bytes).map_err(|error| self.bad_file(key, path, error)).ok()
+    }
+
+    fn bad_file(&self, key: &str, path: &At<PathBuf>, why: impl Display) {
+        let resolved = self.base.join(&path.value);
+        self.problem(path.place, Kind::BadFile, format!("{key} {} {why}", resolved.display()));
+    }
+}
+
+/// Whether some request could go to either, with nothing to choose by: the same path is given.
+fn same_requests(a: &file::Route, b: &file::Route) -> bool {
+    let hosts = if a.hosts.is_empty() || b.hosts.is_empty() {
+        // A route for a host goes before one for any.
+        a.hosts.is_empty() && b.hosts.is_empty()
+    } else {
+        a.hosts.iter().any(|host| b.hosts.contains(host))
+    };
+    let has = |method: &At<http::Method>| b.methods.iter().any(|at| at.value == method.value);
+    let methods = if a.methods.is_empty() || b.methods.is_empty() {
+        a.methods.is_empty() && b.methods.is_empty()
+    } else {
+        a.methods.iter().any(has)
+    };
+    hosts && methods
+}
+
+/// IPv4 in IPv6 as IPv4, so that one address has one form.
+fn canonical(address: &SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Whether two sockets cannot both be bound: the wildcard of IPv6 takes IPv4 too.
+fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let (a, b) = (canonical(a), canonical(b));
+    let covers = |wide: IpAddr, narrow: IpAddr| {
+        wide == narrow || (wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4()))
+    };
+    a.port() == b.port() && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+}

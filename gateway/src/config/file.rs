@@ -1,0 +1,447 @@
+//! The configuration as it is written: each table with typed values, their places and the defaults,
+//! nothing yet compared with anything else.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    CrlExpired, Endpoint, LogFormat, Protocol,
+    problem::{Kind, Place, Report},
+    section::{At, Neutral, Section, boolean, integer, text},
+    tree::Table,
+    value::{self, Between, Proof, duration_between},
+};
+use crate::{
+    identity::token::Algorithm,
+    kernel::{Mode, Service, Transport},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// All tables.
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) server: Server,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) issuers: Vec<Issuer>,
+    pub(super) token_cache: TokenCache,
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) routes: Vec<Route>,
+    pub(super) xdp: Xdp,
+    pub(super) bans: Bans,
+    pub(super) admin: Admin,
+    pub(super) log: Log,
+}
+
+/// `[server]`.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) workers: At<usize>,
+    pub(super) drain_timeout: At<Duration>,
+    pub(super) max_connections: At<usize>,
+}
+
+/// `[[listener]]`.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) name: Option<At<String>>,
+    pub(super) address: Option<At<SocketAddr>>,
+    pub(super) protocols: Vec<Protocol>,
+    pub(super) tls: Option<Tls>,
+}
+
+/// `[listener.tls]`.
+#[derive(Debug)]
+pub(super) struct Tls {
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) private_key: Option<At<PathBuf>>,
+    pub(super) client_ca: Option<At<PathBuf>>,
+    pub(super) client_crl: At<Vec<At<PathBuf>>>,
+    pub(super) crl_expired: At<CrlExpired>,
+    pub(super) max_chain_depth: At<usize>,
+}
+
+/// `[[issuer]]`.
+#[derive(Debug)]
+pub(super) struct Issuer {
+    pub(super) name: Option<At<String>>,
+    pub(super) issuer: Option<At<String>>,
+    pub(super) audiences: Option<Vec<String>>,
+    pub(super) algorithms: Vec<Algorithm>,
+    pub(super) jwks_file: Option<At<PathBuf>>,
+    pub(super) leeway: At<Duration>,
+    pub(super) max_lifetime: At<Duration>,
+    pub(super) client_id_claims: Vec<String>,
+}
+
+/// `[token_cache]`.
+#[derive(Debug)]
+pub(super) struct TokenCache {
+    pub(super) entries: At<usize>,
+    pub(super) ttl: At<Duration>,
+}
+
+/// `[[upstream]]`.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) name: Option<At<String>>,
+    pub(super) servers: Option<Vec<At<Endpoint>>>,
+    pub(super) connect_timeout: At<Duration>,
+    pub(super) response_timeout: At<Duration>,
+}
+
+/// `[[route]]`.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) place: Place,
+    pub(super) name: Option<At<String>>,
+    pub(super) hosts: Vec<String>,
+    pub(super) path: Option<At<String>>,
+    pub(super) methods: Vec<At<http::Method>>,
+    pub(super) upstream: Option<At<String>>,
+    pub(super) require: Option<At<Vec<At<Proof>>>>,
+    pub(super) scopes: At<Vec<At<String>>>,
+}
+
+/// `[xdp]`.
+#[derive(Debug)]
+pub(super) struct Xdp {
+    pub(super) interfaces: Vec<String>,
+    pub(super) mode: At<Mode>,
+    pub(super) enforce: At<bool>,
+    pub(super) ports: At<Vec<At<u16>>>,
+    pub(super) management: At<Vec<At<Service>>>,
+    pub(super) allow: Vec<At<IpNet>>,
+    pub(super) deny: Vec<At<IpNet>>,
+    pub(super) packets: Option<Packets>,
+    pub(super) max_sources: At<u32>,
+    pub(super) pin: At<PathBuf>,
+}
+
+/// `[xdp.packets]`; a value that is missing or refused was noted.
+#[derive(Debug)]
+pub(super) struct Packets {
+    pub(super) rate_per_s: Option<At<u32>>,
+    pub(super) burst: Option<At<u32>>,
+}
+
+/// `[bans]`.
+#[derive(Debug)]
+pub(super) struct Bans {
+    pub(super) enabled: At<bool>,
+    pub(super) threshold: At<u32>,
+    pub(super) half_life: At<Duration>,
+    pub(super) ladder: Vec<At<Duration>>,
+    pub(super) never: Vec<IpNet>,
+}
+
+/// `[admin]`.
+#[derive(Debug)]
+pub(super) struct Admin {
+    pub(super) socket: At<PathBuf>,
+    pub(super) metrics: At<SocketAddr>,
+    pub(super) allow: At<Vec<IpNet>>,
+}
+
+/// `[log]`.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) format: At<LogFormat>,
+    pub(super) access: At<bool>,
+}
+
+/// Reads all tables and notes every value that is not of its kind.
+pub(super) fn read(root: &Table, report: &Report) -> File {
+    let root = Section::new("", root, Place::start_of(0), report);
+    for key in ["revocation", "identity", "limit", "host"] {
+        root.not_yet(key, Neutral::Empty, "leave the table out");
+    }
+    // A table that is not written is read as an empty one, so that there is one place for defaults.
+    let nothing = Table::new();
+    let table = |key: &'static str| {
+        let empty = || Section::new(key, &nothing, Place::start_of(0), report);
+        root.child(key, key).unwrap_or_else(empty)
+    };
+    File {
+        server: server(&table("server")),
+        listeners: listeners(&root),
+        issuers: root.children("issuer", "issuer").iter().map(issuer).collect(),
+        token_cache: token_cache(&table("token_cache")),
+        upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
+        routes: routes(&root, report),
+        xdp: xdp(&table("xdp")),
+        bans: bans(&table("bans")),
+        admin: admin(&table("admin")),
+        log: log(&table("log")),
+    }
+}
+
+fn server(section: &Section<'_>) -> Server {
+    let drain = Between {
+        min: Duration::ZERO,
+        max: HOUR,
+        why: "whoever stops a service does not wait for longer",
+    };
+    Server {
+        workers: section.or("workers", integer(0..=1024, "0 is one for each CPU"), 0),
+        drain_timeout: section.or("drain_timeout", text(duration_between(drain)), 30 * SECOND),
+        max_connections: section.or(
+            "max_connections",
+            integer(1..=1_048_576, "each takes a file, and a process has at most 1048576"),
+            100_000,
+        ),
+    }
+}
+
+fn listeners(root: &Section<'_>) -> Vec<Listener> {
+    let sections = root.children("listener", "listener");
+    if sections.is_empty() {
+        root.missing_table("listener", "nothing would be served");
+    }
+    sections.iter().map(listener).collect()
+}
+
+fn listener(section: &Section<'_>) -> Listener {
+    section.not_yet("proxy_protocol", Neutral::Word("off"), "write \"off\" or leave it out");
+    section.not_yet("trusted_proxies", Neutral::Empty, "leave it out");
+    if !section.is_set("tls") {
+        section.missing_table("listener.tls", "only TLS is served");
+    }
+    Listener {
+        name: section.must("name", text(value::name)),
+        address: section.must("address", text(value::socket_address)),
+        protocols: section.filled("protocols", text(value::protocol)).map_or_else(
+            || vec![Protocol::Http2, Protocol::Http1],
+            |protocols| values(protocols.value),
+        ),
+        tls: section.child("tls", "listener.tls").map(|section| tls(&section)),
+    }
+}
+
+fn tls(section: &Section<'_>) -> Tls {
+    section.not_yet("sni", Neutral::Empty, "give each certificate a listener of its own");
+    section.or("client_auth", text(value::client_auth), ());
+    Tls {
+        certificate: section.must("certificate", text(value::path)),
+        private_key: section.must("private_key", text(value::path)),
+        client_ca: section.must("client_ca", text(value::path)),
+        client_crl: section.list_or_empty("client_crl", text(value::path)),
+        crl_expired: section.or("crl_expired", text(value::crl_expired), CrlExpired::Deny),
+        max_chain_depth: section.or(
+            "max_chain_depth",
+            integer(0..=6, "the intermediates between leaf and anchor that are looked at"),
+            2,
+        ),
+    }
+}
+
+fn issuer(section: &Section<'_>) -> Issuer {
+    for key in ["jwks_url", "discovery_url"] {
+        section.not_yet(
+            key,
+            Neutral::Empty,
+            "keep the issuer's keys in a file, named by jwks_file",
+        );
+    }
+    for key in ["idp_lost", "max_stale"] {
+        section.not_yet(key, Neutral::Empty, "leave it out, keys from a file do not grow stale");
+    }
+    let leeway = Between {
+        min: Duration::ZERO,
+        max: 5 * MINUTE,
+        why: "clocks that differ by more are to be put right, not allowed for",
+    };
+    let lifetime =
+        Between { min: SECOND, max: 366 * DAY, why: "a token that never ends is a password" };
+    Issuer {
+        name: section.must("name", text(value::name)),
+        issuer: section.must("issuer", text(value::words)),
+        audiences: section.must_fill("audiences", text(value::words)).map(values),
+        algorithms: section
+            .filled("algorithms", text(value::algorithm))
+            .map_or_else(|| vec![Algorithm::Rs256, Algorithm::Es256], |list| values(list.value)),
+        jwks_file: if section.is_set("jwks_url") || section.is_set("discovery_url") {
+            section.maybe("jwks_file", text(value::path))
+        } else {
+            section.must("jwks_file", text(value::path))
+        },
+        leeway: section.or("leeway", text(duration_between(leeway)), MINUTE),
+        max_lifetime: section.or("max_lifetime", text(duration_between(lifetime)), HOUR),
+        client_id_claims: section.filled("client_id_claims", text(value::words)).map_or_else(
+            || ["client_id", "azp", "sub"].map(String::from).to_vec(),
+            |list| values(list.value),
+        ),
+    }
+}
+
+fn token_cache(section: &Section<'_>) -> TokenCache {
+    let ttl = Between { min: SECOND, max: DAY, why: "entries = 0 turns the cache off" };
+    TokenCache {
+        entries: section.or(
+            "entries",
+            integer(0..=16_777_216, "an entry takes about a kilobyte of memory"),
+            65_536,
+        ),
+        ttl: section.or("ttl", text(duration_between(ttl)), MINUTE),
+    }
+}
+
+fn upstream(section: &Section<'_>) -> Upstream {
+    section.not_yet("balance", Neutral::Word("round_robin"), "write \"round_robin\"");
+    section.not_yet("health", Neutral::Empty, "leave it out");
+    section.not_yet("tls", Neutral::Empty, "leave it out and use http:// servers");
+    let connect = Between {
+        min: Duration::from_millis(1),
+        max: MINUTE,
+        why: "the client is waiting meanwhile",
+    };
+    let response = Between {
+        min: Duration::from_millis(1),
+        max: HOUR,
+        why: "a request holds a connection on both sides meanwhile",
+    };
+    Upstream {
+        name: section.must("name", text(value::name)),
+        servers: section.must_fill("servers", text(value::endpoint)),
+        connect_timeout: section.or("connect_timeout", text(duration_between(connect)), 2 * SECOND),
+        response_timeout: section.or(
+            "response_timeout",
+            text(duration_between(response)),
+            30 * SECOND,
+        ),
+    }
+}
+
+fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
+    let sections = root.children("route", "route");
+    if sections.is_empty() {
+        root.missing_table("route", "every request would be refused");
+    }
+    sections.iter().map(|section| route(section, report)).collect()
+}
+
+fn route(section: &Section<'_>, report: &Report) -> Route {
+    for key in ["roles", "principals", "sources"] {
+        section.not_yet(key, Neutral::Empty, "leave it out and decide by require and scopes");
+    }
+    section.not_yet("hours", Neutral::Empty, "leave it out");
+    section.not_yet("bound_token", Neutral::Empty, "leave it out");
+    section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
+    if !section.is_set("require") {
+        report.problem(
+            section.place(),
+            Kind::Missing,
+            "[[route]] has no require; add what must be proven, as in require = [\"certificate\", \
+             \"token\"], there is no default that could let somebody in by mistake",
+        );
+    }
+    Route {
+        place: section.place(),
+        name: section.must("name", text(value::name)),
+        hosts: values(section.list_or_empty("hosts", text(value::host)).value),
+        path: section.must("path", text(value::route_path)),
+        methods: section.list_or_empty("methods", text(value::method)).value,
+        upstream: section.must("upstream", text(value::name)),
+        require: section.list("require", text(value::proof)),
+        scopes: section.list_or_empty("scopes", text(value::scope)),
+    }
+}
+
+fn xdp(section: &Section<'_>) -> Xdp {
+    section.not_yet("ipv6_prefix", Neutral::Number(64), "write 64 or leave it out");
+    section.not_yet("connections", Neutral::Empty, "leave it out, packets limits each source");
+    let ssh = || Service { port: 22, transport: Transport::Tcp };
+    let default = |value| At { value, place: section.place() };
+    let packets = section.child("packets", "xdp.packets").map(|section| Packets {
+        rate_per_s: section.must("rate", text(value::rate_per_s)),
+        burst: section
+            .must("burst", integer(1..=1_000_000_000, "packets admitted at once after a pause")),
+    });
+    Xdp {
+        interfaces: values(section.list_or_empty("interfaces", text(value::interface)).value),
+        mode: section.or("mode", text(value::xdp_mode), Mode::Auto),
+        enforce: section.or("enforce", boolean, false),
+        ports: section.list_or_empty("ports", integer(1..=65535, "a port of TCP and UDP")),
+        management: section
+            .list("management", text(value::service))
+            .unwrap_or_else(|| default(vec![At { value: ssh(), place: section.place() }])),
+        allow: section.list_or_empty("allow", text(value::network)).value,
+        deny: section.list_or_empty("deny", text(value::network)).value,
+        packets: packets.or_else(|| {
+            let (rate_per_s, burst) = (20_000, 40_000);
+            let at = |value| Some(At { value, place: section.place() });
+            Some(Packets { rate_per_s: at(rate_per_s), burst: at(burst) })
+        }),
+        max_sources: section.or(
+            "max_sources",
+            integer(1..=16_777_216, "the kernel keeps memory for all of them"),
+            1_000_000,
+        ),
+        pin: section.or("pin", text(value::absolute_path), PathBuf::from("/sys/fs/bpf/portcullis")),
+    }
+}
+
+fn bans(section: &Section<'_>) -> Bans {
+    let half_life =
+        Between { min: SECOND, max: DAY, why: "this is how fast a source's past is forgotten" };
+    let rung = Between {
+        min: SECOND,
+        max: 366 * DAY,
+        why: "addresses change hands; for ever belongs in [xdp].deny",
+    };
+    let ladder = section.filled("ladder", text(duration_between(rung)));
+    let default = || {
+        let at = |value| At { value, place: section.place() };
+        [MINUTE, 10 * MINUTE, HOUR, DAY].map(at).to_vec()
+    };
+    Bans {
+        enabled: section.or("enabled", boolean, true),
+        threshold: section.or(
+            "threshold",
+            integer(1..=1_000_000, "at 0 everybody would be banned; enabled = false bans nobody"),
+            20,
+        ),
+        half_life: section.or("half_life", text(duration_between(half_life)), 30 * SECOND),
+        ladder: ladder.map_or_else(default, |ladder| ladder.value),
+        never: values(section.list_or_empty("never", text(value::network)).value),
+    }
+}
+
+fn admin(section: &Section<'_>) -> Admin {
+    let loopback = || {
+        let v4 = IpNet::new_assert([127, 0, 0, 0].into(), 8);
+        let v6 = IpNet::new_assert([0, 0, 0, 0, 0, 0, 0, 1u16].into(), 128);
+        At { value: vec![v4, v6], place: section.place() }
+    };
+    Admin {
+        socket: section.or(
+            "socket",
+            text(value::path),
+            PathBuf::from("/run/portcullis/admin.sock"),
+        ),
+        metrics: section.or(
+            "metrics",
+            text(value::socket_address),
+            SocketAddr::from(([127, 0, 0, 1], 9090)),
+        ),
+        allow: section
+            .list("allow", text(value::network))
+            .map_or_else(loopback, |list| At { value: values(list.value), place: list.place }),
+    }
+}
+
+fn log(section: &Section<'_>) -> Log {
+    Log {
+        format: section.or("format", text(value::log_format), LogFormat::Json),
+        access: section.or("access", boolean, true),
+    }
+}
+
+/// The values without their places.
+fn values<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|at| at.value).collect()
+}

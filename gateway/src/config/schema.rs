@@ -1,0 +1,242 @@
+//! Every table and key there is, with an example of each: what unknown keys are compared with, and
+//! what a message shows when something is missing.
+
+/// One table of the configuration.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Path from the root, as in `listener.tls`; empty for the root itself.
+    pub(super) path: &'static str,
+    /// As people write it, as in `[listener.tls]`.
+    pub(super) header: &'static str,
+    /// Its keys, each with an example of its value; tables have none.
+    pub(super) keys: &'static [(&'static str, &'static str)],
+}
+
+impl Known {
+    /// Whether this key stands in this table.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.example(key).is_some()
+    }
+
+    /// The example of a key.
+    pub(super) fn example(&self, key: &str) -> Option<&'static str> {
+        self.keys.iter().find(|(name, _)| *name == key).map(|(_, example)| *example)
+    }
+}
+
+/// The tables in the order of the documentation. Those that this release refuses as a whole are
+/// named in the root only.
+pub(super) const TABLES: &[Known] = &[
+    Known {
+        path: "",
+        header: "the file",
+        keys: &[
+            ("server", ""),
+            ("listener", ""),
+            ("issuer", ""),
+            ("token_cache", ""),
+            ("revocation", ""),
+            ("identity", ""),
+            ("upstream", ""),
+            ("route", ""),
+            ("limit", ""),
+            ("xdp", ""),
+            ("bans", ""),
+            ("host", ""),
+            ("admin", ""),
+            ("log", ""),
+        ],
+    },
+    Known {
+        path: "server",
+        header: "[server]",
+        keys: &[("workers", "0"), ("drain_timeout", "\"30s\""), ("max_connections", "100_000")],
+    },
+    Known {
+        path: "listener",
+        header: "[[listener]]",
+        keys: &[
+            ("name", "\"edge\""),
+            ("address", "\"[::]:8443\""),
+            ("protocols", "[\"h2\", \"http/1.1\"]"),
+            ("proxy_protocol", "\"off\""),
+            ("trusted_proxies", "[]"),
+            ("tls", ""),
+        ],
+    },
+    Known {
+        path: "listener.tls",
+        header: "[listener.tls]",
+        keys: &[
+            ("certificate", "\"tls/server.pem\""),
+            ("private_key", "\"tls/server.key\""),
+            ("client_auth", "\"required\""),
+            ("client_ca", "\"tls/clients-ca.pem\""),
+            ("client_crl", "[\"tls/clients.crl\"]"),
+            ("crl_expired", "\"deny\""),
+            ("max_chain_depth", "2"),
+            ("sni", "[]"),
+        ],
+    },
+    Known {
+        path: "issuer",
+        header: "[[issuer]]",
+        keys: &[
+            ("name", "\"corp\""),
+            ("issuer", "\"https://idp.example.com\""),
+            ("audiences", "[\"orders-api\"]"),
+            ("algorithms", "[\"RS256\", \"ES256\"]"),
+            ("jwks_file", "\"jwks.json\""),
+            ("jwks_url", "\"\""),
+            ("discovery_url", "\"\""),
+            ("leeway", "\"60s\""),
+            ("max_lifetime", "\"1h\""),
+            ("client_id_claims", "[\"client_id\", \"azp\", \"sub\"]"),
+            ("idp_lost", "\"\""),
+            ("max_stale", "\"\""),
+        ],
+    },
+    Known {
+        path: "token_cache",
+        header: "[token_cache]",
+        keys: &[("entries", "65_536"), ("ttl", "\"60s\"")],
+    },
+    Known {
+        path: "upstream",
+        header: "[[upstream]]",
+        keys: &[
+            ("name", "\"orders\""),
+            ("servers", "[\"http://127.0.0.1:9001\"]"),
+            ("balance", "\"round_robin\""),
+            ("connect_timeout", "\"2s\""),
+            ("response_timeout", "\"30s\""),
+            ("health", "{}"),
+            ("tls", "{}"),
+        ],
+    },
+    Known {
+        path: "route",
+        header: "[[route]]",
+        keys: &[
+            ("name", "\"orders\""),
+            ("hosts", "[\"api.example.com\"]"),
+            ("path", "\"/orders\""),
+            ("methods", "[\"GET\", \"POST\"]"),
+            ("upstream", "\"orders\""),
+            ("require", "[\"certificate\", \"token\"]"),
+            ("scopes", "[\"read:orders\"]"),
+            ("roles", "[]"),
+            ("principals", "[]"),
+            ("sources", "[]"),
+            ("hours", "\"\""),
+            ("bound_token", "false"),
+            ("limits", "[]"),
+        ],
+    },
+    Known {
+        path: "xdp",
+        header: "[xdp]",
+        keys: &[
+            ("interfaces", "[\"eth0\"]"),
+            ("mode", "\"auto\""),
+            ("enforce", "false"),
+            ("ports", "[8443]"),
+            ("management", "[\"22/tcp\"]"),
+            ("allow", "[\"192.0.2.0/24\"]"),
+            ("deny", "[\"192.0.2.0/24\"]"),
+            ("ipv6_prefix", "64"),
+            ("packets", "{ rate = \"20000/s\", burst = 40000 }"),
+            ("connections", "{}"),
+            ("max_sources", "1_000_000"),
+            ("pin", "\"/sys/fs/bpf/portcullis\""),
+        ],
+    },
+    Known {
+        path: "xdp.packets",
+        header: "[xdp.packets]",
+        keys: &[("rate", "\"20000/s\""), ("burst", "40000")],
+    },
+    Known {
+        path: "bans",
+        header: "[bans]",
+        keys: &[
+            ("enabled", "true"),
+            ("threshold", "20"),
+            ("half_life", "\"30s\""),
+            ("ladder", "[\"1m\", \"10m\", \"1h\", \"24h\"]"),
+            ("never", "[\"192.0.2.0/24\"]"),
+        ],
+    },
+    Known {
+        path: "admin",
+        header: "[admin]",
+        keys: &[
+            ("socket", "\"/run/portcullis/admin.sock\""),
+            ("metrics", "\"127.0.0.1:9090\""),
+            ("allow", "[\"127.0.0.0/8\", \"::1/128\"]"),
+        ],
+    },
+    Known { path: "log", header: "[log]", keys: &[("format", "\"json\""), ("access", "true")] },
+];
+
+/// The table of a path; every path used in `file` is one, which a test makes sure of.
+pub(super) fn table(path: &str) -> &'static Known {
+    TABLES.iter().find(|known| known.path == path).unwrap_or(&TABLES[0])
+}
+
+/// The headers of the tables where a key stands that does not stand in `here`.
+pub(super) fn homes(key: &str, here: &Known) -> Vec<&'static str> {
+    let elsewhere = TABLES.iter().filter(|known| known.path != here.path && known.has(key));
+    elsewhere
+        .map(|known| match known.example(key) {
+            // A table within a table has a header of its own.
+            Some("") => {
+                let path = if known.path.is_empty() {
+                    key.to_owned()
+                } else {
+                    format!("{}.{key}", known.path)
+                };
+                TABLES.iter().find(|known| known.path == path).map_or(known.header, |t| t.header)
+            }
+            _ => known.header,
+        })
+        .collect()
+}
+
+/// Of `candidates`, the one that was probably meant: at most a third of its letters differ.
+pub(super) fn nearest<'c>(
+    written: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
+    // No name is near this length, and the work grows with it.
+    if written.len() > 64 {
+        return None;
+    }
+    let written = written.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(&written, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Letters to insert, remove, replace or swap with their neighbour (optimal string alignment).
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.chars().collect();
+    let b: Vec<char> = b.chars().collect();
+    let mut before: Vec<usize> = vec![0; b.len() + 1];
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = replaced.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
