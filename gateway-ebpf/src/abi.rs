@@ -160,31 +160,27 @@ pub struct Tick {
 }
 const _: () = assert!(size_of::<Tick>() == 16);
 
-/// The data part of a trie's key: the family, then the address.
+/// The data part of a trie's key: the family, then the address, in network byte order.
 ///
 /// The family is part of the prefix, so that `::/0` covers no IPv4 address, as it would if IPv4
 /// were written as ::ffff:a.b.c.d.
-pub type PrefixData = [u8; 20];
+pub type PrefixData = [u32; 5];
 /// Bits of [`PrefixData`] before the address; add the prefix's own length.
 pub const FAMILY_BITS: u32 = 32;
 
 /// The key's data for one address.
 #[inline(always)]
 pub const fn prefix_data(address: Address) -> PrefixData {
-    let mut data = [0; 20];
-    let (family, upper, lower) = match address {
-        Address::V4(address) => (4, (address as u64) << 32, 0),
-        Address::V6(upper, lower) => (6, upper, lower),
-    };
-    data[3] = family;
-    let (upper, lower) = (upper.to_be_bytes(), lower.to_be_bytes());
-    let mut index = 0;
-    while index < 8 {
-        data[4 + index] = upper[index];
-        data[12 + index] = lower[index];
-        index += 1;
+    match address {
+        Address::V4(address) => [4u32.to_be(), address.to_be(), 0, 0, 0],
+        Address::V6(upper, lower) => [
+            6u32.to_be(),
+            ((upper >> 32) as u32).to_be(),
+            (upper as u32).to_be(),
+            ((lower >> 32) as u32).to_be(),
+            (lower as u32).to_be(),
+        ],
     }
-    data
 }
 
 /// The bit of the prefix filter for an address: the first 16 bits of an IPv4 address, or the
@@ -294,12 +290,13 @@ mod tests {
 
     #[test]
     fn writes_addresses_with_their_family() {
+        let octets = |address| prefix_data(address).map(u32::to_ne_bytes).concat();
         assert_eq!(
-            prefix_data(Address::V4(0xc000_0207)),
+            octets(Address::V4(0xc000_0207)),
             [0, 0, 0, 4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         );
         assert_eq!(
-            prefix_data(Address::V6(0x2001_0db8_0001_0002, 5)),
+            octets(Address::V6(0x2001_0db8_0001_0002, 5)),
             [0, 0, 0, 6, 0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5]
         );
     }

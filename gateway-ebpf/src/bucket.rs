@@ -9,7 +9,9 @@
 //! numbers, so a `now` that lies a little behind another CPU's is a little early and never a wrap
 //! to a bucket that is full for centuries.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Source;
 
@@ -117,10 +119,10 @@ pub const WAYS: usize = 4;
 /// Four buckets that share a place in the table, each with the source it belongs to.
 ///
 /// The table is an array of sets; a source's hash names its set, and within the set the source is
-/// looked for exactly, so no source ever pays for another one. Atomics are what both halves need:
-/// the program runs on every CPU at once, and user space may read the table while it does. Only
-/// relaxed loads, stores and additions without a result are used, because Linux before 5.12 knows
-/// no other atomic instruction.
+/// looked for exactly, so no source ever pays for another one. The words are atomic, because the
+/// program runs on every CPU at once and user space may read the table while it does; they are
+/// only loaded, stored and added to without asking for the result, because Linux before 5.12 can
+/// do no more.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Set {
@@ -131,8 +133,8 @@ pub struct Set {
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Way {
-    source: AtomicU64,
-    full_at_ns: AtomicU64,
+    source: Word,
+    full_at_ns: Word,
 }
 
 const _: () = assert!(size_of::<Set>() == 64 && align_of::<Set>() == 64);
@@ -160,8 +162,8 @@ impl Set {
         let mut soonest = &self.ways[0];
         let mut soonest_ahead_ns = i64::MAX;
         for way in &self.ways {
-            let full_at_ns = way.full_at_ns.load(Relaxed);
-            if way.source.load(Relaxed) == source.word() {
+            let full_at_ns = way.full_at_ns.load();
+            if way.source.load() == source.word() {
                 return way.take(full_at_ns, limit, now_ns);
             }
             let ahead_ns = full_at_ns.wrapping_sub(now_ns) as i64;
@@ -170,8 +172,8 @@ impl Set {
                 soonest = way;
             }
         }
-        soonest.source.store(source.word(), Relaxed);
-        soonest.full_at_ns.store(now_ns.wrapping_add(limit.cost_ns), Relaxed);
+        soonest.source.store(source.word());
+        soonest.full_at_ns.store(now_ns.wrapping_add(limit.cost_ns));
         if soonest_ahead_ns > 0 { Admission::Evicting } else { Admission::Within }
     }
 }
@@ -181,12 +183,62 @@ impl Way {
     fn take(&self, full_at_ns: u64, limit: &Limit, now_ns: u64) -> Admission {
         match limit.step(full_at_ns, now_ns) {
             Step::Refuse => return Admission::Over,
-            Step::Charge(cost_ns) => {
-                self.full_at_ns.fetch_add(cost_ns, Relaxed);
-            }
-            Step::Restart(full_at_ns) => self.full_at_ns.store(full_at_ns, Relaxed),
+            Step::Charge(cost_ns) => self.full_at_ns.add(cost_ns),
+            Step::Restart(full_at_ns) => self.full_at_ns.store(full_at_ns),
         }
         Admission::Within
+    }
+}
+
+/// A number that both halves share while it changes.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+struct Word(AtomicU64);
+
+#[cfg(not(target_arch = "bpf"))]
+impl Word {
+    fn load(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    fn store(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    fn add(&self, value: u64) {
+        self.0.fetch_add(value, Relaxed);
+    }
+}
+
+/// On the BPF machine an aligned load or store of 64 bits is atomic, and the compiler has no
+/// instruction for a marked one; volatile keeps it from doing any of them twice.
+#[cfg(target_arch = "bpf")]
+impl Word {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: points to this word, which is valid and aligned.
+        unsafe { core::ptr::read_volatile(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        // SAFETY: as in `load`; the word may be written through a shared reference, being atomic.
+        unsafe { core::ptr::write_volatile(self.0.as_ptr(), value) }
+    }
+
+    /// The one atomic addition that Linux before 5.12 knows, which gives no result. Written out,
+    /// because a compiler that chose any newer form would make the program unloadable there.
+    #[inline(always)]
+    fn add(&self, value: u64) {
+        // SAFETY: as in `store`.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({word} + 0) += {value}",
+                word = in(reg) self.0.as_ptr(),
+                value = in(reg) value,
+                options(nostack),
+            );
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! source's rate), [`verdict`] (flow, tables and time become an outcome), [`abi`] (how all of it
 //! lies in kernel memory).
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod bucket;
