@@ -1,3 +1,24 @@
-//! Promises to users, kept by the built product: one file a promise.
+//! Promises to users, kept by the built binary with real sockets, real clients and a real kernel.
+//!
+//! One binary, so that it links once. Tests run beside each other: each has its own namespaces, files
+//! and pins.
 
+#[allow(dead_code, reason = "the demonstration uses what no test here does")]
+mod harness;
+
+/// Ends a test that needs privileges where there are none: aloud, and as a failure where every test
+/// is expected to run.
+macro_rules! privileged {
+    () => {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "needs root for network namespaces and BPF; `cargo xtask test` asks for it"
+            );
+            eprintln!("NOT RUN: needs root for network namespaces and BPF (cargo xtask test)");
+            return Ok(());
+        }
+    };
+}
+mod actors;
 mod samples;

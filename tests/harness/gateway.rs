@@ -1,0 +1,425 @@
+//! The product as a user runs it: a configuration file, `portcullis run`, and what can be asked of it.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{
+    client::Credential,
+    clock,
+    netns::Namespace,
+    process::{self, Ended},
+    tokens,
+};
+
+/// Start-up loads an XDP program and binds sockets: under a second alone, more beside a full build.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+/// What must show soon (a counter, a log line), with the same allowance.
+pub const SOON: Duration = Duration::from_secs(15);
+/// Log lines kept; a test that makes more is looking at the wrong thing.
+const MAX_LOG_LINES: usize = 200_000;
+
+/// A configuration file's text. Fields are the parts that differ between tests.
+#[derive(Clone, Debug)]
+pub struct ConfigText {
+    /// Where the one listener listens.
+    pub listener: SocketAddr,
+    /// Its certificate and key.
+    pub server: Credential,
+    /// Trusted for clients.
+    pub client_authority: PathBuf,
+    /// Lists of revoked certificates.
+    pub revoked: Vec<PathBuf>,
+    /// The one issuer's keys.
+    pub jwks: PathBuf,
+    /// The one upstream, called `orders`.
+    pub upstream: SocketAddr,
+    /// Metrics address.
+    pub metrics: SocketAddr,
+    /// Admin socket.
+    pub socket: PathBuf,
+    /// `[[route]]` tables, as written.
+    pub routes: String,
+    /// Further lines of `[server]`, as written.
+    pub process: String,
+    /// `[xdp]` with its lines, as written.
+    pub xdp: String,
+    /// Lines of `[bans]`, as written.
+    pub bans: String,
+}
+
+/// A route that asks for certificate and token, one for the certificate alone, and a public one.
+pub const ROUTES: &str = r#"
+[[route]]
+name = "orders"
+path = "/orders"
+upstream = "orders"
+require = ["certificate", "token"]
+scopes = ["read:orders"]
+
+[[route]]
+name = "machines"
+path = "/machines"
+upstream = "orders"
+require = ["certificate"]
+
+[[route]]
+name = "public"
+path = "/public"
+upstream = "orders"
+require = []
+"#;
+
+impl Display for ConfigText {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let revoked: Vec<String> =
+            self.revoked.iter().map(|path| format!("{:?}", path.display().to_string())).collect();
+        write!(
+            out,
+            r#"[server]
+workers = 1
+{process}
+[[listener]]
+name = "edge"
+address = "{listener}"
+protocols = ["h2", "http/1.1"]
+
+[listener.tls]
+certificate = "{certificate}"
+private_key = "{key}"
+client_auth = "required"
+client_ca = "{authority}"
+client_crl = [{revoked}]
+
+[[issuer]]
+name = "corp"
+issuer = "{issuer}"
+audiences = ["{audience}"]
+algorithms = ["ES256", "RS256"]
+jwks_file = "{jwks}"
+
+[[upstream]]
+name = "orders"
+servers = ["http://{upstream}"]
+connect_timeout = "2s"
+response_timeout = "5s"
+{routes}
+{xdp}
+
+[bans]
+{bans}
+
+[admin]
+socket = "{socket}"
+metrics = "{metrics}"
+
+[log]
+format = "json"
+access = true
+"#,
+            process = self.process,
+            listener = self.listener,
+            certificate = self.server.certificate.display(),
+            key = self.server.key.display(),
+            authority = self.client_authority.display(),
+            revoked = revoked.join(", "),
+            issuer = tokens::ISSUER,
+            audience = tokens::AUDIENCE,
+            jwks = self.jwks.display(),
+            upstream = self.upstream,
+            routes = self.routes,
+            xdp = self.xdp,
+            bans = self.bans,
+            socket = self.socket.display(),
+            metrics = self.metrics,
+        )
+    }
+}
+
+/// Where and how a daemon runs.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The built binary.
+    pub binary: PathBuf,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Its network namespace.
+    pub namespace: Arc<Namespace>,
+    /// Its metrics address, as configured.
+    pub metrics: SocketAddr,
+    /// The core it is kept on, when it matters.
+    pub core: Option<usize>,
+}
+
+impl Launch {
+    /// `portcullis --config FILE WORDS…` in the namespace.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.namespace.command(&self.binary);
+        command.arg("--config").arg(&self.config).args(words);
+        command
+    }
+
+    /// Runs a command of the product that must succeed, and gives its standard output.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn succeed(&self, words: &[&str]) -> Result<String> {
+        process::succeed(&mut self.command(words))
+    }
+
+    /// Runs a command of the product to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn ended(&self, words: &[&str]) -> Result<Ended> {
+        // A daemon that should have refused to start must not hold the test for ever.
+        let mut command = self.namespace.command("timeout");
+        command.args(["--signal=KILL", "60"]).arg(&self.binary);
+        command.arg("--config").arg(&self.config).args(words);
+        process::run(&mut command)
+    }
+
+    /// A command of the product with `--json`, parsed.
+    ///
+    /// # Errors
+    /// When it fails or prints no JSON.
+    pub fn json(&self, words: &[&str]) -> Result<Value> {
+        let mut words = words.to_vec();
+        words.push("--json");
+        let text = self.succeed(&words)?;
+        serde_json::from_str(&text).with_context(|| format!("{words:?} printed: {text}"))
+    }
+
+    /// The bans in force as `bans list --json` tells them, those of one source only.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn bans_of(&self, source: &str) -> Result<Vec<Value>> {
+        let list = self.json(&["bans", "list"])?;
+        let list = list.as_array().context("bans list --json is no array")?;
+        Ok(list.iter().filter(|ban| ban["source"] == source).cloned().collect())
+    }
+
+    /// Starts `run`; it is killed when the calling thread ends, however that happens.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self) -> Result<Gateway> {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "nsenter"]);
+        command.arg(format!("--net={}", self.namespace.path().display()));
+        if let Some(core) = self.core {
+            command.args(["taskset", "--cpu-list", &core.to_string()]);
+        }
+        command.arg(&self.binary).arg("--config").arg(&self.config).arg("run");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("setpriv (util-linux) starts the daemon")?;
+        let stderr = child.stderr.take().context("piped above")?;
+        let log = Arc::new(Mutex::new(Vec::new()));
+        thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                    if log.len() < MAX_LOG_LINES {
+                        log.push(line);
+                    }
+                }
+            }
+        });
+        Ok(Gateway { launch: self.clone(), child, log })
+    }
+
+    /// Starts `run` and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time, with its log.
+    pub fn run_until_ready(&self) -> Result<Gateway> {
+        let mut gateway = self.run()?;
+        gateway.wait_ready()?;
+        Ok(gateway)
+    }
+}
+
+/// A running daemon; killed when dropped. Its kernel half stays then, as it does for users.
+#[derive(Debug)]
+pub struct Gateway {
+    launch: Launch,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Gateway {
+    /// How it was started.
+    pub fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// Waits until `/ready` answers 200.
+    ///
+    /// # Errors
+    /// When the daemon ends before, or the limit passes; with its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let waited = clock::wait_for("/ready to answer 200", START_LIMIT, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the daemon ended with {status} instead of getting ready");
+            }
+            Ok(matches!(self.get("/ready"), Ok((200, _))).then_some(()))
+        });
+        waited.with_context(|| format!("its log:\n{}", self.log_text()))
+    }
+
+    /// Asks the metrics address for a path: status and body.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let address = self.launch.metrics;
+        let mut stream = self.launch.namespace.within(|| TcpStream::connect(address))??;
+        stream.set_read_timeout(Some(SOON))?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+        Ok((status.with_context(|| format!("not HTTP: {answer}"))?, body))
+    }
+
+    /// The sum of a metric's samples whose labels include all of `labels`; 0 when there are none.
+    ///
+    /// # Errors
+    /// When `/metrics` does not answer.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(sum_of_samples(&self.get("/metrics")?.1, name, labels))
+    }
+
+    /// Packets counted by the XDP program, of one action and one reason, all interfaces.
+    ///
+    /// # Errors
+    /// When `/metrics` does not answer.
+    pub fn xdp_packets(&self, action: &str, reason: &str) -> Result<f64> {
+        let labels = [("action", action), ("reason", reason)];
+        self.metric("gateway_xdp_packets_total", &labels)
+    }
+
+    /// All log lines so far.
+    pub fn log_text(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    /// Waits for a JSON log line that `wanted` likes, and gives it.
+    ///
+    /// # Errors
+    /// When none comes soon; with the log.
+    pub fn wait_log(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let waited = clock::wait_for(what, SOON, || {
+            let text = self.log_text();
+            Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).find(|v| wanted(v)))
+        });
+        waited.with_context(|| format!("the log:\n{}", self.log_text()))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the daemon is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid()?, signal).with_context(|| format!("{signal} to the daemon"))
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Waits until the daemon has ended; gives its exit status, `None` after a signal.
+    ///
+    /// # Errors
+    /// When it goes on longer than `limit`; with its log.
+    pub fn wait_exit(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let waited = clock::wait_for("the daemon to end", limit, || Ok(self.child.try_wait()?));
+        Ok(waited.with_context(|| format!("its log:\n{}", self.log_text()))?.code())
+    }
+
+    /// `kill -9`, and the funeral.
+    ///
+    /// # Errors
+    /// When it was gone already.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("kill -9")?;
+        self.child.wait().context("wait")?;
+        Ok(())
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _gone = self.child.kill();
+        let _buried = self.child.wait();
+    }
+}
+
+/// Sums samples of the Prometheus text format. A label's value may hold anything but a quote.
+fn sum_of_samples(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let sample = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let (inside, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.split_once('}')?,
+            None => ("", rest.strip_prefix(' ').map(|_| rest)?),
+        };
+        let has = |(label, value): &(&str, &str)| {
+            inside.split(',').any(|pair| pair == format!("{label}=\"{value}\""))
+        };
+        labels.iter().all(has).then(|| value.split_whitespace().next()?.parse::<f64>().ok())?
+    };
+    text.lines().filter_map(sample).sum()
+}
+
+/// Makes a configuration's file.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_config(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_summed_by_label() {
+        let text = "# HELP x_total X\nx_total{a=\"1\",b=\"2\"} 3\nx_total{a=\"1\",b=\"3\"} 4\ny 5\n\
+                    x_total_other 9\n";
+        for (name, labels, sum) in [
+            ("x_total", vec![], 7.0),
+            ("x_total", vec![("b", "3")], 4.0),
+            ("x_total", vec![("a", "1"), ("b", "2")], 3.0),
+            ("x_total", vec![("a", "2")], 0.0),
+            ("y", vec![], 5.0),
+            ("z", vec![], 0.0),
+        ] {
+            assert_eq!(sum_of_samples(text, name, &labels), sum, "{name} {labels:?}");
+        }
+    }
+}

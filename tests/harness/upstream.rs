@@ -1,0 +1,228 @@
+//! An upstream on sockets: one thread a connection, answers with what it saw as JSON, counts requests.
+//!
+//! The path scripts the answer, so that a test says what it needs where it asks for it:
+//! `…/delay/MILLISECONDS` waits first, `…/bytes/COUNT` answers with that many bytes,
+//! `…/status/CODE` with that status, `…/break` closes without an answer, anything else echoes.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{flood, netns::Namespace};
+
+/// A longer head or body is no business of a test.
+const MAX_HEAD_BYTES: u64 = 1 << 20;
+const MAX_BODY_BYTES: u64 = 64 << 20;
+/// A script may not hold a test longer than this.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Shared {
+    requests: AtomicU64,
+    stop: AtomicBool,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+/// An upstream that serves until it is dropped.
+#[derive(Debug)]
+pub struct Upstream {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Upstream {
+    /// Starts one in a namespace; port 0 lets the kernel choose. `core` keeps it on one core.
+    ///
+    /// # Errors
+    /// When the address is taken or is none of the namespace's.
+    pub fn start(
+        namespace: &Namespace,
+        address: SocketAddr,
+        core: Option<usize>,
+    ) -> Result<Upstream> {
+        let listener = namespace
+            .within(|| TcpListener::bind(address))?
+            .with_context(|| format!("upstream on {address}"))?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared::default());
+        thread::Builder::new().name("upstream".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                if let Some(core) = core {
+                    // On a machine with fewer cores it runs where it can.
+                    let _elsewhere = flood::pin_to_core(core);
+                }
+                accept(&listener, &shared);
+            }
+        })?;
+        Ok(Upstream { address, shared })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Requests whose head arrived whole.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        let open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for stream in open.iter() {
+            // Closed already is as good.
+            let _closed = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    // The accepting thread looks at the flag ten times a second; it holds nothing but the port.
+    if listener.set_nonblocking(true).is_err() {
+        return;
+    }
+    while !shared.stop.load(Ordering::SeqCst) {
+        let Ok((stream, _peer)) = listener.accept() else {
+            wait_readable(listener);
+            continue;
+        };
+        if stream.set_nonblocking(false).is_err() || stream.set_nodelay(true).is_err() {
+            continue;
+        }
+        if let Ok(copy) = stream.try_clone() {
+            shared.open.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+        }
+        let shared = Arc::clone(shared);
+        thread::spawn(move || {
+            // A broken connection is the peer's to notice.
+            let _ended = serve(&stream, &shared);
+            let _closed = stream.shutdown(Shutdown::Both);
+        });
+    }
+}
+
+fn wait_readable(listener: &TcpListener) {
+    use std::os::fd::AsFd as _;
+
+    use nix::poll::{PollFd, PollFlags, poll};
+    // An error here is met again by accept.
+    let _ready = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], 100_u16);
+}
+
+/// Answers requests of one connection until it closes.
+fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
+    let mut reader = BufReader::new(stream);
+    while let Some(request) = read_request(&mut reader)? {
+        shared.requests.fetch_add(1, Ordering::SeqCst);
+        let Some(answer) = answer(&request) else { return Ok(()) };
+        let mut stream = stream;
+        stream.write_all(&answer)?;
+    }
+    Ok(())
+}
+
+/// A request as it arrived: names as spelled, in order.
+struct Request {
+    line: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+fn read_request(reader: &mut BufReader<&TcpStream>) -> Result<Option<Request>> {
+    let mut head = reader.by_ref().take(MAX_HEAD_BYTES);
+    let mut line = String::new();
+    if head.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut headers = Vec::new();
+    loop {
+        let mut field = String::new();
+        if head.read_line(&mut field)? == 0 {
+            return Ok(None);
+        }
+        let field = field.trim_end();
+        if field.is_empty() {
+            break;
+        }
+        let (name, value) = field.split_once(':').context("a field without colon")?;
+        headers.push((name.to_owned(), value.trim().to_owned()));
+    }
+    let mut request = Request { line: line.trim_end().to_owned(), headers, body: Vec::new() };
+    request.body = read_body(reader, &request)?;
+    Ok(Some(request))
+}
+
+fn read_body(reader: &mut BufReader<&TcpStream>, request: &Request) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if request.field("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size)?;
+            let size = u64::from_str_radix(size.trim(), 16).context("chunk size")?;
+            anyhow::ensure!(body.len() as u64 + size <= MAX_BODY_BYTES, "body too large");
+            reader.by_ref().take(size).read_to_end(&mut body)?;
+            let mut end = String::new();
+            reader.read_line(&mut end)?;
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+    let length: u64 = request.field("content-length").map_or(Ok(0), str::parse)?;
+    anyhow::ensure!(length <= MAX_BODY_BYTES, "body too large");
+    reader.by_ref().take(length).read_to_end(&mut body)?;
+    Ok(body)
+}
+
+impl Request {
+    fn field(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name))?;
+        Some(value)
+    }
+
+    fn echo(&self) -> Value {
+        json!({
+            "line": self.line,
+            "headers": self.headers,
+            "body_bytes": self.body.len(),
+        })
+    }
+}
+
+/// The whole answer, or `None` to close without one.
+fn answer(request: &Request) -> Option<Vec<u8>> {
+    let path = request.line.split(' ').nth(1).unwrap_or_default();
+    let path = path.split('?').next().unwrap_or_default();
+    let mut words = path.rsplit('/');
+    let (last, before) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut status = 200;
+    let mut body = request.echo().to_string().into_bytes();
+    match (before, last.parse::<u64>()) {
+        ("delay", Ok(delay_ms)) => thread::sleep(Duration::from_millis(delay_ms).min(MAX_DELAY)),
+        ("bytes", Ok(count)) => body = vec![b'x'; count.min(MAX_BODY_BYTES) as usize],
+        ("status", Ok(code)) => status = code,
+        _ if last == "break" => return None,
+        _ => {}
+    }
+    let mut answer = format!(
+        "HTTP/1.1 {status} Scripted\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    answer.append(&mut body);
+    Some(answer)
+}
