@@ -1,5 +1,37 @@
 //! Portcullis: the daemon, as a library that its own binary and its tests share.
+//!
+//! Modules in the order in which a request meets them:
+//!
+//! | stage | decides | acts |
+//! |---|---|---|
+//! | [`kernel`] | `plan`: what to write | loads, attaches, pins the XDP program; its maps |
+//! | [`net`] | `admission`: may it connect | sockets, workers |
+//! | [`tls`] | | handshakes |
+//! | [`identity`] | certificate and token: who is it | |
+//! | [`policy`] | facts, route, permit; penalty: is it abuse | |
+//! | [`http`] | headers, answer | connections, the exchange of one request |
+//! | [`upstream`] | balance | pool, forward |
+//! | [`admin`] | | log lines, metrics, the operators' socket |
+//!
+//! [`gateway`] wires them up for the process, [`http::exchange`] for one request; nobody else names
+//! everything. Decisions take values and the time; [`time`] alone reads clocks.
+//!
+//! Words: a *source* is an IPv4 address or an IPv6 /64. A *peer* is a client whose certificate was
+//! verified. *Claims* are those of a verified token. A *permit* is a request that may go to its
+//! upstream. A *refusal* is one that may not, with its *reason* from a closed list. *Evidence* is a
+//! refusal that tells against its source; enough of it is a *block*, which becomes a *ban* in the
+//! kernel's map.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod gateway;
+pub mod http;
 pub mod identity;
 pub mod kernel;
+pub mod net;
+pub mod policy;
+pub mod snapshot;
+pub mod time;
+pub mod tls;
+pub mod upstream;

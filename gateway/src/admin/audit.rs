@@ -101,16 +101,23 @@ impl Log {
 }
 
 impl Writer {
-    /// Waits until everything is written. All [`Log`]s must be gone, or this waits for them.
-    pub fn join(self) {
-        // A writer that panicked has nothing more to write.
-        let _ = self.thread.join();
+    /// Waits until everything that was handed over is written.
+    pub fn finish(self, log: &Log) {
+        // An empty batch is the sign to end: the sink of `tracing` lives as long as the process, so
+        // the queue never closes by itself.
+        if log.sender.send(Vec::new()).is_ok() {
+            // A writer that panicked has nothing more to write.
+            let _ = self.thread.join();
+        }
     }
 }
 
 fn write_all(receiver: &Receiver<Vec<u8>>) {
     let mut error = std::io::stderr();
     while let Ok(lines) = receiver.recv() {
+        if lines.is_empty() {
+            return;
+        }
         // Nobody is left to tell when standard error is gone.
         let _ = error.write_all(&lines);
     }

@@ -10,12 +10,16 @@ use rustls::{
     server::{NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier},
 };
 
+use rustls_pki_types::UnixTime;
+
 use crate::{config::Protocol, identity::certificate::Trust};
 
 /// What one listener's handshakes are made of.
 pub struct ListenerTls {
     /// Chooses the server's certificate.
     pub certificate: Arc<dyn ResolvesServerCert>,
+    /// End of its validity.
+    pub certificate_not_after: UnixTime,
     /// Whose clients are trusted.
     pub trust: Arc<Trust>,
     /// Offered by ALPN, in this order.

@@ -1,0 +1,383 @@
+//! Builds the stages from a [`Config`], wires them, runs, drains: the picture as code.
+//!
+//! The main thread is the control thread: it alone owns the kernel's maps, the ledger of penalties
+//! and the published snapshot, so nothing of them needs a lock. Workers send it evidence and never
+//! wait for it.
+
+mod control;
+mod material;
+
+use std::{
+    fmt,
+    path::Path,
+    process::ExitCode,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use nix::sched::{CpuSet, sched_getaffinity};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+    task::LocalSet,
+};
+
+use self::control::Control;
+pub use self::material::{MaterialError, load_snapshot, token_issuers};
+use crate::{
+    admin::{
+        audit::{Log, TracingLayer},
+        metrics::Consumers,
+        monitor, socket,
+    },
+    config::{self, Config, Disk, Problems, Warning},
+    kernel::{Kernel, KernelError},
+    net::{
+        addresses, admission::Admission,
+        listen::{self, ListenError},
+        worker::{self, Handle, Phase, Shared},
+    },
+    time,
+};
+
+/// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
+/// counted, and whoever fills it earns a ban by what got through.
+const EVIDENCE_QUEUE: usize = 8_192;
+
+/// Evidence judged in one turn, so that its bans are written in one batch.
+const EVIDENCE_BATCH: usize = 512;
+
+/// Expired bans are removed this often; the kernel judges the expiry itself, so this is tidiness.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Why the daemon does not run.
+#[derive(Debug)]
+pub enum RunError {
+    /// The configuration is refused.
+    Configuration(Problems),
+    /// A file that the configuration names is not good.
+    Material(Vec<MaterialError>),
+    /// An address is not to be had.
+    Listen(ListenError),
+    /// The kernel half cannot be set up.
+    Kernel(KernelError),
+    /// Something else of the system.
+    System(String),
+}
+
+impl RunError {
+    /// The process' exit status: 78 configuration, 77 not permitted, 1 anything else.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            RunError::Configuration(_) | RunError::Material(_) => 78,
+            RunError::Listen(error)
+                if error.error.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                77
+            }
+            RunError::Kernel(error) if error.not_permitted().is_some() => 77,
+            RunError::Listen(_) | RunError::Kernel(_) | RunError::System(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::Configuration(problems) => write!(formatter, "{problems}"),
+            RunError::Material(errors) => {
+                for (index, error) in errors.iter().enumerate() {
+                    if index > 0 {
+                        formatter.write_str("\n")?;
+                    }
+                    write!(formatter, "{error}")?;
+                }
+                Ok(())
+            }
+            RunError::Listen(error) => write!(formatter, "{error}"),
+            RunError::Kernel(error) => write!(formatter, "{error}"),
+            RunError::System(text) => formatter.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl From<ListenError> for RunError {
+    fn from(error: ListenError) -> Self {
+        RunError::Listen(error)
+    }
+}
+
+impl From<KernelError> for RunError {
+    fn from(error: KernelError) -> Self {
+        RunError::Kernel(error)
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why it cannot start. Once it serves, nothing ends it but a signal.
+pub fn run(path: &Path) -> Result<ExitCode, RunError> {
+    let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
+    let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
+    let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| system("cannot start the runtime", error))?;
+
+    // Everything that can be refused is asked for before the program is put on an interface.
+    let cpus = cpus();
+    let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
+    let mut groups = Vec::new();
+    for listener in &config.listeners {
+        groups.push(listen::group(listener.address, workers)?);
+    }
+    let monitors = listen::single(config.admin.metrics)?;
+    let operators = {
+        let _inside = runtime.enter();
+        socket::bind(&config.admin.socket).map_err(RunError::System)?
+    };
+    let kernel = start_kernel(&config)?;
+
+    let (log, writer) =
+        Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
+    trace_to(&log);
+    announce(&config, &warnings, workers);
+    let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (phase, phase_receiver) = watch::channel(Phase::Running);
+    let shared = Shared {
+        published: Arc::new(ArcSwap::from_pointee(snapshot)),
+        admission: Admission::new(config.server.max_connections),
+        evidence,
+        phase: phase_receiver,
+        log: log.clone(),
+        consumers: Consumers::default(),
+        run_id: run_id().into(),
+        token_cache_entries: config.token_cache.entries.div_ceil(workers),
+        token_cache_ttl: config.token_cache.ttl,
+        listeners: config.listeners.len(),
+    };
+    let mut handles = Vec::new();
+    for id in 0..workers {
+        let sockets = groups.iter_mut().filter_map(Vec::pop).collect();
+        // With a worker for each CPU, each keeps to its own.
+        let cpu = (workers <= cpus.len()).then(|| cpus[id]);
+        let handle = worker::start(id, cpu, sockets, shared.clone())
+            .map_err(|error| system("cannot start a worker", error))?;
+        handles.push(handle);
+    }
+    let control = Control::new(path, config, shared, handles, kernel, phase);
+    LocalSet::new().block_on(&runtime, serve(control, operators, monitors, evidence_receiver));
+    tracing::info!("stopped");
+    writer.finish(&log);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
+    let Some(settings) = kernel_settings(config)? else { return Ok(None) };
+    let (kernel, notices) = Kernel::start(&settings)?;
+    Ok(Some((kernel, notices.iter().map(ToString::to_string).collect())))
+}
+
+/// The configured settings, and the addresses that must never be dropped although nobody wrote them
+/// down: this host's own and its gateways'.
+fn kernel_settings(config: &Config) -> Result<Option<crate::kernel::Settings>, RunError> {
+    let Some(mut settings) = config.xdp.clone() else { return Ok(None) };
+    let found = addresses::infrastructure().map_err(|error| {
+        RunError::System(format!("cannot read this host's addresses and routes: {error}"))
+    })?;
+    settings.exempt.extend(found);
+    settings.exempt.sort();
+    settings.exempt.dedup();
+    Ok(Some(settings))
+}
+
+fn trace_to(log: &Log) {
+    use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .with_env_var("PORTCULLIS_LOG")
+        .from_env_lossy();
+    // It fails only when one is set already, as in a test that runs two gateways.
+    let _ = tracing_subscriber::registry().with(filter).with(TracingLayer(log.clone())).try_init();
+}
+
+fn announce(config: &Config, warnings: &[Warning], workers: usize) {
+    for warning in warnings {
+        tracing::warn!(detail = %warning, "configuration");
+    }
+    let listeners: Vec<_> =
+        config.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers,
+        listeners = listeners.join(" "),
+        metrics = %config.admin.metrics,
+        routes = config.routes.len(),
+        "started"
+    );
+}
+
+/// The CPUs that this process may run on.
+fn cpus() -> Vec<usize> {
+    let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());
+    let cpus: Vec<usize> =
+        (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
+    if cpus.is_empty() { vec![0] } else { cpus }
+}
+
+/// Eight hexadecimal digits that differ from run to run, so that ids of two runs do not meet.
+fn run_id() -> String {
+    let mut bytes = [0u8; 4];
+    // It fails only before the kernel's generator is seeded; then the process id has to do.
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        bytes = std::process::id().to_be_bytes();
+    }
+    format!("{:08x}", u32::from_be_bytes(bytes))
+}
+
+/// The control thread's loop: evidence, signals, operators, monitors, until the drain is over.
+async fn serve(
+    control: Control,
+    operators: UnixListener,
+    monitors: std::net::TcpListener,
+    mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
+) {
+    let control = Rc::new(control);
+    control.started();
+    tokio::task::spawn_local(answer_operators(control.clone(), operators));
+    if let Ok(listener) = TcpListener::from_std(monitors) {
+        tokio::task::spawn_local(answer_monitors(control.clone(), listener));
+    }
+    let mut signals = Signals::new();
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut batch = Vec::with_capacity(EVIDENCE_BATCH);
+    let mut deadline: Option<Instant> = None;
+    let mut poll = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        tokio::select! {
+            biased;
+            count = evidence.recv_many(&mut batch, EVIDENCE_BATCH) => {
+                if count > 0 {
+                    control.judge(batch.drain(..));
+                }
+            }
+            event = signals.next() => match event {
+                Event::Reload => control.reload(),
+                Event::Stop if deadline.is_none() => {
+                    deadline = Some(time::monotonic() + control.drain_timeout());
+                    control.drain();
+                }
+                Event::Stop => {
+                    tracing::warn!("second signal: open connections are cut");
+                    control.stop();
+                    break;
+                }
+                Event::Ignored => {}
+            },
+            _ = sweep.tick() => control.sweep(),
+            _ = poll.tick(), if deadline.is_some() => {
+                if control.all_workers_ended() {
+                    break;
+                }
+                if deadline.is_some_and(|deadline| deadline <= time::monotonic()) {
+                    tracing::warn!("drain_timeout is over: open connections are cut");
+                    control.stop();
+                    break;
+                }
+            }
+        }
+    }
+    control.close();
+}
+
+async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let control = control.clone();
+        tokio::task::spawn_local(async move {
+            let answer = match socket::read(&mut stream).await {
+                Ok(question) => control.answer(question),
+                Err(why) => socket::Answer::Error(why),
+            };
+            // Who asked may be gone.
+            let _ = socket::write(&mut stream, &answer).await;
+        });
+    }
+}
+
+async fn answer_monitors(control: Rc<Control>, listener: TcpListener) {
+    let allowed = control.clone();
+    let allow = Rc::new(move |address| allowed.may_monitor(address));
+    monitor::serve(listener, allow, move |page| {
+        let control = control.clone();
+        async move {
+            match page {
+                monitor::Page::Metrics => monitor::Content::Metrics(control.metrics().await),
+                monitor::Page::Live => monitor::Content::Health(Ok(())),
+                monitor::Page::Ready => monitor::Content::Health(control.readiness()),
+            }
+        }
+    })
+    .await;
+}
+
+/// What a signal asks for.
+enum Event {
+    Reload,
+    Stop,
+    Ignored,
+}
+
+struct Signals {
+    hangup: Option<Signal>,
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+    reopen: Option<Signal>,
+}
+
+impl Signals {
+    fn new() -> Signals {
+        // Registering fails only for signals that cannot be caught, which these are not.
+        let catch = |kind| signal(kind).ok();
+        Signals {
+            hangup: catch(SignalKind::hangup()),
+            terminate: catch(SignalKind::terminate()),
+            interrupt: catch(SignalKind::interrupt()),
+            // Logs go to standard error; there is no file to open again, and the signal's default
+            // action would end the process.
+            reopen: catch(SignalKind::user_defined1()),
+        }
+    }
+
+    async fn next(&mut self) -> Event {
+        async fn come(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            () = come(&mut self.hangup) => Event::Reload,
+            () = come(&mut self.terminate) => Event::Stop,
+            () = come(&mut self.interrupt) => Event::Stop,
+            () = come(&mut self.reopen) => Event::Ignored,
+        }
+    }
+}
+
+/// Joins the workers' threads, when they have ended.
+fn all_ended(workers: &[Handle]) -> bool {
+    workers.iter().all(|worker| worker.thread.is_finished())
+}

@@ -1,0 +1,680 @@
+//! The control thread's state and what it does with it: bans, reloads, answers, the drain.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gateway_ebpf::Source;
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use tokio::sync::{oneshot, watch};
+
+use super::{all_ended, kernel_settings, load_snapshot};
+use crate::{
+    admin::{
+        metrics::{self, ControlMetrics, Reading, WorkerMetrics},
+        monitor::{Readiness, is_allowed},
+        socket::{Answer, BanRow, CertificateStatus, Question, Status, XdpInterface, XdpStatus},
+    },
+    config::{self, Config, Disk},
+    kernel::{self, Ban, BanOutcome, Kernel},
+    net::worker::{Handle, Phase, Shared},
+    policy::{
+        Reason,
+        penalty::{self, Block, Evidence, Ledger, overlaps},
+    },
+    time,
+};
+
+/// A worker that does not give its counts within this is stuck, and its last ones are used.
+const SCRAPE_MAX: Duration = Duration::from_secs(1);
+
+/// Longest ban by hand: a year. What should last longer belongs into `[xdp].deny`.
+const BAN_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Operators' notes kept at once.
+const NOTES_MAX: usize = 4_096;
+
+/// Longest note, in bytes.
+const NOTE_MAX_BYTES: usize = 256;
+
+/// Who set a ban, as the kernel's map keeps it.
+const ORIGIN_EVIDENCE: u32 = 0;
+const ORIGIN_OPERATOR: u32 = 1;
+
+/// Everything that only the control thread touches.
+pub(super) struct Control {
+    path: PathBuf,
+    config: RefCell<Config>,
+    shared: Shared,
+    workers: Vec<Handle>,
+    /// The last counts of each worker.
+    counted: RefCell<Vec<WorkerMetrics>>,
+    kernel: RefCell<Option<Kernel>>,
+    /// Bans in force when there is no kernel half to keep them.
+    bans: RefCell<HashMap<Source, UserBan>>,
+    ledger: RefCell<Ledger>,
+    /// Never banned, by evidence or by hand.
+    never: RefCell<Vec<IpNet>>,
+    notes: RefCell<HashMap<Source, String>>,
+    metrics: RefCell<ControlMetrics>,
+    phase: watch::Sender<Phase>,
+    generation: Cell<u64>,
+    started_at: Instant,
+}
+
+/// A ban that user space keeps.
+#[derive(Clone, Copy)]
+struct UserBan {
+    until: Instant,
+    reason: u32,
+    origin: u32,
+    level: u32,
+}
+
+impl Control {
+    pub(super) fn new(
+        path: &Path,
+        config: Config,
+        shared: Shared,
+        workers: Vec<Handle>,
+        kernel: Option<(Kernel, Vec<String>)>,
+        phase: watch::Sender<Phase>,
+    ) -> Control {
+        let kernel = kernel.map(|(kernel, notices)| {
+            for notice in notices {
+                tracing::info!(detail = %notice, "xdp");
+            }
+            kernel
+        });
+        let counted = vec![WorkerMetrics::new(shared.listeners); workers.len()];
+        let settings = penalty_settings(&config, &[]);
+        Control {
+            path: path.to_path_buf(),
+            ledger: RefCell::new(Ledger::new(settings)),
+            never: RefCell::default(),
+            config: RefCell::new(config),
+            shared,
+            workers,
+            counted: RefCell::new(counted),
+            kernel: RefCell::new(kernel),
+            bans: RefCell::default(),
+            notes: RefCell::default(),
+            metrics: RefCell::default(),
+            phase,
+            generation: Cell::new(1),
+            started_at: time::monotonic(),
+        }
+    }
+
+    /// Takes over what outlived an earlier process.
+    pub(super) fn started(&self) {
+        self.set_never();
+        let kernel = self.kernel.borrow();
+        let Some(kernel) = kernel.as_ref() else { return };
+        let status = kernel.status();
+        for interface in &status.interfaces {
+            tracing::info!(
+                interface = %interface.name,
+                mode = %interface.mode,
+                program_id = interface.program_id,
+                enforce = status.enforce,
+                "xdp attached"
+            );
+        }
+        match kernel.bans() {
+            Ok(bans) => {
+                let now = time::monotonic();
+                let mut ledger = self.ledger.borrow_mut();
+                for ban in bans.iter().filter(|ban| ban.origin == ORIGIN_EVIDENCE) {
+                    ledger.adopt(ban.source, ban.level, ban.remaining, now);
+                }
+            }
+            Err(error) => tracing::error!(error = %error, "bans not read"),
+        }
+    }
+
+    /// Gathers who must never be banned: the configured, and who is exempt in the kernel anyway.
+    fn set_never(&self) {
+        let config = self.config.borrow();
+        let mut never = config.bans.never.clone();
+        if let Some(settings) = &config.xdp {
+            never.extend(settings.exempt.iter().copied());
+        }
+        match crate::net::addresses::infrastructure() {
+            Ok(found) => never.extend(found),
+            Err(error) => tracing::error!(error = %error, "own addresses not read"),
+        }
+        self.ledger.borrow_mut().set(penalty_settings(&config, &never));
+        *self.never.borrow_mut() = never;
+    }
+
+    /// Evidence → blocks → bans, all of a batch in one turn.
+    pub(super) fn judge(&self, batch: impl Iterator<Item = Evidence>) {
+        let blocks: Vec<Block> = {
+            let mut ledger = self.ledger.borrow_mut();
+            batch.filter_map(|evidence| ledger.record(evidence)).collect()
+        };
+        if blocks.is_empty() {
+            return;
+        }
+        let bans: Vec<Ban> = blocks
+            .iter()
+            .map(|block| Ban {
+                source: block.source,
+                lasts: block.lasts,
+                reason: block.reason as u32,
+                origin: ORIGIN_EVIDENCE,
+                level: block.level,
+            })
+            .collect();
+        let outcomes = self.ban(&bans);
+        let now = time::monotonic();
+        let mut metrics = self.metrics.borrow_mut();
+        for (block, (source, outcome)) in blocks.iter().zip(outcomes) {
+            let took = now.saturating_duration_since(block.evidence_at);
+            match outcome {
+                Ok(()) => {
+                    metrics.ban_feedback.observe(took);
+                    *metrics.bans.entry(block.reason).or_default() += 1;
+                    tracing::warn!(
+                        source = %source,
+                        reason = block.reason.word(),
+                        origin = "evidence",
+                        level = block.level,
+                        lasts_s = block.lasts.as_secs(),
+                        feedback_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                        "ban"
+                    );
+                }
+                Err(why) => tracing::error!(source = %source, detail = %why, "ban not set"),
+            }
+        }
+    }
+
+    /// Writes bans where they are kept: the kernel's map, or user space's table without one.
+    fn ban(&self, bans: &[Ban]) -> Vec<(Source, Result<(), String>)> {
+        if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
+            let result = |outcome| match outcome {
+                BanOutcome::Set => Ok(()),
+                other => Err(other.to_string()),
+            };
+            return kernel
+                .ban(bans)
+                .into_iter()
+                .map(|(source, outcome)| (source, result(outcome)))
+                .collect();
+        }
+        let now = time::monotonic();
+        let mut table = self.bans.borrow_mut();
+        bans.iter()
+            .map(|ban| {
+                let until = now + ban.lasts;
+                if !self.shared.admission.ban(ban.source, until, now) {
+                    return (ban.source, Err("the table of bans is full".to_owned()));
+                }
+                let Ban { reason, origin, level, .. } = *ban;
+                table.insert(ban.source, UserBan { until, reason, origin, level });
+                (ban.source, Ok(()))
+            })
+            .collect()
+    }
+
+    fn unban(&self, source: Source) -> Result<bool, String> {
+        self.ledger.borrow_mut().forget(source);
+        self.notes.borrow_mut().remove(&source);
+        if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
+            return kernel
+                .unban(&[source])
+                .map(|count| count > 0)
+                .map_err(|error| error.to_string());
+        }
+        self.shared.admission.unban(source);
+        Ok(self.bans.borrow_mut().remove(&source).is_some())
+    }
+
+    fn ban_rows(&self) -> Result<Vec<BanRow>, String> {
+        let notes = self.notes.borrow();
+        let row = |source: Source, reason, origin, level, remaining: Duration| BanRow {
+            source: source.to_string(),
+            reason: Reason::from_code(reason).map_or("unknown", Reason::word).to_owned(),
+            origin: origin_word(origin).to_owned(),
+            level,
+            remaining_s: (remaining.as_secs_f64() * 10.0).round() / 10.0,
+            note: notes.get(&source).cloned(),
+        };
+        if let Some(kernel) = self.kernel.borrow().as_ref() {
+            let bans = kernel.bans().map_err(|error| error.to_string())?;
+            return Ok(bans
+                .iter()
+                .map(|ban| row(ban.source, ban.reason, ban.origin, ban.level, ban.remaining))
+                .collect());
+        }
+        let now = time::monotonic();
+        Ok(self
+            .bans
+            .borrow()
+            .iter()
+            .filter(|(_, ban)| now < ban.until)
+            .map(|(source, ban)| {
+                row(*source, ban.reason, ban.origin, ban.level, ban.until - now)
+            })
+            .collect())
+    }
+
+    /// Removes what has expired.
+    pub(super) fn sweep(&self) {
+        if let Some(kernel) = self.kernel.borrow_mut().as_mut()
+            && let Err(error) = kernel.sweep()
+        {
+            tracing::error!(error = %error, "expired bans not removed");
+        }
+        let now = time::monotonic();
+        self.bans.borrow_mut().retain(|_, ban| now < ban.until);
+    }
+
+    /// SIGHUP: all of it, or nothing and one line that says why.
+    pub(super) fn reload(&self) {
+        match self.try_reload() {
+            Ok(()) => {
+                self.metrics.borrow_mut().reloads_applied += 1;
+                tracing::info!(generation = self.generation.get(), result = "applied", "reload");
+            }
+            Err(why) => {
+                self.metrics.borrow_mut().reloads_refused += 1;
+                tracing::error!(
+                    generation = self.generation.get(),
+                    result = "refused",
+                    detail = %why.replace('\n', "; "),
+                    "reload"
+                );
+            }
+        }
+    }
+
+    fn try_reload(&self) -> Result<(), String> {
+        let (config, warnings) =
+            config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
+        needs_restart(&self.config.borrow(), &config)?;
+        let generation = self.generation.get() + 1;
+        let snapshot = load_snapshot(&config, generation).map_err(|errors| {
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        })?;
+        let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
+        if let (Some(kernel), Some(settings)) =
+            (self.kernel.borrow_mut().as_mut(), settings.as_ref())
+        {
+            for notice in kernel.apply(settings).map_err(|error| error.to_string())? {
+                tracing::info!(detail = %notice, "xdp");
+            }
+        }
+        for warning in &warnings {
+            tracing::warn!(detail = %warning, "configuration");
+        }
+        self.shared.published.store(Arc::new(snapshot));
+        self.generation.set(generation);
+        *self.config.borrow_mut() = config;
+        self.set_never();
+        Ok(())
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.config.borrow().server.drain_timeout
+    }
+
+    pub(super) fn drain(&self) {
+        tracing::info!(open = self.shared.admission.open(), "draining");
+        // Receivers live as long as the workers.
+        let _ = self.phase.send(Phase::Draining);
+    }
+
+    pub(super) fn stop(&self) {
+        let _ = self.phase.send(Phase::Stopping);
+    }
+
+    pub(super) fn all_workers_ended(&self) -> bool {
+        all_ended(&self.workers)
+    }
+
+    /// The operators' socket goes with the daemon; the XDP program stays, on purpose.
+    pub(super) fn close(&self) {
+        let _ = std::fs::remove_file(&self.config.borrow().admin.socket);
+    }
+
+    /// Whether the node should get traffic.
+    pub(super) fn readiness(&self) -> Readiness {
+        if *self.phase.borrow() != Phase::Running {
+            return Err("draining".to_owned());
+        }
+        if self.config.borrow().xdp.is_some() && self.kernel.borrow().is_none() {
+            return Err("the XDP program that the configuration demands is detached".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn may_monitor(&self, address: IpAddr) -> bool {
+        is_allowed(&self.config.borrow().admin.allow, address)
+    }
+
+    /// Answers the command line.
+    pub(super) fn answer(&self, question: Question) -> Answer<Value> {
+        let answered = match question {
+            Question::Status => Ok(json!(self.status())),
+            Question::Bans => self.ban_rows().map(|rows| json!(rows)),
+            Question::Ban { source, for_s, note } => self.ban_by_hand(source, for_s, note),
+            Question::Unban { source } => self.unban_by_hand(source),
+            Question::Detach => self.detach(),
+        };
+        match answered {
+            Ok(value) => Answer::Ok(value),
+            Err(why) => Answer::Error(why),
+        }
+    }
+
+    fn ban_by_hand(&self, net: IpNet, for_s: u64, note: Option<String>) -> Result<Value, String> {
+        let source = source_of(net)?;
+        if overlaps(&self.never.borrow(), source) {
+            return Err(format!(
+                "{source} is exempt (own, gateway, upstream, [xdp].allow or [bans].never) and cannot be banned; \
+                 take it from those lists and reload first"
+            ));
+        }
+        let lasts = Duration::from_secs(for_s);
+        if lasts.is_zero() || lasts > BAN_MAX {
+            return Err("a ban lasts from 1s to 365d; for longer, use [xdp].deny".to_owned());
+        }
+        let reason = Reason::Operator as u32;
+        let ban = Ban { source, lasts, reason, origin: ORIGIN_OPERATOR, level: 0 };
+        for (_, outcome) in self.ban(&[ban]) {
+            outcome?;
+        }
+        *self.metrics.borrow_mut().bans.entry(Reason::Operator).or_default() += 1;
+        tracing::warn!(source = %source, reason = "operator", origin = "operator", lasts_s = for_s, note, "ban");
+        let mut notes = self.notes.borrow_mut();
+        if let Some(mut note) = note.filter(|_| notes.len() < NOTES_MAX) {
+            note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
+            notes.insert(source, note);
+        }
+        Ok(json!({ "source": source.to_string(), "for_s": for_s }))
+    }
+
+    fn unban_by_hand(&self, net: IpNet) -> Result<Value, String> {
+        let source = source_of(net)?;
+        if !self.unban(source)? {
+            return Err(format!("{source} is not banned; `portcullis bans list` shows who is"));
+        }
+        tracing::warn!(source = %source, origin = "operator", "ban lifted");
+        Ok(json!({ "source": source.to_string() }))
+    }
+
+    fn detach(&self) -> Result<Value, String> {
+        let Some(settings) = self.config.borrow().xdp.clone() else {
+            return Err("no XDP program: [xdp].interfaces is empty".to_owned());
+        };
+        // What this process holds open would keep the program attached.
+        drop(self.kernel.borrow_mut().take());
+        let detached = kernel::detach(&settings.pin).map_err(|error| error.to_string())?;
+        tracing::warn!(detail = %detached, "xdp detached by an operator");
+        Ok(json!({ "detached": detached.to_string() }))
+    }
+
+    fn status(&self) -> Status {
+        let config = self.config.borrow();
+        let now_s = time::unix().as_secs();
+        let snapshot = self.shared.published.load();
+        let certificates = config
+            .listeners
+            .iter()
+            .zip(&snapshot.listeners)
+            .map(|(listener, tls)| {
+                let not_after_s = tls.certificate_not_after.as_secs();
+                CertificateStatus {
+                    listener: listener.name.clone(),
+                    file: listener.tls.certificate.clone(),
+                    not_after_s,
+                    remaining_s: not_after_s.cast_signed() - now_s.cast_signed(),
+                }
+            })
+            .collect();
+        let readiness = self.readiness();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            ready: readiness.is_ok(),
+            not_ready: readiness.err(),
+            generation: self.generation.get(),
+            workers: self.workers.len(),
+            connections: self.shared.admission.open(),
+            bans: self.ban_rows().map_or(0, |rows| rows.len()),
+            uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
+            xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            certificates,
+        }
+    }
+
+    /// The whole page of metrics.
+    pub(super) async fn metrics(&self) -> String {
+        let mut asked = Vec::new();
+        for worker in &self.workers {
+            let (sender, receiver) = oneshot::channel();
+            // A full queue means that others are asking already; the last counts have to do.
+            let sent = worker.scrape.try_send(sender).is_ok();
+            asked.push(sent.then_some(receiver));
+        }
+        for (index, receiver) in asked.into_iter().enumerate() {
+            let Some(receiver) = receiver else { continue };
+            if let Ok(Ok(counts)) = tokio::time::timeout(SCRAPE_MAX, receiver).await {
+                self.counted.borrow_mut()[index] = counts;
+            }
+        }
+        let mut sum = WorkerMetrics::new(self.shared.listeners);
+        for counts in self.counted.borrow().iter() {
+            sum.add(counts);
+        }
+        sum.log_lines_lost = self.shared.log.lost();
+        let names: Vec<String> =
+            self.config.borrow().listeners.iter().map(|listener| listener.name.clone()).collect();
+        metrics::page(
+            &sum,
+            &self.metrics.borrow(),
+            &self.shared.consumers,
+            &names,
+            &self.readings(),
+        )
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        let one = |value: f64| vec![(Vec::new(), value)];
+        let mut readings = vec![
+            Reading {
+                name: "gateway_build_info",
+                help: "Always 1; the labels say what runs.",
+                kind: "gauge",
+                series: vec![(
+                    vec![
+                        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+                        ("commit", option_env!("PORTCULLIS_COMMIT").unwrap_or("unknown").to_owned()),
+                    ],
+                    1.0,
+                )],
+            },
+            Reading {
+                name: "gateway_config_generation",
+                help: "Counts up with each applied configuration.",
+                kind: "gauge",
+                series: one(self.generation.get() as f64),
+            },
+            self.certificate_reading(),
+        ];
+        let rows = self.ban_rows().unwrap_or_default();
+        let active = |origin: &str| {
+            let count = rows.iter().filter(|row| row.origin == origin).count();
+            (vec![("origin", origin.to_owned())], count as f64)
+        };
+        readings.push(Reading {
+            name: "gateway_bans_active",
+            help: "Bans in force.",
+            kind: "gauge",
+            series: vec![active("evidence"), active("operator")],
+        });
+        if let Some(kernel) = self.kernel.borrow().as_ref() {
+            readings.extend(kernel_readings(kernel));
+        }
+        readings
+    }
+
+    fn certificate_reading(&self) -> Reading {
+        let snapshot = self.shared.published.load();
+        let config = self.config.borrow();
+        let series = config
+            .listeners
+            .iter()
+            .zip(&snapshot.listeners)
+            .map(|(listener, tls)| {
+                let labels = vec![("listener", listener.name.clone())];
+                (labels, tls.certificate_not_after.as_secs() as f64)
+            })
+            .collect();
+        Reading {
+            name: "gateway_tls_certificate_not_after_seconds",
+            help: "End of the server certificate's validity, in seconds since 1970.",
+            kind: "gauge",
+            series,
+        }
+    }
+}
+
+fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
+    let counters = kernel.counters().unwrap_or_else(|error| {
+        tracing::error!(error = %error, "counters of the XDP program not read");
+        Vec::new()
+    });
+    let mut packets = Vec::new();
+    let mut bytes = Vec::new();
+    for count in &counters {
+        let labels = vec![
+            ("interface", count.interface.clone()),
+            ("action", count.action.to_string()),
+            ("reason", count.reason.to_string()),
+        ];
+        packets.push((labels.clone(), count.packets as f64));
+        bytes.push((labels, count.bytes as f64));
+    }
+    let status = kernel.status();
+    let mode = |interface: &kernel::InterfaceStatus| {
+        let labels =
+            vec![("interface", interface.name.clone()), ("mode", interface.mode.to_string())];
+        (labels, 1.0)
+    };
+    let entries = |map: &str, count: usize| (vec![("map", map.to_owned())], count as f64);
+    vec![
+        Reading {
+            name: "gateway_xdp_packets_total",
+            help: "Frames judged in the kernel.",
+            kind: "counter",
+            series: packets,
+        },
+        Reading {
+            name: "gateway_xdp_bytes_total",
+            help: "Bytes of those frames.",
+            kind: "counter",
+            series: bytes,
+        },
+        Reading {
+            name: "gateway_xdp_mode",
+            help: "1 for the mode that the program is attached in.",
+            kind: "gauge",
+            series: status.interfaces.iter().map(mode).collect(),
+        },
+        Reading {
+            name: "gateway_xdp_enforce",
+            help: "1 when the program drops, 0 when it only counts.",
+            kind: "gauge",
+            series: vec![(Vec::new(), f64::from(u8::from(status.enforce)))],
+        },
+        Reading {
+            name: "gateway_xdp_map_entries",
+            help: "Entries in the kernel's maps.",
+            kind: "gauge",
+            series: vec![entries("bans", status.bans)],
+        },
+    ]
+}
+
+fn xdp_status(kernel: &Kernel) -> XdpStatus {
+    let status = kernel.status();
+    let interface = |interface: &kernel::InterfaceStatus| XdpInterface {
+        name: interface.name.clone(),
+        mode: interface.mode.to_string(),
+        program_id: interface.program_id,
+    };
+    XdpStatus {
+        enforce: status.enforce,
+        interfaces: status.interfaces.iter().map(interface).collect(),
+    }
+}
+
+fn origin_word(origin: u32) -> &'static str {
+    match origin {
+        ORIGIN_OPERATOR => "operator",
+        _ => "evidence",
+    }
+}
+
+/// The source that a ban by hand is for. Wider prefixes belong into `[xdp].deny`.
+fn source_of(net: IpNet) -> Result<Source, String> {
+    match net {
+        IpNet::V4(v4) if v4.prefix_len() == 32 => Ok(Source::from(net.addr())),
+        IpNet::V6(v6) if v6.prefix_len() >= 64 => Ok(Source::from(net.addr())),
+        _ => Err(format!(
+            "bans of prefixes are not supported yet, only an IPv4 address or an IPv6 /64: \
+             put {net} into [xdp].deny and reload"
+        )),
+    }
+}
+
+fn penalty_settings(config: &Config, never: &[IpNet]) -> penalty::Settings {
+    penalty::Settings {
+        enabled: config.bans.enabled,
+        threshold: config.bans.threshold,
+        half_life: config.bans.half_life,
+        ladder: config.bans.ladder.clone(),
+        never: never.to_vec(),
+    }
+}
+
+/// What a reload cannot change. Each is said, so that nobody believes a setting is in force that is not.
+fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
+    let listeners = |config: &Config| -> Vec<_> {
+        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+    };
+    let xdp = |config: &Config| {
+        config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources))
+    };
+    let changed: Vec<&str> = [
+        ("[server].workers", old.server.workers != new.server.workers),
+        ("[server].max_connections", old.server.max_connections != new.server.max_connections),
+        ("names or addresses of [[listener]]", listeners(old) != listeners(new)),
+        (
+            "[token_cache]",
+            (old.token_cache.entries, old.token_cache.ttl)
+                != (new.token_cache.entries, new.token_cache.ttl),
+        ),
+        ("[admin].socket", old.admin.socket != new.admin.socket),
+        ("[admin].metrics", old.admin.metrics != new.admin.metrics),
+        ("[log].format", old.log.format != new.log.format),
+        ("[xdp].pin, max_sources, or whether there are interfaces", xdp(old) != xdp(new)),
+    ]
+    .into_iter()
+    .filter_map(|(what, changed)| changed.then_some(what))
+    .collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} changed; restart the daemon to apply that", changed.join(", ")))
+}
