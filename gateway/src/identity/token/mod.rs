@@ -1,6 +1,31 @@
 //! Bearer tokens: JSON Web Tokens (RFC 7519) signed as compact JWS (RFC 7515).
+//!
+//! [`verify`] turns a token into [`Claims`], or says which rule it broke; [`Cache`] remembers what
+//! it proved. Cheapest first: structure, algorithm, issuer, key. Then the signature, and only then
+//! the claims that a forger could have set to anything, so that a log line "expired" is always about a
+//! token its issuer once gave out.
+//!
+//! Not here: fetching keys, encrypted tokens, symmetric algorithms, and where in a request the
+//! token stands.
+
+mod cache;
+mod error;
+mod inspect;
+mod json;
+mod keys;
+mod parse;
+mod verify;
 
 use std::time::Duration;
+
+pub use self::{
+    cache::{Cache, CacheCounts},
+    error::{ClaimShape, Part, TokenError},
+    inspect::{Report, Verdict, inspect},
+    keys::{KeySet, KeySetError, UnusableKey},
+    parse::{HeaderFields, TOKEN_MAX_BYTES, Unverified, parse},
+    verify::{Claims, Issuers, verify},
+};
 
 /// What a token of one issuer must satisfy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,4 +53,28 @@ pub enum Algorithm {
     Rs256,
     /// ECDSA on P-256 with SHA-256.
     Es256,
+}
+
+impl Algorithm {
+    /// Every algorithm that can be allowed.
+    pub const ALL: [Self; 2] = [Self::Rs256, Self::Es256];
+
+    /// The name in headers, key sets and the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rs256 => "RS256",
+            Self::Es256 => "ES256",
+        }
+    }
+
+    /// The algorithm of exactly this name; names are case-sensitive (RFC 7515 section 4.1.1).
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+}
+
+impl std::fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }

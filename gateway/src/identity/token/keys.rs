@@ -1,0 +1,314 @@
+//! An issuer's public keys, from a JSON Web Key Set (RFC 7517).
+
+use std::{collections::HashMap, fmt};
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use super::{
+    Algorithm,
+    json::{self, Json, JsonError, Object},
+    parse::is_key_id,
+};
+use crate::identity::certificate::name::shown_bytes;
+
+/// Largest key set read; a key with its certificate chain is some 10 KB.
+pub const KEY_SET_MAX_BYTES: usize = 1024 * 1024;
+
+/// Most keys in one set. Issuers publish two to ten.
+pub const KEYS_MAX: usize = 128;
+
+/// RSA keys below this are refused (RFC 7518 section 3.3).
+const RSA_MIN_BITS: usize = 2048;
+
+/// Above this aws-lc does not verify, and each signature would cost a millisecond.
+const RSA_MAX_BITS: usize = 8192;
+
+/// The usable keys of one issuer, at least one.
+#[derive(Clone)]
+pub struct KeySet {
+    keys: Vec<Key>,
+    by_id: HashMap<String, usize>,
+    unusable: Vec<UnusableKey>,
+}
+
+/// One key, for one algorithm.
+#[derive(Clone)]
+pub(super) struct Key {
+    id: Option<String>,
+    pub(super) algorithm: Algorithm,
+    parsed: ParsedPublicKey,
+}
+
+impl Key {
+    /// True when the signature over `message` is this key's.
+    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.parsed.verify_sig(message, signature).is_ok()
+    }
+}
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.key_ids()).finish()
+    }
+}
+
+/// A key of the set that cannot be used here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusableKey {
+    /// Its place in the set, counted from 1.
+    pub index: usize,
+    /// Its `kid`, escaped.
+    pub kid: Option<String>,
+    /// Why not.
+    pub why: &'static str,
+}
+
+impl fmt::Display for UnusableKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kid {
+            Some(kid) => write!(f, "key {} (kid \"{kid}\"): {}", self.index, self.why),
+            None => write!(f, "key {}: {}", self.index, self.why),
+        }
+    }
+}
+
+/// Why a key set cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySetError {
+    /// Larger than [`KEY_SET_MAX_BYTES`].
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// Not a JSON object.
+    NotJson {
+        /// What the parser said.
+        detail: String,
+    },
+    /// A member is there twice.
+    DuplicateMember {
+        /// Its name.
+        name: String,
+    },
+    /// No array `keys`.
+    NoKeys,
+    /// More than [`KEYS_MAX`] keys.
+    TooManyKeys {
+        /// How many.
+        count: usize,
+    },
+    /// Two usable keys have one name.
+    DuplicateKeyId {
+        /// The name.
+        kid: String,
+    },
+    /// None of the keys can be used.
+    NoUsableKey {
+        /// Each with its reason.
+        unusable: Vec<UnusableKey>,
+    },
+}
+
+impl fmt::Display for KeySetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { bytes } => {
+                write!(f, "{bytes} bytes; at most {KEY_SET_MAX_BYTES} are read")
+            }
+            Self::NotJson { detail } => write!(f, "not a JSON object: {detail}"),
+            Self::DuplicateMember { name } => write!(f, "the member \"{name}\" is there twice"),
+            Self::NoKeys => {
+                f.write_str("no array \"keys\"; expected a JSON Web Key Set, {\"keys\": [ … ]}")
+            }
+            Self::TooManyKeys { count } => write!(f, "{count} keys; at most {KEYS_MAX} are read"),
+            Self::DuplicateKeyId { kid } => {
+                write!(f, "two usable keys are named \"{kid}\"; rename or remove one")
+            }
+            Self::NoUsableKey { unusable } if unusable.is_empty() => {
+                f.write_str("it has no keys; no token could be verified")
+            }
+            Self::NoUsableKey { unusable } => {
+                f.write_str("none of its keys can be used: ")?;
+                for (index, key) in unusable.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { "; " };
+                    write!(f, "{separator}{key}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::error::Error for KeySetError {}
+
+impl KeySet {
+    /// Reads a key set and keeps the keys that can verify one of `algorithms`.
+    pub fn parse(jwks_json: &[u8], algorithms: &[Algorithm]) -> Result<Self, KeySetError> {
+        if jwks_json.len() > KEY_SET_MAX_BYTES {
+            return Err(KeySetError::TooLarge { bytes: jwks_json.len() });
+        }
+        let set = json::object(jwks_json).map_err(|error| match error {
+            JsonError::Syntax(detail) => KeySetError::NotJson { detail },
+            JsonError::NotAnObject => KeySetError::NotJson { detail: "another value".to_owned() },
+            JsonError::Duplicate(name) => {
+                KeySetError::DuplicateMember { name: shown_bytes(name.as_bytes()) }
+            }
+        })?;
+        let keys = set.get("keys").and_then(Json::array).ok_or(KeySetError::NoKeys)?;
+        if keys.len() > KEYS_MAX {
+            return Err(KeySetError::TooManyKeys { count: keys.len() });
+        }
+        Self::of_keys(keys, algorithms)
+    }
+
+    fn of_keys(keys: &[Json<'_>], algorithms: &[Algorithm]) -> Result<Self, KeySetError> {
+        let mut set = Self { keys: Vec::new(), by_id: HashMap::new(), unusable: Vec::new() };
+        for (position, entry) in keys.iter().enumerate() {
+            let key = match key(entry, algorithms) {
+                Ok(key) => key,
+                Err(why) => {
+                    let kid = member(entry, "kid").map(|kid| shown_bytes(kid.as_bytes()));
+                    set.unusable.push(UnusableKey { index: position + 1, kid, why });
+                    continue;
+                }
+            };
+            if let Some(kid) = &key.id
+                && set.by_id.insert(kid.clone(), set.keys.len()).is_some()
+            {
+                return Err(KeySetError::DuplicateKeyId { kid: kid.clone() });
+            }
+            set.keys.push(key);
+        }
+        if set.keys.is_empty() {
+            return Err(KeySetError::NoUsableKey { unusable: set.unusable });
+        }
+        Ok(set)
+    }
+
+    /// The names of the usable keys.
+    pub fn key_ids(&self) -> impl Iterator<Item = Option<&str>> {
+        self.keys.iter().map(|key| key.id.as_deref())
+    }
+
+    /// The keys passed over, for warnings: many issuers publish encryption keys beside.
+    pub fn unusable(&self) -> &[UnusableKey] {
+        &self.unusable
+    }
+
+    /// The key that a token names, or the only one for its algorithm when it names none.
+    pub(super) fn select(&self, key_id: Option<&str>, algorithm: Algorithm) -> Option<&Key> {
+        if let Some(key_id) = key_id {
+            return self.keys.get(*self.by_id.get(key_id)?);
+        }
+        let mut fitting = self.keys.iter().filter(|key| key.algorithm == algorithm);
+        let only = fitting.next()?;
+        fitting.next().is_none().then_some(only)
+    }
+}
+
+fn member<'a>(entry: &'a Json<'_>, name: &str) -> Option<&'a str> {
+    match entry {
+        Json::Object(members) => members.get(name)?.text(),
+        _ => None,
+    }
+}
+
+/// One key, or why it cannot be used.
+fn key(entry: &Json<'_>, algorithms: &[Algorithm]) -> Result<Key, &'static str> {
+    let Json::Object(members) = entry else { return Err("it is not an object") };
+    if members.contains_key("d") {
+        return Err("it is a private key; publish only its public half, and replace it");
+    }
+    check_use(members)?;
+    let algorithm = algorithm(members, algorithms)?;
+    let id = match members.get("kid") {
+        None => None,
+        Some(kid) => Some(
+            kid.text()
+                .filter(|kid| is_key_id(kid))
+                .ok_or("its kid is not a string of 1 to 256 printable characters")?
+                .to_owned(),
+        ),
+    };
+    let parsed = match algorithm {
+        Algorithm::Rs256 => rsa(members)?,
+        Algorithm::Es256 => p256(members)?,
+    };
+    Ok(Key { id, algorithm, parsed })
+}
+
+/// RFC 7517 sections 4.2 and 4.3.
+fn check_use(members: &Object<'_>) -> Result<(), &'static str> {
+    match members.get("use").map(Json::text) {
+        None | Some(Some("sig")) => {}
+        Some(_) => return Err("its use is not \"sig\""),
+    }
+    match members.get("key_ops").map(Json::array) {
+        None => Ok(()),
+        Some(Some(operations)) if operations.iter().any(|one| one.text() == Some("verify")) => {
+            Ok(())
+        }
+        Some(_) => Err("its key_ops do not hold \"verify\""),
+    }
+}
+
+/// The one algorithm that a key is for: its kind decides, and `alg` must not contradict.
+fn algorithm(members: &Object<'_>, algorithms: &[Algorithm]) -> Result<Algorithm, &'static str> {
+    let by_kind = match members.get("kty").and_then(Json::text) {
+        Some("RSA") => Algorithm::Rs256,
+        Some("EC") => match members.get("crv").and_then(Json::text) {
+            Some("P-256") => Algorithm::Es256,
+            Some(_) => return Err("its curve is not P-256"),
+            None => return Err("it has no crv"),
+        },
+        Some("oct") => return Err("it is a symmetric key, which a key set must never show"),
+        Some("OKP") => return Err("kty OKP (Ed25519) is not supported"),
+        Some(_) => return Err("its kty is neither RSA nor EC"),
+        None => return Err("it has no kty"),
+    };
+    match members.get("alg").map(Json::text) {
+        None => {}
+        Some(Some(name)) if name == by_kind.name() => {}
+        Some(_) => return Err("its alg is not one that is supported for its kind"),
+    }
+    if !algorithms.contains(&by_kind) {
+        return Err("its algorithm is not among the issuer's algorithms");
+    }
+    Ok(by_kind)
+}
+
+fn octets(members: &Object<'_>, name: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(members.get(name)?.text()?).ok()
+}
+
+fn rsa(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
+    let modulus = octets(members, "n").ok_or("its n is missing or not base64url")?;
+    let exponent = octets(members, "e").ok_or("its e is missing or not base64url")?;
+    // RFC 7518 section 6.3.1.1: no leading zero octets; some issuers add one.
+    let strip = |value: &[u8]| -> Vec<u8> {
+        value.iter().copied().skip_while(|&octet| octet == 0).collect()
+    };
+    let (n, e) = (strip(&modulus), strip(&exponent));
+    let bits = n.first().map_or(0, |first| n.len() * 8 - first.leading_zeros() as usize);
+    if bits < RSA_MIN_BITS {
+        return Err("its modulus is shorter than 2048 bits");
+    }
+    if bits > RSA_MAX_BITS {
+        return Err("its modulus is longer than 8192 bits");
+    }
+    RsaPublicKeyComponents { n, e }
+        .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
+        .map_err(|_| "n and e do not make an RSA key")
+}
+
+fn p256(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
+    let coordinate = |name| octets(members, name).filter(|octets| octets.len() == 32);
+    let x = coordinate("x").ok_or("its x is missing or not 32 octets of base64url")?;
+    let y = coordinate("y").ok_or("its y is missing or not 32 octets of base64url")?;
+    // SEC 1 section 2.3.3, uncompressed.
+    let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
+    ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).map_err(|_| "x and y are not on P-256")
+}

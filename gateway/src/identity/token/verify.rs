@@ -1,0 +1,372 @@
+//! From a token to proven claims.
+
+use std::{sync::Arc, time::Duration};
+
+use rustls_pki_types::UnixTime;
+
+use super::{
+    ClaimShape, KeySet, TokenError, TokenRules, Unverified,
+    json::{Json, Object},
+    parse::parse,
+};
+use crate::identity::certificate::name::shown_bytes;
+
+/// The issuers of one configuration with their keys; immutable, shared.
+#[derive(Clone, Debug)]
+pub struct Issuers {
+    issuers: Vec<Issuer>,
+    generation: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Issuer {
+    rules: TokenRules,
+    name: Arc<str>,
+    keys: KeySet,
+}
+
+impl Issuers {
+    /// `generation` must change whenever a rule or a key does: what was proven under another
+    /// generation is proven again.
+    pub fn new(issuers: Vec<(TokenRules, KeySet)>, generation: u64) -> Self {
+        let issuers = issuers
+            .into_iter()
+            .map(|(rules, keys)| Issuer { name: rules.name.as_str().into(), rules, keys })
+            .collect();
+        Self { issuers, generation }
+    }
+
+    /// The generation given to [`new`](Self::new).
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The rules and keys of each issuer, for `status` and `check`.
+    pub fn iter(&self) -> impl Iterator<Item = (&TokenRules, &KeySet)> {
+        self.issuers.iter().map(|issuer| (&issuer.rules, &issuer.keys))
+    }
+
+    /// The one issuer that `iss` names, octet by octet (RFC 7519 section 4.1.1); the handful of a
+    /// configuration is searched in order. Two of the same name, which the configuration does not
+    /// allow, are none.
+    fn named(&self, iss: &str) -> Option<&Issuer> {
+        let mut named = self.issuers.iter().filter(|issuer| issuer.rules.issuer == iss);
+        let only = named.next()?;
+        named.next().is_none().then_some(only)
+    }
+}
+
+/// What a token proved. Only [`verify`] makes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    issuer: Arc<str>,
+    subject: Option<String>,
+    client_id: Option<String>,
+    scopes: Vec<String>,
+    roles: Vec<String>,
+    email: Option<String>,
+    tenant: Option<String>,
+    token_id: Option<String>,
+    times: Times,
+    /// Seconds since 1970 between which the verdict stays the same, leeway included.
+    usable: std::ops::Range<u64>,
+}
+
+impl Claims {
+    /// The issuer's name in the configuration.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// `sub`.
+    pub fn subject(&self) -> Option<&str> {
+        self.subject.as_deref()
+    }
+
+    /// The first of the issuer's `client_id_claims` that is a string.
+    pub fn client_id(&self) -> Option<&str> {
+        self.client_id.as_deref()
+    }
+
+    /// `scope` (RFC 8693 section 4.2), or `scp`.
+    pub fn scopes(&self) -> &[String] {
+        &self.scopes
+    }
+
+    /// The strings of `roles`.
+    pub fn roles(&self) -> &[String] {
+        &self.roles
+    }
+
+    /// `email`.
+    pub fn email(&self) -> Option<&str> {
+        self.email.as_deref()
+    }
+
+    /// `tenant`, or `tid`.
+    pub fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
+    }
+
+    /// `jti`.
+    pub fn token_id(&self) -> Option<&str> {
+        self.token_id.as_deref()
+    }
+
+    /// `exp`.
+    pub fn expires(&self) -> UnixTime {
+        unix_time(self.times.expires)
+    }
+
+    /// `nbf`.
+    pub fn not_before(&self) -> Option<UnixTime> {
+        self.times.not_before.map(unix_time)
+    }
+
+    /// Whether a fresh verification under the same rules would say yes at this time too.
+    pub fn usable_at(&self, now: UnixTime) -> bool {
+        self.usable.contains(&now.as_secs())
+    }
+}
+
+/// Verifies a token: structure, issuer, key, signature, times, audience, in this order. `leeway`
+/// is granted at both ends; `max_lifetime` is `exp - iat`, and without `iat` what is left until
+/// `exp` (leeway included) must not be more.
+pub fn verify(token: &str, issuers: &Issuers, now: UnixTime) -> Result<Claims, TokenError> {
+    let token = parse(token)?;
+    let claims = token.claims()?;
+    let iss = required_text(&claims, "iss")?;
+    let issuer = issuers
+        .named(iss)
+        .ok_or_else(|| TokenError::UnknownIssuer { iss: shown_bytes(iss.as_bytes()) })?;
+    check_signature(&token, issuer)?;
+    // From here on everything is the issuer's word.
+    let times = Times::of(&claims)?;
+    let usable = times.check(&issuer.rules, now)?;
+    check_audience(&claims, &issuer.rules)?;
+    Ok(Claims {
+        issuer: issuer.name.clone(),
+        subject: optional_text(&claims, "sub")?,
+        client_id: client_id(&claims, &issuer.rules)?,
+        scopes: scopes(&claims)?,
+        roles: roles(&claims)?,
+        email: lenient_text(&claims, "email")?,
+        tenant: match lenient_text(&claims, "tenant")? {
+            Some(tenant) => Some(tenant),
+            None => lenient_text(&claims, "tid")?,
+        },
+        token_id: optional_text(&claims, "jti")?,
+        times,
+        usable,
+    })
+}
+
+fn check_signature(token: &Unverified<'_>, issuer: &Issuer) -> Result<(), TokenError> {
+    let header = token.header();
+    let algorithm = header.algorithm;
+    if !issuer.rules.algorithms.contains(&algorithm) {
+        return Err(TokenError::UnsupportedAlgorithm { algorithm: algorithm.name().to_owned() });
+    }
+    let name = || issuer.rules.name.clone();
+    let Some(key) = issuer.keys.select(header.key_id.as_deref(), algorithm) else {
+        return Err(TokenError::UnknownKey { issuer: name(), kid: header.key_id.clone() });
+    };
+    // The key decides on the algorithm (RFC 8725 section 3.1); the header can only agree.
+    if key.algorithm != algorithm {
+        return Err(TokenError::AlgorithmMismatch { algorithm, key: key.algorithm });
+    }
+    if !key.verifies(token.signed(), token.signature()) {
+        return Err(TokenError::BadSignature { issuer: name(), kid: header.key_id.clone() });
+    }
+    Ok(())
+}
+
+/// The dates of a token, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    expires: u64,
+    not_before: Option<u64>,
+    issued: Option<u64>,
+}
+
+/// The last second of the year 9999. Later dates are mistakes (milliseconds for seconds), and
+/// without them no sum below can overflow.
+const DATE_MAX_S: u64 = 253_402_300_799;
+
+impl Times {
+    fn of(claims: &Object<'_>) -> Result<Self, TokenError> {
+        Ok(Self {
+            // A fraction is cut to the strict side: earlier for the end, later for the start.
+            expires: date(claims, "exp", f64::floor)?
+                .ok_or(TokenError::MissingClaim { claim: "exp" })?,
+            not_before: date(claims, "nbf", f64::ceil)?,
+            issued: date(claims, "iat", f64::ceil)?,
+        })
+    }
+
+    /// Checks against the clock, and returns the seconds in which the answer stays yes.
+    fn check(&self, rules: &TokenRules, now: UnixTime) -> Result<std::ops::Range<u64>, TokenError> {
+        let (now_s, leeway) = (now.as_secs(), rules.leeway.as_secs());
+        let issuer = || rules.name.clone();
+        // RFC 7519 section 4.1.4: not accepted on or after `exp`.
+        let end = self.expires.saturating_add(leeway);
+        if now_s >= end {
+            return Err(TokenError::Expired {
+                issuer: issuer(),
+                expires: unix_time(self.expires),
+                now,
+                leeway: rules.leeway,
+            });
+        }
+        let mut start = 0;
+        for (claim, value) in [("nbf", self.not_before), ("iat", self.issued)] {
+            let Some(value) = value else { continue };
+            start = start.max(value.saturating_sub(leeway));
+            if now_s < value.saturating_sub(leeway) {
+                return Err(TokenError::NotYetValid {
+                    issuer: issuer(),
+                    claim,
+                    value: unix_time(value),
+                    now,
+                    leeway: rules.leeway,
+                });
+            }
+        }
+        let max_lifetime = rules.max_lifetime.as_secs();
+        let (lifetime, limit) = match self.issued {
+            Some(issued) => (self.expires.saturating_sub(issued), max_lifetime),
+            None => {
+                let limit = max_lifetime.saturating_add(leeway);
+                start = start.max(self.expires.saturating_sub(limit));
+                (self.expires.saturating_sub(now_s), limit)
+            }
+        };
+        if lifetime > limit {
+            return Err(TokenError::LifetimeTooLong {
+                issuer: issuer(),
+                lifetime: Duration::from_secs(lifetime),
+                max_lifetime: rules.max_lifetime,
+            });
+        }
+        Ok(start..end)
+    }
+}
+
+/// A NumericDate (RFC 7519 section 2), which may have a fraction.
+fn date(
+    claims: &Object<'_>,
+    claim: &'static str,
+    whole: fn(f64) -> f64,
+) -> Result<Option<u64>, TokenError> {
+    let seconds = match claims.get(claim) {
+        None => return Ok(None),
+        Some(Json::Whole(seconds)) => Some(*seconds),
+        // In range the conversion is exact, and a NaN or an infinity is not in range.
+        Some(Json::Number(seconds)) if (0.0..=DATE_MAX_S as f64).contains(seconds) => {
+            Some(whole(*seconds) as u64)
+        }
+        Some(_) => None,
+    };
+    match seconds.filter(|seconds| *seconds <= DATE_MAX_S) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => Err(TokenError::MalformedClaim { claim, expected: ClaimShape::Date }),
+    }
+}
+
+/// RFC 7519 section 4.1.3: a string or an array of strings; required here.
+fn check_audience(claims: &Object<'_>, rules: &TokenRules) -> Result<(), TokenError> {
+    let malformed = || TokenError::MalformedClaim { claim: "aud", expected: ClaimShape::Texts };
+    let audiences = match claims.get("aud") {
+        None => return Err(TokenError::MissingClaim { claim: "aud" }),
+        Some(Json::Text(audience)) => vec![audience.as_ref()],
+        Some(Json::Array(values)) => {
+            values.iter().map(Json::text).collect::<Option<Vec<_>>>().ok_or_else(malformed)?
+        }
+        Some(_) => return Err(malformed()),
+    };
+    if audiences.iter().any(|audience| rules.audiences.iter().any(|ours| ours == audience)) {
+        return Ok(());
+    }
+    /// Audiences shown of a token that names the wrong ones.
+    const SHOWN: usize = 4;
+    let shown: Vec<_> = audiences
+        .iter()
+        .take(SHOWN)
+        .map(|audience| format!("\"{}\"", shown_bytes(audience.as_bytes())))
+        .collect();
+    let more = if audiences.len() > SHOWN { ", …" } else { "" };
+    Err(TokenError::WrongAudience {
+        issuer: rules.name.clone(),
+        found: format!("[{}{more}]", shown.join(", ")),
+    })
+}
+
+fn required_text<'a>(claims: &'a Object<'_>, claim: &'static str) -> Result<&'a str, TokenError> {
+    let value = claims.get(claim).ok_or(TokenError::MissingClaim { claim })?;
+    value.text().ok_or(TokenError::MalformedClaim { claim, expected: ClaimShape::Text })
+}
+
+/// A claim that decides on something: another type, or a control character, is an error. An empty
+/// one is as good as none.
+fn optional_text(claims: &Object<'_>, claim: &'static str) -> Result<Option<String>, TokenError> {
+    if !claims.contains_key(claim) {
+        return Ok(None);
+    }
+    clean(required_text(claims, claim)?, claim)
+}
+
+/// A claim that only adds to what is known: one of another type is passed over.
+fn lenient_text(claims: &Object<'_>, claim: &'static str) -> Result<Option<String>, TokenError> {
+    match claims.get(claim).and_then(Json::text) {
+        Some(text) => clean(text, claim),
+        None => Ok(None),
+    }
+}
+
+/// Claims end up in header fields and log lines; control characters belong in neither.
+fn clean(text: &str, claim: &'static str) -> Result<Option<String>, TokenError> {
+    if text.chars().any(char::is_control) {
+        return Err(TokenError::MalformedClaim { claim, expected: ClaimShape::Text });
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}
+
+fn client_id(claims: &Object<'_>, rules: &TokenRules) -> Result<Option<String>, TokenError> {
+    for claim in &rules.client_id_claims {
+        if let Some(text) = claims.get(claim.as_str()).and_then(Json::text)
+            && let Some(client_id) = clean(text, "client_id")?
+        {
+            return Ok(Some(client_id));
+        }
+    }
+    Ok(None)
+}
+
+/// `scope` is one string with spaces (RFC 8693 section 4.2); some issuers write `scp`, as a string
+/// or an array. Another type grants nothing.
+fn scopes(claims: &Object<'_>) -> Result<Vec<String>, TokenError> {
+    match claims.get("scope").or_else(|| claims.get("scp")) {
+        Some(Json::Text(text)) => {
+            let words = text.split(' ').map(|word| clean(word, "scope"));
+            Ok(words.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        }
+        Some(Json::Array(values)) => texts(values, "scope"),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn roles(claims: &Object<'_>) -> Result<Vec<String>, TokenError> {
+    match claims.get("roles") {
+        Some(Json::Array(values)) => texts(values, "roles"),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn texts(values: &[Json<'_>], claim: &'static str) -> Result<Vec<String>, TokenError> {
+    let cleaned = values.iter().filter_map(Json::text).map(|text| clean(text, claim));
+    Ok(cleaned.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
+fn unix_time(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
