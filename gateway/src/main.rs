@@ -1,2 +1,5 @@
-//! The command line.
-fn main() {}
+//! The `portcullis` binary: the daemon and the command line.
+
+fn main() -> std::process::ExitCode {
+    gateway::cli::main()
+}

@@ -95,8 +95,12 @@ fn listener_tls(listener: &Listener) -> Result<ListenerTls, MaterialError> {
         file: tls.client_crl.first().cloned().unwrap_or_default(),
         text: error.to_string(),
     })?;
+    let certified = server_certificate(&tls.certificate, &tls.private_key)?;
+    let not_after = certified.end_entity_cert().ok().and_then(|leaf| validity_end(leaf));
     Ok(ListenerTls {
-        certificate: resolver(server_certificate(&tls.certificate, &tls.private_key)?),
+        certificate: resolver(certified),
+        // `server_key` parsed it.
+        certificate_not_after: not_after.unwrap_or(UnixTime::since_unix_epoch(Duration::ZERO)),
         trust: Arc::new(Trust::new(anchors, revocations, tls.crl_expired, tls.max_chain_depth)),
         protocols: alpn(&listener.protocols),
         provider: Arc::new(aws_lc_rs::default_provider()),

@@ -15,10 +15,10 @@ use crate::{
     admin::audit::CertificateFields,
     identity::{
         Identity,
-        token::{Claims, TokenError, digest, verify},
+        token::{Claims, TokenError},
     },
     net::worker::Worker,
-    policy::{Refusal, facts::Facts, permit},
+    policy::{Refusal, facts::Facts, permit, refusal::token_reason},
     snapshot::Snapshot,
     time,
 };
@@ -35,7 +35,7 @@ struct Record {
     route: Arc<str>,
     upstream: Option<Arc<str>>,
     client_id: Option<String>,
-    claims: Option<Rc<Claims>>,
+    claims: Option<Arc<Claims>>,
     auth_method: &'static str,
     bytes_in: Rc<Cell<u64>>,
     auth: Duration,
@@ -115,26 +115,19 @@ async fn serve(
 }
 
 /// Finds the token in the cache, or verifies it.
-fn identify(worker: &Worker, snapshot: &Snapshot, token: &str) -> Result<Rc<Claims>, TokenError> {
-    let now = time::unix();
-    let issuers = &snapshot.issuers;
-    let digest = digest(token);
-    let found = worker.tokens.borrow_mut().lookup(&digest, issuers.generation(), now);
-    let mut metrics = worker.metrics.borrow_mut();
-    if let Some(claims) = found {
-        metrics.token_cache_hits += 1;
-        return Ok(claims);
+fn identify(worker: &Worker, snapshot: &Snapshot, token: &str) -> Result<Arc<Claims>, TokenError> {
+    let mut tokens = worker.tokens.borrow_mut();
+    let misses = tokens.counts().misses;
+    let verdict = tokens.verify(token, &snapshot.issuers, time::unix());
+    if tokens.counts().misses != misses {
+        let (issuer, result) = match &verdict {
+            Ok(claims) => (claims.issuer(), "ok"),
+            Err(error) => (error.issuer().unwrap_or_default(), token_reason(error).word()),
+        };
+        let key = (Arc::from(issuer), result);
+        *worker.metrics.borrow_mut().token_validations.entry(key).or_default() += 1;
     }
-    metrics.token_cache_misses += 1;
-    let verdict = verify(token, issuers, now);
-    let (issuer, result) = match &verdict {
-        Ok(claims) => (claims.issuer().clone(), "ok"),
-        Err(error) => (error.issuer().unwrap_or_else(|| Arc::from("")), error.reason()),
-    };
-    *metrics.token_validations.entry((issuer, result)).or_default() += 1;
-    let claims = Rc::new(verdict?);
-    worker.tokens.borrow_mut().insert(digest, claims.clone(), issuers.generation(), now);
-    Ok(claims)
+    verdict
 }
 
 impl Record {

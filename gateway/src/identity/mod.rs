@@ -3,7 +3,7 @@
 pub mod certificate;
 pub mod token;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use self::{certificate::Peer, token::Claims};
 
@@ -12,12 +12,12 @@ use self::{certificate::Peer, token::Claims};
 #[derive(Clone, Debug)]
 pub struct Identity<'a> {
     peer: Option<&'a Peer>,
-    claims: Option<Rc<Claims>>,
+    claims: Option<Arc<Claims>>,
 }
 
 impl<'a> Identity<'a> {
     /// Joins what was proven.
-    pub fn new(peer: Option<&'a Peer>, claims: Option<Rc<Claims>>) -> Identity<'a> {
+    pub fn new(peer: Option<&'a Peer>, claims: Option<Arc<Claims>>) -> Identity<'a> {
         Identity { peer, claims }
     }
 

@@ -83,7 +83,7 @@ pub struct Shared {
     pub token_cache_entries: usize,
     /// Age at which they are verified again.
     pub token_cache_ttl: Duration,
-    /// `max_chain`-independent number of listeners.
+    /// Number of listeners.
     pub listeners: usize,
 }
 
@@ -321,7 +321,10 @@ impl Worker {
 
     fn counts(&self) -> WorkerMetrics {
         let mut counts = self.metrics.borrow().clone();
-        counts.token_cache_entries = self.tokens.borrow().len() as u64;
+        let tokens = self.tokens.borrow();
+        counts.token_cache_hits = tokens.counts().hits;
+        counts.token_cache_misses = tokens.counts().misses;
+        counts.token_cache_entries = tokens.len() as u64;
         counts
     }
 }

@@ -41,7 +41,7 @@ pub fn permit<'a>(route: &'a Route, identity: Identity<'a>) -> Result<Permit<'a>
     if route.require_token && claims.is_none() {
         return Err(Refusal::MissingToken);
     }
-    let has = |scope: &String| claims.is_some_and(|claims| claims.has_scope(scope));
+    let has = |scope: &String| claims.is_some_and(|claims| claims.scopes().contains(scope));
     if !route.scopes.iter().all(has) {
         return Err(Refusal::InsufficientScope { required: route.scopes.join(" ") });
     }

@@ -107,8 +107,8 @@ reasons! {
     UnsupportedJwe = 43, "unsupported_jwe", 2;
     /// `none`, or another algorithm than the key's.
     UnsupportedAlgorithm = 44, "unsupported_algorithm", 5;
-    /// A header that asks for what is not implemented (RFC 7515 section 4.1.11), or brings its own key.
-    UnsupportedHeader = 45, "unsupported_critical_header", 5;
+    /// `crit`: a header that asks for what is not implemented (RFC 7515 section 4.1.11).
+    UnsupportedCriticalHeader = 45, "unsupported_critical_header", 5;
     /// An issuer that is not configured.
     UnknownTokenIssuer = 46, "unknown_token_issuer", 2;
     /// No key of that issuer fits: perhaps a rotation that has not reached us.
@@ -127,6 +127,12 @@ reasons! {
     MissingClaim = 53, "missing_claim", 2;
     /// The same member twice.
     DuplicateMember = 54, "duplicate_member", 5;
+    /// A header parameter that would let the token bring its own key.
+    UnsupportedHeader = 55, "unsupported_header", 5;
+    /// Another kind of token, such as a logout token.
+    UnsupportedTokenType = 56, "unsupported_token_type", 2;
+    /// A claim of the wrong shape.
+    MalformedClaim = 57, "malformed_claim", 2;
     // The route's rules.
     /// The token lacks a scope.
     InsufficientScope = 60, "insufficient_scope", 1;
@@ -250,5 +256,30 @@ pub fn certificate_reason(error: &CertificateError) -> Reason {
         | CertificateError::Malformed { .. }
         | CertificateError::TooComplex => Reason::BadCertificate,
         CertificateError::NotPossessed => Reason::BadHandshakeSignature,
+    }
+}
+
+/// The word for a token that is not good.
+pub fn token_reason(error: &TokenError) -> Reason {
+    match error {
+        TokenError::TooLarge { .. } => Reason::TokenTooLarge,
+        TokenError::Malformed { .. } => Reason::MalformedToken,
+        TokenError::Encrypted => Reason::UnsupportedJwe,
+        TokenError::UnsupportedAlgorithm { .. } | TokenError::AlgorithmMismatch { .. } => {
+            Reason::UnsupportedAlgorithm
+        }
+        TokenError::RefusedHeader { parameter: "crit" } => Reason::UnsupportedCriticalHeader,
+        TokenError::RefusedHeader { .. } => Reason::UnsupportedHeader,
+        TokenError::UnsupportedType { .. } => Reason::UnsupportedTokenType,
+        TokenError::DuplicateMember { .. } => Reason::DuplicateMember,
+        TokenError::MissingClaim { .. } => Reason::MissingClaim,
+        TokenError::MalformedClaim { .. } => Reason::MalformedClaim,
+        TokenError::UnknownIssuer { .. } => Reason::UnknownTokenIssuer,
+        TokenError::UnknownKey { .. } => Reason::UnknownKey,
+        TokenError::BadSignature { .. } => Reason::BadSignature,
+        TokenError::Expired { .. } => Reason::TokenExpired,
+        TokenError::NotYetValid { .. } => Reason::TokenNotYetValid,
+        TokenError::LifetimeTooLong { .. } => Reason::LifetimeTooLong,
+        TokenError::WrongAudience { .. } => Reason::WrongAudience,
     }
 }

@@ -189,13 +189,36 @@ impl TokenError {
             Self::DuplicateMember { .. } => "duplicate_member",
             Self::MissingClaim { .. } => "missing_claim",
             Self::MalformedClaim { .. } => "malformed_claim",
-            Self::UnknownIssuer { .. } => "unknown_issuer",
+            Self::UnknownIssuer { .. } => "unknown_token_issuer",
             Self::UnknownKey { .. } => "unknown_key",
             Self::BadSignature { .. } => "bad_signature",
             Self::Expired { .. } => "token_expired",
             Self::NotYetValid { .. } => "token_not_yet_valid",
             Self::LifetimeTooLong { .. } => "lifetime_too_long",
             Self::WrongAudience { .. } => "wrong_audience",
+        }
+    }
+
+    /// The configured issuer that the token was judged by, where it came so far.
+    pub fn issuer(&self) -> Option<&str> {
+        match self {
+            Self::UnknownKey { issuer, .. }
+            | Self::BadSignature { issuer, .. }
+            | Self::Expired { issuer, .. }
+            | Self::NotYetValid { issuer, .. }
+            | Self::LifetimeTooLong { issuer, .. }
+            | Self::WrongAudience { issuer, .. } => Some(issuer),
+            Self::TooLarge { .. }
+            | Self::Malformed { .. }
+            | Self::Encrypted
+            | Self::UnsupportedAlgorithm { .. }
+            | Self::AlgorithmMismatch { .. }
+            | Self::RefusedHeader { .. }
+            | Self::UnsupportedType { .. }
+            | Self::DuplicateMember { .. }
+            | Self::MissingClaim { .. }
+            | Self::MalformedClaim { .. }
+            | Self::UnknownIssuer { .. } => None,
         }
     }
 

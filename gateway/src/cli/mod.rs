@@ -1,0 +1,146 @@
+//! The command line: one file a command.
+
+mod bans;
+mod check;
+mod detach;
+pub mod pki;
+mod run;
+mod status;
+pub mod token;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{
+    admin::socket::{self, AskError, Question},
+    config::{Config, Disk, Problems, load},
+    time,
+};
+
+/// Done.
+const DONE: u8 = 0;
+/// Failed at run time.
+const FAILED: u8 = 1;
+/// Not permitted.
+const NOT_PERMITTED: u8 = 77;
+/// The configuration is refused.
+const CONFIGURATION: u8 = 78;
+
+/// Guards the edge of a network: drops abusers in the kernel, ends mutual TLS, checks tokens, proxies.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    /// Configuration file; `conf.d/*.toml` beside it is read too.
+    #[arg(
+        long,
+        global = true,
+        env = "PORTCULLIS_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/portcullis/portcullis.toml"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve in the foreground until SIGTERM or SIGINT.
+    Run,
+    /// Judge the configuration and every file it names; list all problems.
+    Check(check::Arguments),
+    /// Show how the running daemon is.
+    Status(status::Arguments),
+    /// List, set and lift bans.
+    #[command(subcommand)]
+    Bans(bans::Command),
+    /// Take the XDP program and all its pins off this host, with or without a daemon.
+    Detach,
+    /// A private certificate authority for labs and small fleets.
+    Pki(pki::Arguments),
+    /// Make and look at tokens, for development.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command failed, with its exit status.
+pub(crate) struct Failure {
+    status: u8,
+    text: String,
+}
+
+impl Failure {
+    fn new(status: u8, text: impl ToString) -> Failure {
+        Failure { status, text: text.to_string() }
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Failure {
+        Failure::new(CONFIGURATION, problems)
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Failure {
+        let status = match error {
+            AskError::NotPermitted(_) => NOT_PERMITTED,
+            AskError::NoDaemon(_) | AskError::Broken(..) | AskError::Refused(_) => FAILED,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::new(FAILED, format!("{error:#}"))
+    }
+}
+
+/// Reads the arguments, does what they ask, and says how it went.
+pub fn main() -> ExitCode {
+    // A reader that went away (`portcullis bans list | head`) ends the command quietly.
+    let arguments = Arguments::parse();
+    let config = arguments.config;
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::from(DONE)).map_err(Failure::from);
+    let result = match arguments.command {
+        Command::Run => run::run(&config),
+        Command::Check(arguments) => check::run(&config, &arguments),
+        Command::Status(arguments) => status::run(&config, &arguments),
+        Command::Bans(command) => bans::run(&config, command),
+        Command::Detach => detach::run(&config),
+        Command::Pki(arguments) => done(pki::run(arguments)),
+        Command::Token(command) => token(&config, command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut std::io::stdout());
+            Ok(ExitCode::from(DONE))
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("{}", failure.text);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// The configuration, for commands that need to know where the daemon is.
+fn loaded(path: &std::path::Path) -> Result<Config, Failure> {
+    Ok(load(path, &Disk::new())?.0)
+}
+
+/// `token inspect` judges by the configured issuers when the configuration can be read.
+fn token(path: &std::path::Path, command: token::Command) -> Result<ExitCode, Failure> {
+    let issuers = load(path, &Disk::new())
+        .ok()
+        .and_then(|(config, _)| crate::gateway::token_issuers(&config, 0).ok());
+    token::run(command, issuers.as_ref(), time::unix())?;
+    Ok(ExitCode::from(DONE))
+}

@@ -1,0 +1,59 @@
+//! `portcullis status`.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use super::{DONE, Failure, Question, loaded, socket};
+use crate::admin::socket::Status;
+
+/// What `status` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let status: Status = socket::ask(&loaded(path)?.admin.socket, &Question::Status)?;
+    if arguments.json {
+        println!("{}", serde_json::json!(status));
+    } else {
+        show(&status);
+    }
+    Ok(ExitCode::from(DONE))
+}
+
+fn show(status: &Status) {
+    let span = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let ready = match &status.not_ready {
+        None => "ready".to_owned(),
+        Some(why) => format!("not ready: {why}"),
+    };
+    println!("portcullis {} (pid {}), {ready}", status.version, status.pid);
+    println!("up            {}", span(status.uptime_s));
+    println!("generation    {}", status.generation);
+    println!("workers       {}", status.workers);
+    println!("connections   {}", status.connections);
+    println!("bans          {}", status.bans);
+    match &status.xdp {
+        None => println!("xdp           none configured"),
+        Some(xdp) => {
+            for interface in &xdp.interfaces {
+                println!(
+                    "xdp           {}: {}, program {}, {}",
+                    interface.name,
+                    interface.mode,
+                    interface.program_id,
+                    if xdp.enforce { "enforcing" } else { "observing" }
+                );
+            }
+        }
+    }
+    for certificate in &status.certificates {
+        let left = match u64::try_from(certificate.remaining_s) {
+            Ok(left) => format!("valid for {}", span(left)),
+            Err(_) => "EXPIRED".to_owned(),
+        };
+        println!("certificate   {} ({}): {left}", certificate.listener, certificate.file.display());
+    }
+}
