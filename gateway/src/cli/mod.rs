@@ -3,6 +3,7 @@
 mod bans;
 mod check;
 mod detach;
+mod file;
 pub mod pki;
 mod run;
 mod status;
@@ -115,7 +116,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&config, &arguments),
         Command::Bans(command) => bans::run(&config, command),
         Command::Detach => detach::run(&config),
-        Command::Pki(arguments) => done(pki::run(arguments)),
+        Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(command) => token(&config, command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut std::io::stdout());

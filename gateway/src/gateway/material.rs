@@ -11,11 +11,12 @@ use rustls::{
 use crate::{
     config::{Config, Listener},
     identity::{
-        certificate::{Anchors, Revocations, Trust, server_key},
+        certificate::{Anchors, Revocations, Trust, not_after, server_key},
         token::{Issuers, KeySet},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
+    time,
     tls::{ListenerTls, alpn},
     upstream::Upstream,
 };
@@ -96,11 +97,10 @@ fn listener_tls(listener: &Listener) -> Result<ListenerTls, MaterialError> {
         text: error.to_string(),
     })?;
     let certified = server_certificate(&tls.certificate, &tls.private_key)?;
-    let not_after = certified.end_entity_cert().ok().and_then(|leaf| validity_end(leaf));
     Ok(ListenerTls {
+        // `server_key` parsed the leaf, so there is an end.
+        certificate_not_after: not_after(&certified).unwrap_or_else(time::unix),
         certificate: resolver(certified),
-        // `server_key` parsed it.
-        certificate_not_after: not_after.unwrap_or(UnixTime::since_unix_epoch(Duration::ZERO)),
         trust: Arc::new(Trust::new(anchors, revocations, tls.crl_expired, tls.max_chain_depth)),
         protocols: alpn(&listener.protocols),
         provider: Arc::new(aws_lc_rs::default_provider()),

@@ -6,8 +6,10 @@ use rustls::{
     InconsistentKeys, crypto::aws_lc_rs::default_provider, pki_types::PrivateKeyDer,
     sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use super::fields::unix_time;
 
 /// Most certificates in a chain; real ones have two to four, and every client gets all of them.
 pub const CHAIN_MAX: usize = 16;
@@ -110,6 +112,13 @@ pub fn server_key(chain_pem: &[u8], key_pem: &[u8]) -> Result<CertifiedKey, Serv
         Some(position) => Err(ServerKeyError::LeafNotFirst { index: position + 1 }),
         None => Err(ServerKeyError::Mismatch { subject: subject(&chain) }),
     }
+}
+
+/// End of the leaf's validity.
+pub fn not_after(certified: &CertifiedKey) -> Option<UnixTime> {
+    let leaf = certified.cert.first()?;
+    let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
+    Some(unix_time(&leaf.validity().not_after))
 }
 
 fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServerKeyError> {
