@@ -36,7 +36,8 @@ use crate::{
     config::{self, Config, Disk, Problems, Warning},
     kernel::{Kernel, KernelError},
     net::{
-        addresses, admission::Admission,
+        addresses,
+        admission::Admission,
         listen::{self, ListenError},
         worker::{self, Handle, Phase, Shared},
     },

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::{identity::token::Issuers, policy::route::Routes, tls::ListenerTls, upstream::Upstream};
+use crate::{
+    identity::token::Issuers, policy::route::Routes, tls::ListenerTls, upstream::Upstream,
+};
 
 /// One consistent state of everything that a reload may replace.
 pub struct Snapshot {

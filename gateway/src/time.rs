@@ -16,9 +16,7 @@ pub fn monotonic() -> Instant {
 /// A clock before 1970 reads as 1970, at which no certificate and no token is valid yet.
 #[inline]
 pub fn unix() -> UnixTime {
-    UnixTime::since_unix_epoch(
-        wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
-    )
+    UnixTime::since_unix_epoch(wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 /// For log lines and file dates.

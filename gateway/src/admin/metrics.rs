@@ -291,11 +291,36 @@ pub fn page(
         line(&mut out, name, &[("issuer", issuer), ("result", result)], count);
     }
     for (name, kind, help, value) in [
-        ("gateway_token_cache_hits_total", "counter", "Tokens found in the cache.", workers.token_cache_hits),
-        ("gateway_token_cache_misses_total", "counter", "Tokens that had to be verified.", workers.token_cache_misses),
-        ("gateway_token_cache_entries", "gauge", "Tokens in the cache.", workers.token_cache_entries),
-        ("gateway_evidence_lost_total", "counter", "Refusals that found the feedback queue full.", workers.evidence_lost),
-        ("gateway_log_lines_lost_total", "counter", "Log lines that found the log's queue full.", workers.log_lines_lost),
+        (
+            "gateway_token_cache_hits_total",
+            "counter",
+            "Tokens found in the cache.",
+            workers.token_cache_hits,
+        ),
+        (
+            "gateway_token_cache_misses_total",
+            "counter",
+            "Tokens that had to be verified.",
+            workers.token_cache_misses,
+        ),
+        (
+            "gateway_token_cache_entries",
+            "gauge",
+            "Tokens in the cache.",
+            workers.token_cache_entries,
+        ),
+        (
+            "gateway_evidence_lost_total",
+            "counter",
+            "Refusals that found the feedback queue full.",
+            workers.evidence_lost,
+        ),
+        (
+            "gateway_log_lines_lost_total",
+            "counter",
+            "Log lines that found the log's queue full.",
+            workers.log_lines_lost,
+        ),
     ] {
         single(&mut out, name, kind, help, value);
     }

@@ -1,11 +1,6 @@
 //! `portcullis bans`.
 
-use std::{
-    net::IpAddr,
-    path::Path,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{net::IpAddr, path::Path, process::ExitCode, time::Duration};
 
 use ipnet::IpNet;
 use serde_json::Value;

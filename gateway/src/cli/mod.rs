@@ -109,7 +109,8 @@ pub fn main() -> ExitCode {
     // A reader that went away (`portcullis bans list | head`) ends the command quietly.
     let arguments = Arguments::parse();
     let config = arguments.config;
-    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::from(DONE)).map_err(Failure::from);
+    let done =
+        |result: anyhow::Result<()>| result.map(|()| ExitCode::from(DONE)).map_err(Failure::from);
     let result = match arguments.command {
         Command::Run => run::run(&config),
         Command::Check(arguments) => check::run(&config, &arguments),
@@ -119,7 +120,12 @@ pub fn main() -> ExitCode {
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(command) => token(&config, command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Arguments::command(),
+                "portcullis",
+                &mut std::io::stdout(),
+            );
             Ok(ExitCode::from(DONE))
         }
     };

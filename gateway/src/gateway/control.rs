@@ -261,9 +261,7 @@ impl Control {
             .borrow()
             .iter()
             .filter(|(_, ban)| now < ban.until)
-            .map(|(source, ban)| {
-                row(*source, ban.reason, ban.origin, ban.level, ban.until - now)
-            })
+            .map(|(source, ban)| row(*source, ban.reason, ban.origin, ban.level, ban.until - now))
             .collect())
     }
 
@@ -498,7 +496,10 @@ impl Control {
                 series: vec![(
                     vec![
                         ("version", env!("CARGO_PKG_VERSION").to_owned()),
-                        ("commit", option_env!("PORTCULLIS_COMMIT").unwrap_or("unknown").to_owned()),
+                        (
+                            "commit",
+                            option_env!("PORTCULLIS_COMMIT").unwrap_or("unknown").to_owned(),
+                        ),
                     ],
                     1.0,
                 )],
@@ -653,9 +654,7 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let listeners = |config: &Config| -> Vec<_> {
         config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
     };
-    let xdp = |config: &Config| {
-        config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources))
-    };
+    let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
         ("[server].max_connections", old.server.max_connections != new.server.max_connections),

@@ -1,6 +1,10 @@
 //! Reads the files that a configuration names into the snapshot that requests are served by.
 
-use std::{fmt, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     crypto::aws_lc_rs,

@@ -24,10 +24,7 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     let mut response = Response::new(Body::full(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/problem+json"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(challenge) = challenge(refusal) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
@@ -48,11 +45,17 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::Misdirected => "This connection was opened for another host.",
         Refusal::NoRoute => "Nothing is served under this host and path.",
         Refusal::MethodNotAllowed { .. } => "The resource does not take this method.",
-        Refusal::Certificate(_) => "The client certificate of this connection is no longer accepted.",
+        Refusal::Certificate(_) => {
+            "The client certificate of this connection is no longer accepted."
+        }
         Refusal::MissingToken => "The resource asks for a bearer token.",
         Refusal::Token(_) => token_detail(refusal.reason()),
-        Refusal::InsufficientScope { .. } => "The token does not carry the scope that the resource asks for.",
-        Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => "The service behind the gateway failed.",
+        Refusal::InsufficientScope { .. } => {
+            "The token does not carry the scope that the resource asks for."
+        }
+        Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
+            "The service behind the gateway failed."
+        }
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
 }
@@ -117,7 +120,10 @@ mod tests {
             assert_eq!(body["status"], status.as_u16());
             assert_eq!(body["reason"], refusal.reason().word());
             assert_eq!(body["request_id"], "id-12345");
-            assert_eq!(status == StatusCode::UNAUTHORIZED, refusal.reason() == Reason::MissingToken);
+            assert_eq!(
+                status == StatusCode::UNAUTHORIZED,
+                refusal.reason() == Reason::MissingToken
+            );
         }
     }
 

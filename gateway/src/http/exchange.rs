@@ -88,7 +88,7 @@ async fn serve(
     let identity = Identity::new(Some(&connection.peer), claims);
     record.auth_method = identity.method();
     record.client_id = identity.client_id().map(str::to_owned);
-    let host = facts.host().map(str::to_owned);
+    let host = facts.authority().map(str::to_owned);
     let permit = permit(route, identity)?;
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
@@ -185,7 +185,13 @@ impl Record {
         })
     }
 
-    fn write(&self, connection: &Connection, status: u16, refusal: Option<&Refusal>, bytes_out: u64) {
+    fn write(
+        &self,
+        connection: &Connection,
+        status: u16,
+        refusal: Option<&Refusal>,
+        bytes_out: u64,
+    ) {
         let took = time::monotonic().saturating_duration_since(self.started);
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let level = if refusal.is_some() { "warn" } else { "info" };

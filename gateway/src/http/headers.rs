@@ -107,13 +107,13 @@ pub fn is_identity(name: &str) -> bool {
     if !matches!(name.as_bytes().first(), Some(b'x' | b'f')) {
         return false;
     }
-    let same = |known: &&str| {
+    let same = |known: &str| {
         known.len() == name.len()
             && known.bytes().zip(name.bytes()).all(|(known, byte)| {
                 byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-')
             })
     };
-    IDENTITY.iter().any(|known| same(&known))
+    IDENTITY.iter().any(|known| same(known))
 }
 
 fn write_identity(headers: &mut HeaderMap, identity: &Identity<'_>) {
@@ -169,7 +169,9 @@ fn put(headers: &mut HeaderMap, name: &'static str, value: Option<&str>) {
 /// Whether a client's own request id may be kept: it is repeated in logs and in the answer.
 pub fn is_request_id(value: &str) -> bool {
     (8..=64).contains(&value.len())
-        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 #[cfg(test)]
@@ -214,8 +216,11 @@ mod tests {
         ] {
             headers.append(name, value.parse().unwrap());
         }
-        let origin =
-            Origin { source: "2001:db8::7".parse().unwrap(), host: Some("a.example"), request_id: "r-1234567" };
+        let origin = Origin {
+            source: "2001:db8::7".parse().unwrap(),
+            host: Some("a.example"),
+            request_id: "r-1234567",
+        };
         to_upstream(&mut headers, &Identity::anonymous(), origin);
         let mut left: Vec<String> = headers
             .iter()

@@ -67,29 +67,92 @@ pub struct Rate {
     pub burst: u32,
 }
 // STUB
-#[allow(missing_docs)] mod stub {
-use super::*; use std::time::Duration; use gateway_ebpf::Source;
-pub struct Kernel;
-pub struct Ban { pub source: Source, pub lasts: Duration, pub reason: u32, pub origin: u32, pub level: u32 }
-pub struct BanEntry { pub source: Source, pub remaining: Duration, pub reason: u32, pub origin: u32, pub level: u32 }
-pub enum BanOutcome { Set, Full }
-impl std::fmt::Display for BanOutcome { fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) } }
-#[derive(Debug)] pub struct KernelError;
-impl std::fmt::Display for KernelError { fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) } }
-impl KernelError { pub fn not_permitted(&self) -> Option<&'static str> { None } }
-pub struct Count { pub interface: String, pub action: String, pub reason: String, pub packets: u64, pub bytes: u64 }
-pub struct InterfaceStatus { pub name: String, pub mode: String, pub program_id: u32 }
-pub struct Status { pub interfaces: Vec<InterfaceStatus>, pub enforce: bool, pub bans: usize }
-impl Kernel {
-  pub fn start(_: &Settings) -> Result<(Kernel, Vec<String>), KernelError> { Err(KernelError) }
-  pub fn apply(&mut self, _: &Settings) -> Result<Vec<String>, KernelError> { Err(KernelError) }
-  pub fn ban(&mut self, _: &[Ban]) -> Vec<(Source, BanOutcome)> { vec![] }
-  pub fn unban(&mut self, _: &[Source]) -> Result<usize, KernelError> { Ok(0) }
-  pub fn bans(&self) -> Result<Vec<BanEntry>, KernelError> { Ok(vec![]) }
-  pub fn sweep(&mut self) -> Result<usize, KernelError> { Ok(0) }
-  pub fn counters(&self) -> Result<Vec<Count>, KernelError> { Ok(vec![]) }
-  pub fn status(&self) -> Status { Status { interfaces: vec![], enforce: false, bans: 0 } }
-}
-pub fn detach(_: &std::path::Path) -> Result<String, KernelError> { Err(KernelError) }
+#[allow(missing_docs)]
+mod stub {
+    use super::*;
+    use gateway_ebpf::Source;
+    use std::time::Duration;
+    pub struct Kernel;
+    pub struct Ban {
+        pub source: Source,
+        pub lasts: Duration,
+        pub reason: u32,
+        pub origin: u32,
+        pub level: u32,
+    }
+    pub struct BanEntry {
+        pub source: Source,
+        pub remaining: Duration,
+        pub reason: u32,
+        pub origin: u32,
+        pub level: u32,
+    }
+    pub enum BanOutcome {
+        Set,
+        Full,
+    }
+    impl std::fmt::Display for BanOutcome {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            Ok(())
+        }
+    }
+    #[derive(Debug)]
+    pub struct KernelError;
+    impl std::fmt::Display for KernelError {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            Ok(())
+        }
+    }
+    impl KernelError {
+        pub fn not_permitted(&self) -> Option<&'static str> {
+            None
+        }
+    }
+    pub struct Count {
+        pub interface: String,
+        pub action: String,
+        pub reason: String,
+        pub packets: u64,
+        pub bytes: u64,
+    }
+    pub struct InterfaceStatus {
+        pub name: String,
+        pub mode: String,
+        pub program_id: u32,
+    }
+    pub struct Status {
+        pub interfaces: Vec<InterfaceStatus>,
+        pub enforce: bool,
+        pub bans: usize,
+    }
+    impl Kernel {
+        pub fn start(_: &Settings) -> Result<(Kernel, Vec<String>), KernelError> {
+            Err(KernelError)
+        }
+        pub fn apply(&mut self, _: &Settings) -> Result<Vec<String>, KernelError> {
+            Err(KernelError)
+        }
+        pub fn ban(&mut self, _: &[Ban]) -> Vec<(Source, BanOutcome)> {
+            vec![]
+        }
+        pub fn unban(&mut self, _: &[Source]) -> Result<usize, KernelError> {
+            Ok(0)
+        }
+        pub fn bans(&self) -> Result<Vec<BanEntry>, KernelError> {
+            Ok(vec![])
+        }
+        pub fn sweep(&mut self) -> Result<usize, KernelError> {
+            Ok(0)
+        }
+        pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
+            Ok(vec![])
+        }
+        pub fn status(&self) -> Status {
+            Status { interfaces: vec![], enforce: false, bans: 0 }
+        }
+    }
+    pub fn detach(_: &std::path::Path) -> Result<String, KernelError> {
+        Err(KernelError)
+    }
 }
 pub use stub::*;

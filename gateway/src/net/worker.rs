@@ -306,7 +306,11 @@ impl Worker {
         self.handshake_lines.set(0);
         let suppressed = self.handshake_lines_suppressed.take();
         if suppressed > 0 {
-            tracing::warn!(count = suppressed, worker = self.id, "further failed handshakes not logged one by one");
+            tracing::warn!(
+                count = suppressed,
+                worker = self.id,
+                "further failed handshakes not logged one by one"
+            );
         }
     }
 

@@ -14,6 +14,7 @@ use super::Refusal;
 #[derive(Debug)]
 pub struct Facts<'a> {
     method: &'a Method,
+    authority: Option<&'a str>,
     host: Option<Cow<'a, str>>,
     path: Cow<'a, [u8]>,
     token: Option<&'a str>,
@@ -34,18 +35,24 @@ impl<'a> Facts<'a> {
         if *method == Method::CONNECT {
             return Err(Refusal::MalformedRequest("CONNECT is not offered"));
         }
-        let host = host(uri, headers)?;
+        let authority = authority(uri, headers)?;
+        let host = authority.map(without_port).transpose()?;
         if let (Some(name), Some(host)) = (server_name, &host)
             && !name.eq_ignore_ascii_case(host)
         {
             return Err(Refusal::Misdirected);
         }
-        Ok(Facts { method, host, path: canonical_path(uri.path())?, token: bearer(headers)? })
+        Ok(Facts { method, authority, host, path: canonical_path(uri.path())?, token: bearer(headers)? })
     }
 
     /// The method as sent.
     pub fn method(&self) -> &Method {
         self.method
+    }
+
+    /// Host and port as the client wrote them.
+    pub fn authority(&self) -> Option<&'a str> {
+        self.authority
     }
 
     /// Lower-case host without its port.
@@ -66,7 +73,7 @@ impl<'a> Facts<'a> {
 
 /// The one host that the request names: the authority of its target, or its `Host`
 /// (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
-fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<Cow<'a, str>>, Refusal> {
+fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<&'a str>, Refusal> {
     let mut fields = headers.get_all(header::HOST).iter();
     let field = fields.next();
     if fields.next().is_some() {
@@ -78,15 +85,13 @@ fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<Cow<'a, str>>
         None => None,
     };
     let authority = uri.authority().map(|authority| authority.as_str());
-    let named = match (authority, field) {
+    match (authority, field) {
         (Some(authority), Some(field)) if !authority.eq_ignore_ascii_case(field) => {
-            return Err(Refusal::MalformedRequest("Host is not the target's authority"));
+            Err(Refusal::MalformedRequest("Host is not the target's authority"))
         }
-        (Some(authority), _) => authority,
-        (None, Some(field)) => field,
-        (None, None) => return Ok(None),
-    };
-    Ok(Some(without_port(named)?))
+        (Some(authority), _) => Ok(Some(authority)),
+        (None, field) => Ok(field),
+    }
 }
 
 fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
@@ -99,9 +104,14 @@ fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
     };
     let bracketed = named.starts_with('[');
     let valid = |byte: u8| {
-        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') || (bracketed && byte == b':')
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_')
+            || (bracketed && byte == b':')
     };
-    if host.is_empty() || !host.bytes().all(valid) || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+    if host.is_empty()
+        || !host.bytes().all(valid)
+        || !port.bytes().all(|byte| byte.is_ascii_digit())
+    {
         return Err(BAD);
     }
     let host = host.strip_suffix('.').unwrap_or(host);
@@ -236,8 +246,14 @@ mod tests {
             for field in &fields {
                 headers.append(header::HOST, field.parse().unwrap());
             }
-            let read = host(&uri, &headers).map_err(|_| ());
-            assert_eq!(read.as_ref().map(|host| host.as_deref()).map_err(|_| ()), expected, "{target} {fields:?}");
+            let read = authority(&uri, &headers)
+                .and_then(|named| named.map(without_port).transpose())
+                .map_err(|_| ());
+            assert_eq!(
+                read.as_ref().map(|host| host.as_deref()).map_err(|_| ()),
+                expected,
+                "{target} {fields:?}"
+            );
         }
     }
 
@@ -246,7 +262,12 @@ mod tests {
         let uri: Uri = "/".parse().unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, "a.example:8443".parse().unwrap());
-        for (name, held) in [(Some("a.example"), true), (Some("A.Example"), true), (Some("b.example"), false), (None, true)] {
+        for (name, held) in [
+            (Some("a.example"), true),
+            (Some("A.Example"), true),
+            (Some("b.example"), false),
+            (None, true),
+        ] {
             assert_eq!(Facts::read(&Method::GET, &uri, &headers, name).is_ok(), held, "{name:?}");
         }
     }

@@ -131,7 +131,13 @@ impl Ledger {
                 remembered_until: Some(remembered_until),
             },
         );
-        Some(Block { source: evidence.source, reason: evidence.reason, level, lasts, evidence_at: now })
+        Some(Block {
+            source: evidence.source,
+            reason: evidence.reason,
+            level,
+            lasts,
+            evidence_at: now,
+        })
     }
 
     /// Forgets a source: an operator lifted its ban.
@@ -214,7 +220,8 @@ mod tests {
     fn bans_at_the_threshold_and_climbs_the_ladder() {
         let start = time::monotonic();
         let mut ledger = Ledger::new(settings());
-        let forged = |ledger: &mut Ledger, at| ledger.record(evidence(source(1), Reason::BadSignature, at));
+        let forged =
+            |ledger: &mut Ledger, at| ledger.record(evidence(source(1), Reason::BadSignature, at));
         for _ in 0..3 {
             assert_eq!(forged(&mut ledger, start), None);
         }
@@ -260,7 +267,9 @@ mod tests {
         let mut ledger = Ledger::new(settings());
         for last in 0..=255 {
             for _ in 0..3 {
-                assert!(ledger.record(evidence(source(last), Reason::BadSignature, start)).is_none());
+                assert!(
+                    ledger.record(evidence(source(last), Reason::BadSignature, start)).is_none()
+                );
             }
         }
     }

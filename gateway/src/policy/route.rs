@@ -56,7 +56,8 @@ impl Routes {
         let mut allow: Vec<&str> = Vec::new();
         for route in &self.ordered {
             if let Some(best) = best
-                && (best.hosts.is_empty(), best.path.len()) != (route.hosts.is_empty(), route.path.len())
+                && (best.hosts.is_empty(), best.path.len())
+                    != (route.hosts.is_empty(), route.path.len())
             {
                 break;
             }
@@ -85,9 +86,10 @@ impl Route {
     fn matches_place(&self, facts: &Facts<'_>) -> bool {
         let host = self.hosts.is_empty()
             || facts.host().is_some_and(|host| self.hosts.iter().any(|ours| ours == host));
-        host && facts.path().strip_prefix(self.path.as_bytes()).is_some_and(|rest| {
-            rest.is_empty() || rest[0] == b'/'
-        })
+        host && facts
+            .path()
+            .strip_prefix(self.path.as_bytes())
+            .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
     }
 }
 
@@ -115,7 +117,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, host.parse().unwrap());
         let facts = Facts::read(&method, &uri, &headers, None).unwrap();
-        routes.find(&facts).map(|route| route.name.to_string()).map_err(|refusal| refusal.status().as_u16())
+        routes
+            .find(&facts)
+            .map(|route| route.name.to_string())
+            .map_err(|refusal| refusal.status().as_u16())
     }
 
     #[test]
@@ -136,7 +141,11 @@ mod tests {
             (Method::GET, "a.example", "/orders/new", Err(405)),
             (Method::GET, "admin.example", "/orders", Ok("admin")),
         ] {
-            assert_eq!(find(&routes, method, host, path), expected.map(str::to_owned), "{host}{path}");
+            assert_eq!(
+                find(&routes, method, host, path),
+                expected.map(str::to_owned),
+                "{host}{path}"
+            );
         }
         let none = Routes::new(vec![route("orders", "", "/orders", &[])]);
         assert_eq!(find(&none, Method::GET, "a", "/x"), Err(404));

@@ -74,9 +74,7 @@ async fn negotiate(stream: TcpStream, listener: &ListenerTls) -> Result<Secured,
     };
     let accepted = start.into_stream(Arc::new(config)).await;
     match (accepted, verifier.outcome()) {
-        (Ok(stream), Some(Ok(peer))) => {
-            Ok(Secured { stream, peer: peer.clone(), server_name })
-        }
+        (Ok(stream), Some(Ok(peer))) => Ok(Secured { stream, peer: peer.clone(), server_name }),
         // Client certificates are required, so a handshake cannot complete without a verdict; should it
         // ever, nobody was proven.
         (Ok(_), _) => Err(Failure {
@@ -133,11 +131,11 @@ mod tests {
         let tls = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error);
         for (error, expected) in [
             (tls(rustls::Error::NoCertificatesPresented), Reason::NoClientCertificate),
-            (tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)), Reason::NotTls),
             (
-                tls(rustls::PeerIncompatible::Tls13RequiredForQuic.into()),
-                Reason::TlsIncompatible,
+                tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)),
+                Reason::NotTls,
             ),
+            (tls(rustls::PeerIncompatible::Tls13RequiredForQuic.into()), Reason::TlsIncompatible),
             (tls(rustls::Error::NoApplicationProtocol), Reason::TlsIncompatible),
             (io::ErrorKind::UnexpectedEof.into(), Reason::HandshakeAborted),
         ] {

@@ -36,7 +36,10 @@ impl ListenerTls {
     ///
     /// # Errors
     /// The provider lacks TLS 1.3, which the built-in one does not.
-    pub fn config(&self, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, rustls::Error> {
+    pub fn config(
+        &self,
+        verifier: Arc<dyn ClientCertVerifier>,
+    ) -> Result<ServerConfig, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)

@@ -7,7 +7,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Upstream, balance::Balance, pool::{Lease, Pool}};
+use super::{
+    Upstream,
+    balance::Balance,
+    pool::{Lease, Pool},
+};
 use crate::{
     config::Endpoint,
     http::body::{Body, RequestBody},
