@@ -61,8 +61,7 @@ enum Command {
     /// A private certificate authority for labs and small fleets.
     Pki(pki::Arguments),
     /// Make and look at tokens, for development.
-    #[command(subcommand)]
-    Token(token::Command),
+    Token(token::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -118,7 +117,7 @@ pub fn main() -> ExitCode {
         Command::Bans(command) => bans::run(&config, command),
         Command::Detach => detach::run(&config),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
-        Command::Token(command) => token(&config, command),
+        Command::Token(arguments) => token(&config, &arguments),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
@@ -144,10 +143,12 @@ fn loaded(path: &std::path::Path) -> Result<Config, Failure> {
 }
 
 /// `token inspect` judges by the configured issuers when the configuration can be read.
-fn token(path: &std::path::Path, command: token::Command) -> Result<ExitCode, Failure> {
-    let issuers = load(path, &Disk::new())
-        .ok()
-        .and_then(|(config, _)| crate::gateway::token_issuers(&config, 0).ok());
-    token::run(command, issuers.as_ref(), time::unix())?;
+fn token(path: &std::path::Path, arguments: &token::Arguments) -> Result<ExitCode, Failure> {
+    let configured = || {
+        let (config, _) = load(path, &Disk::new()).ok()?;
+        crate::gateway::token_issuers(&config, 0).ok()
+    };
+    let issuers = if arguments.wants_issuers() { configured() } else { None };
+    token::run(arguments, issuers.as_ref(), time::wall(), &mut std::io::stdout())?;
     Ok(ExitCode::from(DONE))
 }

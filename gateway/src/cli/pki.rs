@@ -4,7 +4,7 @@
 //! memory of what it revoked. There is no other state to lose.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs::{self, File},
     io::Write,
     net::IpAddr,
@@ -342,7 +342,7 @@ fn issue(
         certificate_path.display(),
         key_path.display(),
         hexadecimal(&serial),
-        params.not_after
+        humantime::format_rfc3339_seconds(params.not_after.into())
     )?;
     if authority.not_after < params.not_after.unix_timestamp() {
         writeln!(out, "warning: the authority's own certificate ends before this one")?;
@@ -455,7 +455,7 @@ impl Authority {
             "wrote {}: list {number}, {} revoked, due again {}",
             path.display(),
             list.revoked.len(),
-            params.next_update
+            humantime::format_rfc3339_seconds(next_update)
         )?;
         Ok(())
     }
@@ -545,11 +545,14 @@ fn revoke(
     let mut list = List::read(dir)?;
     let serial = minimal(parsed.raw_serial()).to_vec();
     let shown = hexadecimal(&serial);
-    if list.revoked.contains_key(&serial) {
-        writeln!(out, "serial {shown} was revoked before; the list is issued again")?;
-    } else {
-        list.revoked.insert(serial, now);
-        writeln!(out, "revoked serial {shown}")?;
+    match list.revoked.entry(serial) {
+        Entry::Occupied(_) => {
+            writeln!(out, "serial {shown} was revoked before; the list is issued again")?;
+        }
+        Entry::Vacant(free) => {
+            free.insert(now);
+            writeln!(out, "revoked serial {shown}")?;
+        }
     }
     authority.publish(&list, valid, now, out)
 }

@@ -42,7 +42,13 @@ impl<'a> Facts<'a> {
         {
             return Err(Refusal::Misdirected);
         }
-        Ok(Facts { method, authority, host, path: canonical_path(uri.path())?, token: bearer(headers)? })
+        Ok(Facts {
+            method,
+            authority,
+            host,
+            path: canonical_path(uri.path())?,
+            token: bearer(headers)?,
+        })
     }
 
     /// The method as sent.
