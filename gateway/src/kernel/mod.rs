@@ -1,8 +1,29 @@
-//! The user-space half of the XDP program.
+//! The user-space half of the XDP program: loading, attaching, and what goes into its maps.
+//!
+//! [`Kernel`] owns the maps. The program itself belongs to its pins: it filters on when the daemon
+//! is gone, however it went, and only [`detach`] (or an interface that leaves the configuration)
+//! takes it away. Everything here blocks for as long as a few system calls take, and is to be
+//! called from one task.
+//!
+//! Decisions are in [`plan`]; [`maps`] alone names a map.
 
-use std::path::PathBuf;
+pub mod attachment;
+pub mod error;
+mod load;
+pub mod maps;
+pub mod pin;
+pub mod plan;
+mod tick;
 
+use std::{fmt, path::PathBuf, time::Duration};
+
+use gateway_ebpf::{Outcome, Source};
 use ipnet::IpNet;
+
+pub use self::{
+    error::KernelError,
+    load::{Detached, Kernel, detach, probe},
+};
 
 /// What the kernel half is told: `[xdp]`, and what the daemon adds of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,4 +86,243 @@ pub struct Rate {
     pub per_s: u32,
     /// At once, after a pause; at least 1.
     pub burst: u32,
+}
+
+/// A ban to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// Whom.
+    pub source: Source,
+    /// For how long from now.
+    pub lasts: Duration,
+    /// Why, as the caller numbers reasons.
+    pub reason: u32,
+    /// Who asked for it, as the caller numbers origins.
+    pub origin: u32,
+    /// How many times in a row: the step of the ladder of durations.
+    pub level: u32,
+}
+
+/// What became of one [`Ban`].
+#[derive(Debug)]
+pub enum BanOutcome {
+    /// In force.
+    Set,
+    /// In force; it replaced one that the source had.
+    Replaced,
+    /// Refused: the source is exempt.
+    Exempt,
+    /// Refused: as many bans are in force as there can be.
+    TableFull,
+    /// The kernel refused the write.
+    Failed(KernelError),
+}
+
+/// A ban that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BanEntry {
+    /// Whom.
+    pub source: Source,
+    /// For how long still.
+    pub remaining: Duration,
+    /// How long ago it was set.
+    pub age: Duration,
+    /// As in [`Ban::reason`].
+    pub reason: u32,
+    /// As in [`Ban::origin`].
+    pub origin: u32,
+    /// As in [`Ban::level`].
+    pub level: u32,
+}
+
+/// What the program did with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Handed it to the network stack.
+    Pass,
+    /// Dropped it.
+    Drop,
+    /// Handed it on although it would have dropped it, had it been told to enforce.
+    WouldDrop,
+}
+
+impl Action {
+    /// The word for it in metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::WouldDrop => "would_drop",
+        }
+    }
+}
+
+/// Frames of one interface with one outcome since the maps were made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// The interface.
+    pub interface: String,
+    /// What was done.
+    pub action: Action,
+    /// Why; its word is [`Outcome::word`].
+    pub reason: Outcome,
+    /// Frames.
+    pub packets: u64,
+    /// Their octets.
+    pub bytes: u64,
+}
+
+/// How things stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Each interface that is to be guarded.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Whether anything is dropped.
+    pub enforce: bool,
+    /// How full the maps are.
+    pub fills: Vec<Fill>,
+    /// Buckets that were forgotten before they were full: many mean that `max_sources` is too
+    /// small.
+    pub evictions: u64,
+}
+
+/// How one interface stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// The program on it; `None` when it is gone, with the device or by someone's hand.
+    pub attached: Option<Attached>,
+}
+
+/// The program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Where it runs.
+    pub mode: AttachedMode,
+    /// The kernel's number for it.
+    pub program_id: u32,
+}
+
+/// Where the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// Behind the driver, after the kernel made an skb.
+    Generic,
+}
+
+impl AttachedMode {
+    /// The word for it in metrics, logs and the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// What it holds: `bans`, `deny` or `exempt`.
+    pub map: &'static str,
+    /// Entries in use; among bans also those that expired and were not swept yet.
+    pub used: usize,
+    /// Entries there may be.
+    pub limit: u32,
+}
+
+/// Something that went otherwise than the configuration says, or that an operator wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// There was no bpffs at the usual place.
+    MountedBpffs {
+        /// Where it is now.
+        path: PathBuf,
+    },
+    /// The filter had been left running and goes on.
+    Adopted {
+        /// Interfaces whose program was replaced without a gap.
+        interfaces: usize,
+        /// Bans that stay in force.
+        bans: usize,
+    },
+    /// A pinned map is not what this version needs; it starts empty.
+    Wiped {
+        /// The map.
+        map: &'static str,
+    },
+    /// Pins of an earlier layout were removed.
+    OldLayout {
+        /// Where they were.
+        directory: PathBuf,
+    },
+    /// The driver refused; the program runs behind it.
+    FellBack {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        why: String,
+    },
+    /// The program was left in generic mode by an earlier run, and stays there.
+    StaysGeneric {
+        /// The interface.
+        interface: String,
+    },
+    /// The program was in another mode than is configured now, and was attached anew.
+    ChangedMode {
+        /// The interface.
+        interface: String,
+        /// How it runs now.
+        mode: AttachedMode,
+    },
+    /// The interface is no longer guarded.
+    Released {
+        /// The interface, where its name is known.
+        interface: String,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MountedBpffs { path } => {
+                write!(formatter, "mounted a bpffs at {}", path.display())
+            }
+            Self::Adopted { interfaces, bans } => write!(
+                formatter,
+                "took over a running filter: {interfaces} interfaces without a gap, {bans} bans stay \
+                 in force"
+            ),
+            Self::Wiped { map } => write!(
+                formatter,
+                "kernel map {map} has another size or layout than is needed now; it starts empty"
+            ),
+            Self::OldLayout { directory } => write!(
+                formatter,
+                "removed {}: it was laid out by another version, its bans are gone",
+                directory.display()
+            ),
+            Self::FellBack { interface, why } => write!(
+                formatter,
+                "{interface}: {why}. Attached in generic mode instead, which costs 3 to 4 times as \
+                 much for each packet"
+            ),
+            Self::StaysGeneric { interface } => write!(
+                formatter,
+                "{interface}: attached in generic mode by an earlier run, and left so; `detach` \
+                 before the next start tries native mode again"
+            ),
+            Self::ChangedMode { interface, mode } => write!(
+                formatter,
+                "{interface}: attached anew, in {} mode; a few milliseconds passed unfiltered",
+                mode.word()
+            ),
+            Self::Released { interface } => {
+                write!(formatter, "{interface} is no longer configured; its XDP program is removed")
+            }
+        }
+    }
 }

@@ -1,0 +1,755 @@
+//! Attaching the program, keeping it attached, and taking it away.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        ProgramError, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+use gateway_ebpf::{
+    Outcome, Source, abi,
+    bucket::{self, Limit},
+};
+use ipnet::IpNet;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+use super::{
+    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, Count, Fill, InterfaceStatus, Mode,
+    Notice, Settings, Status,
+    attachment::{self, Attachments},
+    error::KernelError,
+    maps::{self, Maps},
+    pin::{self, PinnedProgram, Pins, Undo},
+    plan::{self, BanFilter, Prefix},
+    tick::TickReader,
+};
+
+/// The longest ban that the program's signed comparison tells from one that is over: 100 years.
+const BAN_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The filter, attached; owner of its maps. Dropping it leaves the filter in force.
+#[derive(Debug)]
+pub struct Kernel {
+    settings: Settings,
+    in_kernel: abi::Settings,
+    maps: Maps,
+    tick: TickReader,
+    pins: Pins,
+    /// The slot of each interface in `settings.interfaces`.
+    slots: Vec<u32>,
+    banned: HashSet<Source>,
+    ban_filter: BanFilter,
+}
+
+/// What [`detach`] found and removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// Interfaces that are no longer guarded.
+    pub interfaces: Vec<String>,
+    /// Whether there was anything at all.
+    pub found: bool,
+}
+
+/// An interface and its number, known to exist.
+struct Interface<'a> {
+    name: &'a str,
+    index: u32,
+    attachments: Attachments,
+}
+
+impl Kernel {
+    /// Attaches the filter to every interface, taking over one that an earlier run left in force.
+    ///
+    /// # Errors
+    ///
+    /// Says why, and leaves nothing behind that was not there before.
+    pub fn start(settings: &Settings) -> Result<(Self, Vec<Notice>), KernelError> {
+        check_limits(settings)?;
+        if maps::OBJECT.is_empty() {
+            return Err(KernelError::NotBuilt);
+        }
+        require_capabilities()?;
+        let interfaces = find_interfaces(&settings.interfaces)?;
+        let mut notices = Vec::new();
+        let mut undo = Undo::default();
+        let pins = Pins::open(&settings.pin, &mut notices, &mut undo)?;
+        let pinned = pins.links();
+        refuse_foreign(&interfaces, &pinned)?;
+        lift_memory_limit();
+        for layout in maps::layouts(settings.max_sources) {
+            let path = pins.directory().join(layout.name);
+            if layout.fits(&path) == Some(false) {
+                pin::remove_file(&path)?;
+                notices.push(Notice::Wiped { map: layout.name });
+            }
+        }
+
+        let mut object = maps::load(Some(pins.directory()), 0, settings.max_sources)?;
+        let maps = Maps::take(&mut object)?;
+        let tick = TickReader::load(object)?;
+        let mut in_kernel = maps.settings()?;
+        if in_kernel.ns_per_jiffy == 0 {
+            in_kernel.ns_per_jiffy = tick.measure()?;
+            in_kernel.secret = draw_secret()?;
+        }
+        in_kernel.set_mask = abi::bucket_sets(settings.max_sources) - 1;
+        let banned: HashSet<Source> = maps.bans()?.into_iter().map(|(source, _)| source).collect();
+        let bits = banned.iter().map(|&source| ban_bit(source, &in_kernel));
+        let ban_filter = BanFilter::new(bits);
+        let mut kernel = Self {
+            settings: settings.clone(),
+            in_kernel,
+            maps,
+            tick,
+            pins,
+            slots: Vec::new(),
+            banned,
+            ban_filter,
+        };
+        kernel.maps.write_ban_filter(kernel.ban_filter.words())?;
+        kernel.write_rules(settings)?;
+        kernel.sweep()?;
+
+        let mut adopted = 0;
+        for interface in &interfaces {
+            let old = pinned_on(interface, &pinned);
+            adopted += usize::from(old.is_some());
+            let slot = kernel.occupy_slot(interface.name)?;
+            kernel.attach(interface, slot, old, settings.mode, &mut notices)?;
+            kernel.slots.push(slot);
+        }
+        if adopted > 0 {
+            notices.push(Notice::Adopted { interfaces: adopted, bans: kernel.banned.len() });
+        }
+        kernel.release_other_slots(&mut notices)?;
+        kernel.pins.remove_other_layouts(&mut notices)?;
+        undo.keep();
+        Ok((kernel, notices))
+    }
+
+    /// Takes over changed settings while the filter goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::NeedsRestart`] for what cannot change; the old settings stay in force then,
+    /// as they do when an interface is missing, foreign or refuses the program.
+    pub fn apply(&mut self, settings: &Settings) -> Result<Vec<Notice>, KernelError> {
+        for (setting, is_same) in [
+            ("pin", self.settings.pin == settings.pin),
+            ("max_sources", self.settings.max_sources == settings.max_sources),
+            ("mode", self.settings.mode == settings.mode),
+        ] {
+            if !is_same {
+                return Err(KernelError::NeedsRestart { setting });
+            }
+        }
+        check_limits(settings)?;
+        check_burst(settings, self.in_kernel.ns_per_jiffy)?;
+        let interfaces = find_interfaces(&settings.interfaces)?;
+        let pinned = self.pins.links();
+        refuse_foreign(&interfaces, &pinned)?;
+
+        let mut notices = Vec::new();
+        let mut undo = Undo::default();
+        undo.watch(self.pins.directory())?;
+        let mut slots = Vec::new();
+        for interface in &interfaces {
+            let slot = self.occupy_slot(interface.name)?;
+            // One that is guarded already runs the same program: there is nothing to replace.
+            if pinned_on(interface, &pinned).is_none() {
+                self.attach(interface, slot, None, settings.mode, &mut notices)?;
+            }
+            slots.push(slot);
+        }
+        self.write_rules(settings)?;
+        undo.keep();
+        self.slots = slots;
+        self.settings = settings.clone();
+        self.release_other_slots(&mut notices)?;
+        Ok(notices)
+    }
+
+    /// Switches between dropping and only counting.
+    pub fn set_enforce(&mut self, enforce: bool) -> Result<(), KernelError> {
+        let changed = abi::Settings { enforce: u32::from(enforce), ..self.in_kernel };
+        self.maps.write_settings(&changed)?;
+        self.in_kernel = changed;
+        self.settings.enforce = enforce;
+        Ok(())
+    }
+
+    /// Sets bans, each on its own: one that is refused does not keep the others.
+    pub fn ban(&mut self, bans: &[Ban]) -> Vec<(Source, BanOutcome)> {
+        let now_ns = match self.now_ns() {
+            Ok(now_ns) => now_ns,
+            Err(error) => {
+                // Without the clock no ban can be set; the first carries the reason.
+                let mut error = Some(error);
+                let outcome = |ban: &Ban| {
+                    (ban.source, BanOutcome::Failed(error.take().unwrap_or(KernelError::Clock)))
+                };
+                return bans.iter().map(outcome).collect();
+            }
+        };
+        let mut may_sweep = true;
+        bans.iter()
+            .map(|ban| {
+                let outcome = self.ban_one(ban, now_ns, &mut may_sweep);
+                (ban.source, outcome.unwrap_or_else(BanOutcome::Failed))
+            })
+            .collect()
+    }
+
+    fn ban_one(
+        &mut self,
+        ban: &Ban,
+        now_ns: u64,
+        may_sweep: &mut bool,
+    ) -> Result<BanOutcome, KernelError> {
+        let source = ban.source;
+        if self.is_exempt(source) {
+            return Ok(BanOutcome::Exempt);
+        }
+        let entry = abi::Ban {
+            expires_ns: now_ns.wrapping_add(ban.lasts.min(BAN_MAX).as_nanos() as u64),
+            set_ns: now_ns,
+            reason: ban.reason,
+            origin: ban.origin,
+            level: ban.level,
+            _pad: 0,
+        };
+        let is_new = !self.banned.contains(&source);
+        if is_new {
+            // Before the ban itself, or the program would not look for it.
+            self.show_in_filter(source)?;
+        }
+        let mut fits = self.maps.insert_ban(source, &entry);
+        if matches!(fits, Ok(false)) && *may_sweep {
+            *may_sweep = false;
+            self.sweep()?;
+            fits = self.maps.insert_ban(source, &entry);
+        }
+        match fits {
+            Ok(true) => {
+                self.banned.insert(source);
+                Ok(if is_new { BanOutcome::Set } else { BanOutcome::Replaced })
+            }
+            refused => {
+                if is_new {
+                    self.hide_from_filter(source)?;
+                }
+                refused.map(|_| BanOutcome::TableFull)
+            }
+        }
+    }
+
+    /// Lifts bans; returns how many there were.
+    pub fn unban(&mut self, sources: &[Source]) -> Result<usize, KernelError> {
+        let mut lifted = 0;
+        for &source in sources {
+            lifted += usize::from(self.forget(source)?);
+        }
+        Ok(lifted)
+    }
+
+    /// Every ban in force.
+    pub fn bans(&self) -> Result<Vec<BanEntry>, KernelError> {
+        let now_ns = self.now_ns()?;
+        let entries = self.maps.bans()?.into_iter();
+        Ok(entries.filter_map(|(source, ban)| in_force(source, &ban, now_ns)).collect())
+    }
+
+    /// Removes bans that are over (they are without effect, but take up room); returns how many.
+    pub fn sweep(&mut self) -> Result<usize, KernelError> {
+        if self.banned.is_empty() {
+            return Ok(0);
+        }
+        let now_ns = self.now_ns()?;
+        let mut swept = 0;
+        for (source, ban) in self.maps.bans()? {
+            if in_force(source, &ban, now_ns).is_none() {
+                swept += usize::from(self.forget(source)?);
+            }
+        }
+        Ok(swept)
+    }
+
+    /// What was counted on each interface since its maps were made.
+    pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
+        let mut counts = Vec::new();
+        for (interface, &slot) in self.settings.interfaces.iter().zip(&self.slots) {
+            for reason in Outcome::ALL {
+                let mut push = |action, cell| -> Result<(), KernelError> {
+                    let abi::Count { packets, bytes } = self.maps.count(slot, cell)?;
+                    let interface = interface.clone();
+                    counts.push(Count { interface, action, reason, packets, bytes });
+                    Ok(())
+                };
+                if reason.drops() {
+                    push(Action::Drop, abi::cell(reason, true))?;
+                    push(Action::WouldDrop, abi::cell(reason, false))?;
+                } else {
+                    push(Action::Pass, abi::cell(reason, true))?;
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    /// How things stand, as the kernel says at this moment.
+    pub fn status(&self) -> Status {
+        let interfaces = self.settings.interfaces.iter().zip(&self.slots).map(|(name, &slot)| {
+            InterfaceStatus { name: name.clone(), attached: attached(name, &self.pins.link(slot)) }
+        });
+        let evictions = self
+            .slots
+            .iter()
+            .filter_map(|&slot| self.maps.count(slot, abi::EVICTIONS_CELL).ok())
+            .map(|count| count.packets)
+            .sum();
+        let fill = |map, used, limit| Fill { map, used, limit };
+        Status {
+            interfaces: interfaces.collect(),
+            enforce: self.settings.enforce,
+            fills: vec![
+                fill("bans", self.banned.len(), abi::BANS_MAX),
+                fill("deny", self.settings.deny.len(), abi::DENY_MAX),
+                fill("exempt", self.settings.exempt.len(), abi::EXEMPT_MAX),
+            ],
+            evictions,
+        }
+    }
+
+    /// Whether no ban can touch the source.
+    pub fn is_exempt(&self, source: Source) -> bool {
+        plan::is_exempt(source, &self.settings.exempt)
+    }
+
+    fn now_ns(&self) -> Result<u64, KernelError> {
+        let tick = self.tick.read()?;
+        Ok(tick.jiffies.wrapping_mul(self.in_kernel.ns_per_jiffy))
+    }
+
+    /// Lists, ports and rates. Settings last: by then everything they refer to is there.
+    fn write_rules(&mut self, settings: &Settings) -> Result<(), KernelError> {
+        check_burst(settings, self.in_kernel.ns_per_jiffy)?;
+        let prefixes = |nets: &[IpNet]| nets.iter().map(Prefix::from).collect::<BTreeSet<_>>();
+        self.maps.write_prefixes(
+            &prefixes(&settings.deny),
+            &prefixes(&settings.exempt),
+            &plan::prefix_filter(&settings.deny, &settings.exempt),
+        )?;
+        self.maps.write_ports(&plan::ports(&settings.ports, &settings.management))?;
+        let limit = plan::limit(settings.packets);
+        let changed = abi::Settings {
+            cost_ns: limit.map_or(0, |Limit { cost_ns, .. }| cost_ns),
+            tolerance_ns: limit.map_or(0, |Limit { tolerance_ns, .. }| tolerance_ns),
+            enforce: u32::from(settings.enforce),
+            ..self.in_kernel
+        };
+        self.maps.write_settings(&changed)?;
+        self.in_kernel = changed;
+        Ok(())
+    }
+
+    fn show_in_filter(&mut self, source: Source) -> Result<(), KernelError> {
+        match self.ban_filter.add(ban_bit(source, &self.in_kernel)) {
+            Some((index, word)) => self.maps.write_ban_filter_word(index, word),
+            None => Ok(()),
+        }
+    }
+
+    fn hide_from_filter(&mut self, source: Source) -> Result<(), KernelError> {
+        match self.ban_filter.remove(ban_bit(source, &self.in_kernel)) {
+            Some((index, word)) => self.maps.write_ban_filter_word(index, word),
+            None => Ok(()),
+        }
+    }
+
+    fn forget(&mut self, source: Source) -> Result<bool, KernelError> {
+        let was_there = self.maps.remove_ban(source)?;
+        if self.banned.remove(&source) {
+            self.hide_from_filter(source)?;
+        }
+        Ok(was_there)
+    }
+
+    /// The interface's slot: the one it had, so that its counters go on, or a free one.
+    fn occupy_slot(&mut self, name: &str) -> Result<u32, KernelError> {
+        let names = self.maps.interfaces()?;
+        let slot_of = |wanted: Option<&str>| {
+            (0u32..).zip(&names).find(|(_, name)| name.as_deref() == wanted).map(|(slot, _)| slot)
+        };
+        if let Some(slot) = slot_of(Some(name)) {
+            return Ok(slot);
+        }
+        let slot = slot_of(None).ok_or(KernelError::TooMany {
+            what: "interfaces, those of an earlier run among them",
+            count: names.len() + 1,
+            limit: abi::INTERFACES_MAX,
+        })?;
+        self.maps.clear_counts(slot)?;
+        self.maps.write_interface(slot, Some(name))?;
+        Ok(slot)
+    }
+
+    /// Frees the slots of interfaces that are not configured, and takes the program off them.
+    fn release_other_slots(&mut self, notices: &mut Vec<Notice>) -> Result<(), KernelError> {
+        for (slot, name) in (0..).zip(self.maps.interfaces()?) {
+            let Some(interface) = name else { continue };
+            if self.slots.contains(&slot) {
+                continue;
+            }
+            pin::remove_file(&self.pins.link(slot))?;
+            self.maps.write_interface(slot, None)?;
+            notices.push(Notice::Released { interface });
+        }
+        Ok(())
+    }
+
+    /// Brings the present program onto an interface: into the link it has, or by a new one.
+    fn attach(
+        &self,
+        interface: &Interface<'_>,
+        slot: u32,
+        old: Option<&PinnedProgram>,
+        mode: Mode,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), KernelError> {
+        let path = self.pins.link(slot);
+        let mut object = maps::load(Some(self.pins.directory()), slot, self.settings.max_sources)?;
+        let program = load_program(&mut object)?;
+        let Some(old) = old else {
+            // Of a device that is gone: the link's own end came with it.
+            pin::remove_file(&path)?;
+            return attach_new(program, interface, mode, &path, notices).map(drop);
+        };
+        let is_native = interface.attachments.native.is_some();
+        match (mode, is_native) {
+            (Mode::Native, false) | (Mode::Generic, true) => {
+                change_mode(program, interface, mode, old, &path, notices)
+            }
+            _ => {
+                if mode == Mode::Auto && !is_native {
+                    notices.push(Notice::StaysGeneric { interface: interface.name.to_owned() });
+                }
+                replace(program, interface, old, &path)
+            }
+        }
+    }
+}
+
+/// Removes the filter from every interface, with all pins, whether a daemon runs or not.
+pub fn detach(pin: &Path) -> Result<Detached, KernelError> {
+    let current = pin.join(format!("v{}", abi::LAYOUT_VERSION));
+    let names = maps::pinned_interfaces(&current);
+    let slots: Vec<usize> =
+        pin::links(&current).iter().filter_map(|link| pin::slot(link)).collect();
+    let directories = pin::remove_all(pin).map_err(need_for_removal)?;
+    let interfaces = slots.into_iter().filter_map(|slot| names.get(slot).cloned().flatten());
+    Ok(Detached { interfaces: interfaces.collect(), found: !directories.is_empty() })
+}
+
+/// Looks whether [`Kernel::start`] would find its interfaces there and free, and changes nothing.
+pub fn probe(settings: &Settings) -> Result<(), KernelError> {
+    check_limits(settings)?;
+    let interfaces = find_interfaces(&settings.interfaces)?;
+    refuse_foreign(&interfaces, &pin::pinned_programs(&settings.pin))
+}
+
+fn need_for_removal(error: KernelError) -> KernelError {
+    match error {
+        KernelError::File { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+            KernelError::NotPermitted {
+                capability: "CAP_DAC_OVERRIDE",
+                purpose: "removing the pins of another user",
+            }
+        }
+        other => other,
+    }
+}
+
+fn load_program(object: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
+    let program = object.program_mut(abi::PROGRAM).ok_or(KernelError::NotBuilt)?;
+    let program: &mut Xdp = program.try_into().map_err(|error: ProgramError| error)?;
+    program.load()?;
+    Ok(program)
+}
+
+/// Attaches by a link of its own and pins it; the pin is then all that holds it.
+fn attach_new(
+    program: &mut Xdp,
+    interface: &Interface<'_>,
+    mode: Mode,
+    path: &Path,
+    notices: &mut Vec<Notice>,
+) -> Result<AttachedMode, KernelError> {
+    let attempt = |program: &mut Xdp, mode| attach_in(program, interface, mode, path);
+    if mode == Mode::Generic {
+        return attempt(program, AttachedMode::Generic);
+    }
+    match attempt(program, AttachedMode::Native) {
+        Err(KernelError::Refused { error, .. }) if mode == Mode::Auto => {
+            let attached = attempt(program, AttachedMode::Generic)?;
+            let refused = KernelError::Refused {
+                interface: interface.name.to_owned(),
+                mode: AttachedMode::Native.word(),
+                error,
+            };
+            notices.push(Notice::FellBack {
+                interface: interface.name.to_owned(),
+                why: refused.to_string(),
+            });
+            Ok(attached)
+        }
+        result => result,
+    }
+}
+
+fn attach_in(
+    program: &mut Xdp,
+    interface: &Interface<'_>,
+    mode: AttachedMode,
+    path: &Path,
+) -> Result<AttachedMode, KernelError> {
+    let refused = |error| KernelError::Refused {
+        interface: interface.name.to_owned(),
+        mode: mode.word(),
+        error,
+    };
+    let flag = match mode {
+        AttachedMode::Native => XdpMode::Driver,
+        AttachedMode::Generic => XdpMode::Skb,
+    };
+    let link = match program.attach_to_if_index(interface.index, flag) {
+        Ok(link) => program.take_link(link)?,
+        Err(error) => {
+            let error = system_error(error)?;
+            // Someone was faster since we looked.
+            if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) {
+                refuse_foreign(&find_interfaces(&[interface.name.to_owned()])?, &[])?;
+            }
+            return Err(refused(error));
+        }
+    };
+    let Ok(link) = FdLink::try_from(link) else {
+        // aya turns to the older way of attaching where the kernel has none by links (before 5.9)
+        // or the driver refuses; that cannot be pinned nor replaced without a gap.
+        let _ = attachment::clear(interface.index);
+        return Err(refused(io::Error::from_raw_os_error(libc::EINVAL)));
+    };
+    link.pin(path).map_err(|error| KernelError::File {
+        what: "pin",
+        path: path.to_owned(),
+        error: io::Error::other(error),
+    })?;
+    Ok(mode)
+}
+
+/// Puts the program into the link that is there: not one packet passes unfiltered.
+fn replace(
+    program: &mut Xdp,
+    interface: &Interface<'_>,
+    old: &PinnedProgram,
+    path: &Path,
+) -> Result<(), KernelError> {
+    let not_a_link = |error: LinkError| KernelError::File {
+        what: "take over",
+        path: old.path.clone(),
+        error: io::Error::other(error),
+    };
+    let link = PinnedLink::from_pin(&old.path).map_err(not_a_link)?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(not_a_link)?;
+    let link = match program.attach_to_link(link) {
+        Ok(link) => program.take_link(link)?,
+        Err(error) => {
+            return Err(KernelError::Refused {
+                interface: interface.name.to_owned(),
+                mode: "its present",
+                error: system_error(error)?,
+            });
+        }
+    };
+    if old.path != path {
+        // Of an earlier layout, whose directory goes away at the end.
+        let link = FdLink::try_from(link).map_err(not_a_link)?;
+        link.pin(path).map_err(|error| KernelError::File {
+            what: "pin",
+            path: path.to_owned(),
+            error: io::Error::other(error),
+        })?;
+    }
+    Ok(())
+}
+
+/// A link keeps its mode for life, so another mode is another link.
+fn change_mode(
+    program: &mut Xdp,
+    interface: &Interface<'_>,
+    mode: Mode,
+    old: &PinnedProgram,
+    path: &Path,
+    notices: &mut Vec<Notice>,
+) -> Result<(), KernelError> {
+    pin::remove_file(&old.path)?;
+    match attach_new(program, interface, mode, path, notices) {
+        Ok(mode) => {
+            notices.push(Notice::ChangedMode { interface: interface.name.to_owned(), mode });
+            Ok(())
+        }
+        Err(refused) => {
+            // Rather the old mode than no filter, although the start fails.
+            let before =
+                if mode == Mode::Native { AttachedMode::Generic } else { AttachedMode::Native };
+            attach_in(program, interface, before, &old.path)?;
+            Err(refused)
+        }
+    }
+}
+
+/// The program that is pinned for this interface and runs on it.
+fn pinned_on<'a>(
+    interface: &Interface<'_>,
+    pinned: &'a [PinnedProgram],
+) -> Option<&'a PinnedProgram> {
+    pinned
+        .iter()
+        .find(|pinned| interface.attachments.program_ids().any(|id| id == pinned.program_id))
+}
+
+fn attached(name: &str, link: &Path) -> Option<Attached> {
+    let attachments = attachment::attachments(attachment::interface_index(name)?).ok()?;
+    let program_id = pin::program_id(link)?;
+    if attachments.native == Some(program_id) {
+        Some(Attached { mode: AttachedMode::Native, program_id })
+    } else if attachments.generic == Some(program_id) {
+        Some(Attached { mode: AttachedMode::Generic, program_id })
+    } else {
+        None
+    }
+}
+
+fn find_interfaces(names: &[String]) -> Result<Vec<Interface<'_>>, KernelError> {
+    names
+        .iter()
+        .map(|name| {
+            let index = attachment::interface_index(name)
+                .ok_or_else(|| KernelError::NoInterface { interface: name.clone() })?;
+            let attachments = attachment::attachments(index).map_err(KernelError::Netlink)?;
+            Ok(Interface { name, index, attachments })
+        })
+        .collect()
+}
+
+/// Somebody else's program is never replaced: it may be what keeps their network up.
+fn refuse_foreign(
+    interfaces: &[Interface<'_>],
+    pinned: &[PinnedProgram],
+) -> Result<(), KernelError> {
+    for interface in interfaces {
+        let is_ours = |id: &u32| pinned.iter().any(|pinned| pinned.program_id == *id);
+        if let Some(program_id) = interface.attachments.program_ids().find(|id| !is_ours(id)) {
+            return Err(KernelError::Foreign {
+                interface: interface.name.to_owned(),
+                program_id,
+                program_name: attachment::program_name(program_id),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_limits(settings: &Settings) -> Result<(), KernelError> {
+    for (what, count, limit) in [
+        ("interfaces", settings.interfaces.len(), abi::INTERFACES_MAX),
+        ("denied prefixes", settings.deny.len(), abi::DENY_MAX),
+        ("exempt prefixes", settings.exempt.len(), abi::EXEMPT_MAX),
+    ] {
+        if count > limit as usize {
+            return Err(KernelError::TooMany { what, count, limit });
+        }
+    }
+    Ok(())
+}
+
+fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError> {
+    let Some(rate) = settings.packets else { return Ok(()) };
+    let least = plan::least_burst(rate.per_s, ns_per_jiffy);
+    if u64::from(rate.burst) < least {
+        return Err(KernelError::BurstTooSmall { burst: rate.burst, least, ns_per_jiffy });
+    }
+    Ok(())
+}
+
+/// CAP_BPF (since 5.8) makes maps and loads programs, CAP_NET_ADMIN loads XDP programs and
+/// attaches them; CAP_SYS_ADMIN includes the first. See capabilities(7).
+fn require_capabilities() -> Result<(), KernelError> {
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_ADMIN: u64 = 1 << 21;
+    const BPF: u64 = 1 << 39;
+    let effective = attachment::effective_capabilities()
+        .map_err(KernelError::file("read", "/proc/self/status"))?;
+    if effective & (BPF | SYS_ADMIN) == 0 {
+        return Err(KernelError::NotPermitted {
+            capability: "CAP_BPF",
+            purpose: "loading the XDP program",
+        });
+    }
+    if effective & NET_ADMIN == 0 {
+        return Err(KernelError::NotPermitted {
+            capability: "CAP_NET_ADMIN",
+            purpose: "attaching the XDP program",
+        });
+    }
+    Ok(())
+}
+
+/// Before Linux 5.11 maps count against RLIMIT_MEMLOCK. Where raising it is not allowed the
+/// kernel's own answer to making the maps says more.
+fn lift_memory_limit() {
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
+fn draw_secret() -> Result<u64, KernelError> {
+    const SOURCE: &str = "/dev/urandom";
+    let mut secret = [0; 8];
+    File::open(SOURCE)
+        .and_then(|mut source| source.read_exact(&mut secret))
+        .map_err(KernelError::file("read", PathBuf::from(SOURCE)))?;
+    Ok(u64::from_ne_bytes(secret))
+}
+
+fn ban_bit(source: Source, settings: &abi::Settings) -> u32 {
+    abi::ban_bit(bucket::hash(source, settings.secret))
+}
+
+fn in_force(source: Source, ban: &abi::Ban, now_ns: u64) -> Option<BanEntry> {
+    let remaining_ns = u64::try_from(ban.expires_ns.wrapping_sub(now_ns) as i64).ok()?;
+    (remaining_ns > 0).then(|| BanEntry {
+        source,
+        remaining: Duration::from_nanos(remaining_ns),
+        age: Duration::from_nanos(now_ns.saturating_sub(ban.set_ns)),
+        reason: ban.reason,
+        origin: ban.origin,
+        level: ban.level,
+    })
+}
+
+/// What the system said, out of aya's error for attaching; other errors as they are.
+fn system_error(error: ProgramError) -> Result<io::Error, KernelError> {
+    match error {
+        ProgramError::SyscallError(error) => Ok(error.io_error),
+        ProgramError::XdpError(error) => Ok(io::Error::other(error)),
+        other => Err(other.into()),
+    }
+}

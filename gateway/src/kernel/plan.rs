@@ -1,0 +1,377 @@
+//! What has to be written to the kernel's maps, decided from plain values.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use gateway_ebpf::{
+    Source,
+    abi::{
+        self, BAN_FILTER_WORDS, FAMILY_BITS, PORT_WORDS, PREFIX_FILTER_WORDS, PortWord, PrefixData,
+        PrefixWord,
+    },
+    bucket::Limit,
+    packet::Address,
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Rate, Service, Transport};
+
+/// A prefix as the kernel's tries hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// Bits of `data` that count, the family's among them.
+    pub bits: u32,
+    /// Family and address; bits that do not count are 0.
+    pub data: PrefixData,
+}
+
+impl From<&IpNet> for Prefix {
+    fn from(net: &IpNet) -> Self {
+        let net = plain(*net);
+        Self {
+            bits: FAMILY_BITS + u32::from(net.prefix_len()),
+            data: abi::prefix_data(address(net.network())),
+        }
+    }
+}
+
+/// One change of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write<K> {
+    /// Add the key.
+    Insert(K),
+    /// Take it away.
+    Remove(K),
+}
+
+/// The writes that turn `present` into `wanted`. Insertions first: while they are being made, a
+/// source that is on both lists is on neither too little.
+pub fn entries<K: Copy + Ord>(wanted: &BTreeSet<K>, present: &BTreeSet<K>) -> Vec<Write<K>> {
+    let inserts = wanted.difference(present).copied().map(Write::Insert);
+    let removals = present.difference(wanted).copied().map(Write::Remove);
+    inserts.chain(removals).collect()
+}
+
+/// The indices at which an array has to be written, with what.
+pub fn words<W: Copy + PartialEq>(wanted: &[W], present: &[W]) -> Vec<(u32, W)> {
+    (0u32..)
+        .zip(wanted.iter().zip(present))
+        .filter(|(_, (wanted, present))| wanted != present)
+        .map(|(index, (wanted, _))| (index, *wanted))
+        .collect()
+}
+
+/// The port map.
+pub fn ports(guarded: &[u16], management: &[Service]) -> Vec<PortWord> {
+    let mut words = vec![PortWord::default(); PORT_WORDS as usize];
+    let place = |port: u16| (usize::from(port / 64), 1u64 << (port % 64));
+    for &port in guarded {
+        let (index, bit) = place(port);
+        words[index].guarded |= bit;
+    }
+    for service in management {
+        let (index, bit) = place(service.port);
+        match service.transport {
+            Transport::Tcp => words[index].management_tcp |= bit,
+            Transport::Udp => words[index].management_udp |= bit,
+        }
+    }
+    words
+}
+
+/// The filter in front of the two tries: a bit for whatever a prefix may cover.
+pub fn prefix_filter(deny: &[IpNet], exempt: &[IpNet]) -> Vec<PrefixWord> {
+    let mut words = vec![PrefixWord::default(); PREFIX_FILTER_WORDS as usize];
+    for net in deny {
+        for bit in prefix_bits(net) {
+            words[(bit / 64) as usize].deny |= 1 << (bit % 64);
+        }
+    }
+    for net in exempt {
+        for bit in prefix_bits(net) {
+            words[(bit / 64) as usize].exempt |= 1 << (bit % 64);
+        }
+    }
+    words
+}
+
+/// All bits that an address in the prefix may have: see [`abi::prefix_bit`].
+fn prefix_bits(net: &IpNet) -> impl Iterator<Item = u32> + use<> {
+    let net = plain(*net);
+    let first = address(net.network());
+    let length = u32::from(net.prefix_len());
+    // How many of the bits that are looked at the prefix leaves open; folding makes at most 2^16
+    // of them, and a prefix shorter than that covers every place there is.
+    let looked_at = match first {
+        Address::V4(_) => 16,
+        Address::V6(..) => 32,
+    };
+    let open = looked_at - length.min(looked_at);
+    (0..1u32 << open.min(16)).map(move |low| match first {
+        Address::V4(upper) => abi::prefix_bit(Address::V4(upper | low << 16)),
+        Address::V6(upper, lower) => {
+            abi::prefix_bit(Address::V6(upper | u64::from(low) << 32, lower))
+        }
+    })
+}
+
+/// The filter in front of the bans, with how many bans need each of its bits.
+#[derive(Debug)]
+pub struct BanFilter {
+    words: Vec<u64>,
+    uses: HashMap<u32, u32>,
+}
+
+impl BanFilter {
+    /// The filter for these bits.
+    pub fn new(bits: impl IntoIterator<Item = u32>) -> Self {
+        let mut filter = Self { words: vec![0; BAN_FILTER_WORDS as usize], uses: HashMap::new() };
+        for bit in bits {
+            filter.add(bit);
+        }
+        filter
+    }
+
+    /// All of it, as the map must be.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// One ban more; the word to write where it changed.
+    pub fn add(&mut self, bit: u32) -> Option<(u32, u64)> {
+        let uses = self.uses.entry(bit).or_default();
+        *uses += 1;
+        (*uses == 1).then(|| {
+            let word = &mut self.words[(bit / 64) as usize];
+            *word |= 1 << (bit % 64);
+            (bit / 64, *word)
+        })
+    }
+
+    /// One ban less; the word to write where it changed.
+    pub fn remove(&mut self, bit: u32) -> Option<(u32, u64)> {
+        let uses = self.uses.get_mut(&bit)?;
+        *uses -= 1;
+        (*uses == 0).then(|| {
+            self.uses.remove(&bit);
+            let word = &mut self.words[(bit / 64) as usize];
+            *word &= !(1 << (bit % 64));
+            (bit / 64, *word)
+        })
+    }
+}
+
+/// Whether no ban may touch the source: an exempt prefix covers it whole, or it is of the link.
+/// Where only a part of a /64 is exempt the rest may be banned; the kernel spares the part.
+pub fn is_exempt(source: Source, exempt: &[IpNet]) -> bool {
+    let first = source.address();
+    if address(first).is_link_scoped_ipv6() && first != IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        return true;
+    }
+    exempt.iter().any(|net| {
+        let net = plain(*net);
+        net.prefix_len() <= source.prefix() && net.contains(&first)
+    })
+}
+
+/// The rate as the program takes it; `None` where there is none.
+pub fn limit(rate: Option<Rate>) -> Option<Limit> {
+    rate.map(|rate| Limit::new(rate.per_s, 1_000_000_000, rate.burst))
+}
+
+/// The least burst that this rate needs on a clock with ticks of this length: packets arrive
+/// between two ticks, but the bucket refills at the tick, so it must hold two ticks' worth.
+pub fn least_burst(per_s: u32, ns_per_jiffy: u64) -> u64 {
+    (2 * ns_per_jiffy * u64::from(per_s)).div_ceil(1_000_000_000).max(1)
+}
+
+/// An IPv4-mapped IPv6 prefix means IPv4; and no host bits.
+fn plain(net: IpNet) -> IpNet {
+    let net = net.trunc();
+    if let IpNet::V6(mapped) = net
+        && mapped.prefix_len() >= 96
+        && let Some(network) = mapped.network().to_ipv4_mapped()
+        && let Ok(net) = Ipv4Net::new(network, mapped.prefix_len() - 96)
+    {
+        return IpNet::V4(net);
+    }
+    net
+}
+
+fn address(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(address) => Address::V4(Ipv4Addr::to_bits(address)),
+        IpAddr::V6(address) => {
+            let bits = Ipv6Addr::to_bits(address);
+            Address::V6((bits >> 64) as u64, bits as u64)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| net(text)).collect()
+    }
+
+    #[test]
+    fn writes_only_what_differs_and_adds_before_it_takes_away() {
+        let set = |keys: &[u32]| keys.iter().copied().collect::<BTreeSet<_>>();
+        for (wanted, present, writes) in [
+            (set(&[]), set(&[]), vec![]),
+            (set(&[1]), set(&[1]), vec![]),
+            (set(&[2, 3]), set(&[1, 2]), vec![Write::Insert(3), Write::Remove(1)]),
+            (set(&[]), set(&[1]), vec![Write::Remove(1)]),
+        ] {
+            assert_eq!(entries(&wanted, &present), writes);
+        }
+        assert_eq!(words(&[1, 5, 3], &[1, 2, 3]), [(1, 5)]);
+    }
+
+    #[test]
+    fn marks_ports_where_the_program_looks() {
+        let management = [
+            Service { port: 22, transport: Transport::Tcp },
+            Service { port: 161, transport: Transport::Udp },
+        ];
+        let words = ports(&[0, 443, 8443, 65535], &management);
+        assert_eq!(words[0].guarded, 1);
+        assert_eq!(words[0].management_tcp, 1 << 22);
+        assert_eq!(words[161 / 64].management_udp, 1 << (161 % 64));
+        assert_eq!(words[8443 / 64].guarded, 1 << (8443 % 64));
+        assert_eq!(words[1023].guarded, 1 << 63);
+    }
+
+    #[test]
+    fn knows_prefixes_as_the_tries_do() {
+        for (text, bits, octets) in [
+            ("192.0.2.7/32", 64, [0, 0, 0, 4, 192, 0, 2, 7]),
+            ("192.0.2.7/24", 56, [0, 0, 0, 4, 192, 0, 2, 0]),
+            ("0.0.0.0/0", 32, [0, 0, 0, 4, 0, 0, 0, 0]),
+            ("::ffff:10.0.0.0/104", 40, [0, 0, 0, 4, 10, 0, 0, 0]),
+            ("2001:db8::/32", 64, [0, 0, 0, 6, 0x20, 1, 0xd, 0xb8]),
+            ("::/0", 32, [0, 0, 0, 6, 0, 0, 0, 0]),
+        ] {
+            let prefix = Prefix::from(&net(text));
+            assert_eq!(prefix.bits, bits, "{text}");
+            assert_eq!(prefix.data.map(u32::to_ne_bytes).concat()[..8], octets, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_exempt_when_all_of_it_is() {
+        let exempt =
+            nets(&["10.0.0.0/8", "2001:db8::/32", "2001:db9::1/128", "::ffff:127.0.0.0/104"]);
+        for (address, expected) in [
+            ("10.1.2.3", true),
+            ("11.1.2.3", false),
+            ("127.0.0.1", true),
+            ("2001:db8:5::1", true),
+            ("2001:db9::1", false),
+            ("fe80::1", true),
+            ("ff02::1", true),
+            ("::1", false),
+        ] {
+            let source = Source::from(address.parse::<IpAddr>().unwrap());
+            assert_eq!(is_exempt(source, &exempt), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_bit_stays_while_any_ban_needs_it() {
+        let mut filter = BanFilter::new([70]);
+        assert_eq!(filter.add(70), None);
+        assert_eq!(filter.add(71), Some((1, 0b1100_0000)));
+        assert_eq!(filter.remove(70), None);
+        assert_eq!(filter.remove(70), Some((1, 0b1000_0000)));
+        assert_eq!(filter.remove(70), None);
+        assert_eq!(filter.words()[1], 0b1000_0000);
+    }
+
+    #[test]
+    fn a_burst_outlasts_two_ticks() {
+        for (per_s, ns_per_jiffy, least) in [
+            (20_000, 4_000_000, 160),
+            (20_000, 10_000_000, 400),
+            (1, 10_000_000, 1),
+            (u32::MAX, 10_000_000, 85_899_346),
+        ] {
+            assert_eq!(least_burst(per_s, ns_per_jiffy), least, "{per_s}/s");
+        }
+    }
+
+    fn some_net() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (any::<u32>(), 0u8..=32)
+                .prop_map(|(bits, length)| IpNet::new(Ipv4Addr::from_bits(bits).into(), length)),
+            (any::<u128>(), 0u8..=128)
+                .prop_map(|(bits, length)| IpNet::new(Ipv6Addr::from_bits(bits).into(), length)),
+        ]
+        .prop_map(|net| net.unwrap())
+    }
+
+    proptest! {
+        /// The filter may send an address to the trie in vain, but never keep it from there.
+        #[test]
+        fn the_filter_lets_every_covered_address_through(net in some_net(), host in any::<u128>()) {
+            let covered = match net {
+                IpNet::V4(net) => {
+                    let mask = u32::from(net.hostmask());
+                    IpAddr::V4(Ipv4Addr::from_bits(net.network().to_bits() | host as u32 & mask))
+                }
+                IpNet::V6(net) => {
+                    let mask = u128::from(net.hostmask());
+                    IpAddr::V6(Ipv6Addr::from_bits(net.network().to_bits() | host & mask))
+                }
+            };
+            let words = prefix_filter(&[net], &[]);
+            let bit = abi::prefix_bit(address(covered));
+            prop_assert!(words[(bit / 64) as usize].deny >> (bit % 64) & 1 == 1);
+            prop_assert!(words.iter().all(|word| word.exempt == 0));
+        }
+
+        #[test]
+        fn applying_the_writes_gives_what_was_wanted(
+            wanted in prop::collection::btree_set(0u8..20, 0..20),
+            present in prop::collection::btree_set(0u8..20, 0..20),
+        ) {
+            let mut result = present.clone();
+            for write in entries(&wanted, &present) {
+                match write {
+                    Write::Insert(key) => prop_assert!(result.insert(key)),
+                    Write::Remove(key) => prop_assert!(result.remove(&key)),
+                }
+            }
+            prop_assert_eq!(result, wanted);
+        }
+
+        #[test]
+        fn the_ban_filter_is_the_union_of_its_bans(
+            changes in prop::collection::vec((any::<bool>(), 0u32..200), 0..100),
+        ) {
+            let mut filter = BanFilter::new([]);
+            let mut bans = Vec::new();
+            for (adds, bit) in changes {
+                if adds {
+                    bans.push(bit);
+                    filter.add(bit);
+                } else if let Some(index) = bans.iter().position(|&ban| ban == bit) {
+                    bans.swap_remove(index);
+                    filter.remove(bit);
+                }
+            }
+            let anew = BanFilter::new(bans);
+            prop_assert_eq!(filter.words(), anew.words());
+        }
+    }
+}
