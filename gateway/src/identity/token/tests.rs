@@ -715,15 +715,16 @@ proptest! {
             prop_assert_eq!(remembered.map(|claims| (*claims).clone()), fresh);
         }
     }
+}
 
-    /// Nothing in a token may be changed: not one bit of its text.
-    #[test]
-    fn any_changed_bit_is_refused(bit: usize) {
-        static TOKEN: LazyLock<String> = LazyLock::new(good_token);
-        let mut bytes = TOKEN.clone().into_bytes();
-        let bit = bit % (bytes.len() * 8);
+/// Nothing in a token may be changed: not one bit of its text.
+#[test]
+fn any_changed_bit_is_refused() {
+    let token = good_token();
+    for bit in 0..token.len() * 8 {
+        let mut bytes = token.clone().into_bytes();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let changed = String::from_utf8_lossy(&bytes);
-        prop_assert!(verify(&changed, &FIXTURE.issuers, at(NOW_S)).is_err());
+        assert!(verify(&changed, &FIXTURE.issuers, at(NOW_S)).is_err(), "bit {bit}");
     }
 }
