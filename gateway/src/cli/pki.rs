@@ -599,3 +599,187 @@ fn spiffe(text: &str) -> Result<String, String> {
         Some(rule) => Err(rule.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt, process::Command as Process};
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// 2026-03-01T12:00:00Z: everything below is judged at this time.
+    const NOW_S: u64 = 1_772_366_400;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(NOW_S)
+    }
+
+    /// Runs one command line with its words separated by blanks; names with blanks are not used.
+    fn pki(dir: &Path, line: &str) -> Result<String> {
+        let words = ["pki", "--dir"].map(str::to_owned).into_iter();
+        let line =
+            words.chain([dir.display().to_string()]).chain(line.split(' ').map(str::to_owned));
+        let parsed = Line::try_parse_from(line)?;
+        let mut out = Vec::new();
+        run(&parsed.arguments, now(), &mut out)?;
+        Ok(String::from_utf8(out)?)
+    }
+
+    fn openssl(dir: &Path, line: &str) -> (bool, String) {
+        let output = Process::new("openssl")
+            .args(line.split(' '))
+            .current_dir(dir)
+            .output()
+            .expect("these tests need the openssl command");
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
+    }
+
+    fn verify(dir: &Path, purpose: &str, leaf: &str) -> (bool, String) {
+        let line = format!(
+            "verify -attime {NOW_S} -x509_strict -purpose {purpose} -CAfile ca.pem -crl_check \
+             -CRLfile ca.crl {leaf}"
+        );
+        openssl(dir, &line)
+    }
+
+    #[test]
+    fn openssl_accepts_what_it_issues_and_refuses_what_it_revoked() {
+        for key_type in ["p256", "rsa2048"] {
+            let dir = tempfile::tempdir().unwrap();
+            let dir = dir.path();
+            pki(dir, &format!("init --key-type {key_type}")).unwrap();
+            pki(dir, "server gw.example.org 127.0.0.1 ::1 --out server").unwrap();
+            pki(dir, "client --cn alice --out alice").unwrap();
+            pki(dir, "client --spiffe spiffe://example.org/orders --dns orders.local").unwrap();
+            for (purpose, leaf) in [
+                ("sslserver", "server.pem"),
+                ("sslclient", "alice.pem"),
+                ("sslclient", "orders.pem"),
+            ] {
+                let (accepted, said) = verify(dir, purpose, leaf);
+                assert!(accepted, "{key_type} {leaf}: {said}");
+            }
+            assert!(!verify(dir, "sslclient", "server.pem").0);
+
+            pki(dir, "revoke alice.pem").unwrap_err(); // relative to the working directory
+            let alice = dir.join("alice.pem").display().to_string();
+            let said = pki(dir, &format!("revoke {alice}")).unwrap();
+            assert!(said.contains("1 revoked"), "{said}");
+            let (accepted, said) = verify(dir, "sslclient", "alice.pem");
+            assert!(!accepted && said.contains("revoked"), "{said}");
+            assert!(verify(dir, "sslclient", "orders.pem").0);
+
+            // Fresh dates keep the memory; revoking twice adds nothing.
+            pki(dir, "crl").unwrap();
+            assert!(pki(dir, &format!("revoke {alice}")).unwrap().contains("1 revoked"));
+            let orders = dir.join("orders.pem").display().to_string();
+            assert!(pki(dir, &format!("revoke {orders}")).unwrap().contains("2 revoked"));
+            let (_, shown) = openssl(dir, "crl -in ca.crl -noout -crlnumber");
+            assert_eq!(shown.trim(), "crlNumber=0x05");
+        }
+    }
+
+    #[test]
+    fn keys_are_private_and_nothing_is_replaced_without_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        pki(dir, "init").unwrap();
+        pki(dir, "client --cn bob").unwrap();
+        for key in ["ca.key", "bob.key"] {
+            let mode = fs::metadata(dir.join(key)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+        for line in ["init", "client --cn bob", "client --cn x --out ca", "client --dns bob"] {
+            let refusal = pki(dir, line).unwrap_err().to_string();
+            assert!(refusal.contains("--force") || refusal.contains("--out"), "{line}: {refusal}");
+        }
+        let before = fs::read(dir.join("bob.pem")).unwrap();
+        pki(dir, "client --cn bob --force").unwrap();
+        assert_ne!(fs::read(dir.join("bob.pem")).unwrap(), before);
+        assert!(pki(dir, "client --cn x --out ca --force").is_err());
+    }
+
+    #[test]
+    fn validity_is_what_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        pki(dir, "init").unwrap();
+        let dates = |line: &str| {
+            pki(dir, &format!("{line} --out leaf --force")).unwrap();
+            let der = CertificateDer::from_pem_file(dir.join("leaf.pem")).unwrap();
+            let (_, leaf) = X509Certificate::from_der(&der).unwrap();
+            let validity = leaf.validity();
+            (validity.not_before.timestamp(), validity.not_after.timestamp())
+        };
+        let start = i64::try_from(NOW_S).unwrap();
+        let day = 24 * 60 * 60;
+        assert_eq!(dates("client --cn a"), (start - 300, start + 365 * day));
+        assert_eq!(dates("client --cn a --valid 1h"), (start - 300, start + 3600));
+        let future = "client --cn a --not-before 2026-03-02T12:00:00Z --valid 1d";
+        assert_eq!(dates(future), (start + day, start + 2 * day));
+        let past =
+            "client --cn a --not-before 2026-02-01T00:00:00Z --not-after 2026-02-02T00:00:00Z";
+        assert_eq!(dates(past), (1_769_904_000, 1_769_990_400));
+        for line in [
+            "client --cn a --not-before 2026-03-02T12:00:00Z --not-after 2026-03-01T12:00:00Z",
+            "client --cn a --valid 0s",
+            "client --cn a --valid 9999y",
+            "client --cn a --not-after 2026-03-02T12:00:00Z --valid 1d",
+            "client",
+            "client --spiffe https://example.org/x",
+            "client --dns exa..mple",
+            "server",
+            "server bad_name!",
+        ] {
+            assert!(pki(dir, line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_lost_list_is_not_forgotten_silently() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        pki(dir, "init").unwrap();
+        pki(dir, "client --cn a").unwrap();
+        let leaf = dir.join("a.pem").display().to_string();
+        fs::write(dir.join("ca.crl"), "cut off").unwrap();
+        for line in ["crl".to_owned(), format!("revoke {leaf}")] {
+            assert!(pki(dir, &line).is_err(), "{line}");
+        }
+        assert!(pki(dir, "crl --force").unwrap().contains(" 0 revoked"));
+        pki(dir, &format!("revoke {leaf}")).unwrap();
+    }
+
+    #[test]
+    fn revokes_only_its_own() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        pki(ours.path(), "init").unwrap();
+        pki(theirs.path(), "init").unwrap(); // the same name, another key
+        pki(theirs.path(), "client --cn a").unwrap();
+        let leaf = theirs.path().join("a.pem").display().to_string();
+        let refusal = pki(ours.path(), &format!("revoke {leaf}")).unwrap_err().to_string();
+        assert!(refusal.contains("not issued"), "{refusal}");
+    }
+
+    #[test]
+    fn names_become_file_names() {
+        for (name, file) in [
+            ("*.example.org", "_.example.org"),
+            ("::1", "--1"),
+            ("a b/c", "a-b-c"),
+            ("../x", "-x"),
+            ("alice", "alice"),
+        ] {
+            assert_eq!(file_name(name), file, "{name}");
+        }
+    }
+}

@@ -178,9 +178,13 @@ fn keygen(arguments: &KeygenArguments, out: &mut dyn Write) -> Result<()> {
     let entry = public_key(pem.as_bytes(), &arguments.kid, arguments.algorithm)?;
     let set = with_key(read_set(&arguments.jwks)?, entry, &arguments.kid, existing)
         .with_context(|| arguments.jwks.display().to_string())?;
-    // What is written must be usable; this refuses a bad kid too.
-    KeySet::parse(&set, &Algorithm::ALL)
+    // What is written must be usable.
+    let parsed = KeySet::parse(&set, &Algorithm::ALL)
         .with_context(|| format!("{} would not be usable", arguments.jwks.display()))?;
+    if !parsed.key_ids().any(|id| id == Some(arguments.kid.as_str())) {
+        let why = parsed.unusable().last().map(ToString::to_string).unwrap_or_default();
+        bail!("the gateway would not use this key: {why}");
+    }
     file::write(&arguments.private, pem.as_bytes(), PRIVATE, existing)?;
     file::write(&arguments.jwks, &set, PUBLIC, Existing::Replace)?;
     writeln!(
@@ -343,5 +347,164 @@ fn inspect(
     match report.verdict {
         Verdict::NotVerified | Verdict::Valid { .. } => Ok(()),
         Verdict::Refused { reason, .. } => bail!("the gateway would refuse this token: {reason}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::identity::token::{TokenRules, verify};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// 2026-03-01T12:00:00Z.
+    const NOW_S: u64 = 1_772_366_400;
+
+    /// Runs one command line, words separated by blanks, `DIR` standing for the directory.
+    fn token(dir: &Path, line: &str, issuers: Option<&Issuers>) -> (Result<()>, String) {
+        let dir = dir.display().to_string();
+        let words = line.split(' ').map(|word| word.replace("DIR", &dir));
+        let parsed = match Line::try_parse_from(["token".to_owned()].into_iter().chain(words)) {
+            Ok(parsed) => parsed,
+            Err(error) => return (Err(error.into()), String::new()),
+        };
+        let mut out = Vec::new();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW_S);
+        let outcome = run(&parsed.arguments, issuers, now, &mut out);
+        (outcome, String::from_utf8(out).unwrap())
+    }
+
+    fn issuers(dir: &Path) -> Issuers {
+        let set = fs::read(dir.join("jwks.json")).unwrap();
+        let rules = TokenRules {
+            name: "lab".to_owned(),
+            issuer: "https://lab".to_owned(),
+            audiences: vec!["orders".to_owned()],
+            algorithms: Algorithm::ALL.to_vec(),
+            leeway: Duration::ZERO,
+            max_lifetime: Duration::from_secs(3600),
+            client_id_claims: vec!["client_id".to_owned(), "sub".to_owned()],
+        };
+        Issuers::new(vec![(rules, KeySet::parse(&set, &Algorithm::ALL).unwrap())], 1)
+    }
+
+    const MINT: &str = "mint --issuer https://lab --audience orders --subject alice";
+
+    #[test]
+    fn what_it_mints_with_its_keys_is_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let keygen = |kid, algorithm| {
+            let line = format!(
+                "keygen --kid {kid} --private DIR/{kid}.key --jwks DIR/jwks.json --algorithm {algorithm}"
+            );
+            token(dir, &line, None).0.unwrap();
+        };
+        keygen("one", "ES256");
+        keygen("two", "rs256");
+        let issuers = issuers(dir);
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW_S));
+        for kid in ["one", "two"] {
+            let line = format!(
+                "{MINT} --key DIR/{kid}.key --kid {kid} --scope read --claim roles=[\"a\"]"
+            );
+            let (outcome, minted) = token(dir, &line, None);
+            outcome.unwrap();
+            let claims = verify(minted.trim(), &issuers, now).unwrap();
+            assert_eq!((claims.subject(), claims.client_id()), (Some("alice"), Some("alice")));
+            assert_eq!(
+                (claims.scopes(), claims.roles()),
+                (&["read".to_owned()][..], &["a".to_owned()][..])
+            );
+            assert_eq!(claims.expires().as_secs(), NOW_S + 300);
+            assert!(claims.token_id().is_some_and(|id| id.len() == 32));
+
+            let line = format!("inspect {}", minted.trim());
+            let (outcome, shown) = token(dir, &line, Some(&issuers));
+            outcome.unwrap();
+            assert!(shown.contains("valid: issuer lab, client alice, scopes [read]"), "{shown}");
+            let (outcome, shown) = token(dir, &format!("{line} --json"), None);
+            outcome.unwrap();
+            let json: Value = serde_json::from_str(&shown).unwrap();
+            assert_eq!(json["verdict"]["verdict"], "not_verified");
+        }
+        let line = format!("{MINT} --key DIR/one.key --kid two");
+        let (_, minted) = token(dir, &line, None);
+        let (outcome, shown) = token(dir, &format!("inspect {}", minted.trim()), Some(&issuers));
+        assert!(outcome.is_err() && shown.contains("refused: unsupported_algorithm"), "{shown}");
+    }
+
+    #[test]
+    fn mints_bad_tokens_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let keygen = "keygen --kid k --private DIR/k.key --jwks DIR/jwks.json";
+        token(dir, keygen, None).0.unwrap();
+        let issuers = issuers(dir);
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW_S));
+        for (expected, more) in [
+            ("good", ""),
+            ("token_expired", " --expires-at 2026-03-01T12:00:00Z"),
+            ("token_expired", " --issued-at 2026-03-01T11:00:00Z --lifetime 1h"),
+            ("token_not_yet_valid", " --not-before 2026-03-01T12:00:01Z"),
+            ("lifetime_too_long", " --lifetime 61m"),
+            ("malformed_claim", " --claim exp=\"soon\""),
+            ("wrong_audience", " --claim aud=[]"),
+        ] {
+            let (outcome, minted) =
+                token(dir, &format!("{MINT} --key DIR/k.key --kid k{more}"), None);
+            outcome.unwrap();
+            let found = verify(minted.trim(), &issuers, now);
+            assert_eq!(found.map_or_else(|error| error.reason(), |_| "good"), expected, "{more}");
+        }
+        for line in [
+            "mint --claim exp=soon",
+            "mint --claim exp",
+            "mint --lifetime 5m --expires-at 2026-03-01T12:00:00Z",
+            "mint --algorithm RS256",
+        ] {
+            let line = line.replacen("mint", &format!("{MINT} --key DIR/k.key --kid k"), 1);
+            assert!(token(dir, &line, None).0.is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn keys_are_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let keygen = |private: &str, kid: &str, more: &str| {
+            let line =
+                format!("keygen --kid {kid} --private DIR/{private} --jwks DIR/jwks.json{more}");
+            token(dir, &line, None).0
+        };
+        keygen("a.key", "a", "").unwrap();
+        let before = fs::read(dir.join("jwks.json")).unwrap();
+        assert!(keygen("a.key", "b", "").is_err(), "the private key is there");
+        assert!(keygen("b.key", "a", "").is_err(), "the kid is there");
+        assert!(keygen("b.key", "\u{e9}", "").is_err(), "the kid is not ASCII");
+        assert!(!dir.join("b.key").exists());
+        assert_eq!(fs::read(dir.join("jwks.json")).unwrap(), before);
+        keygen("a.key", "a", " --force").unwrap();
+        assert_ne!(fs::read(dir.join("jwks.json")).unwrap(), before);
+        fs::write(dir.join("jwks.json"), "{}").unwrap();
+        assert!(keygen("c.key", "c", "").is_err(), "not a key set");
+    }
+
+    #[test]
+    fn takes_a_copied_header_field() {
+        for (text, token) in [
+            ("a.b.c", "a.b.c"),
+            (" a.b.c\n", "a.b.c"),
+            ("Bearer a.b.c", "a.b.c"),
+            ("bearer  a.b.c ", "a.b.c"),
+        ] {
+            assert_eq!(bare(text), token);
+        }
     }
 }

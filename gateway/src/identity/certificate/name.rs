@@ -419,3 +419,62 @@ pub(crate) fn cut(mut text: String) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spiffe_ids_have_one_form() {
+        let long = format!("spiffe://{}/x", "a".repeat(256));
+        for (uri, good) in [
+            ("spiffe://example.org", true),
+            ("spiffe://example.org/orders", true),
+            ("spiffe://example-1.org/ns/Prod/sa/a_b.c-d", true),
+            ("spiffe://", false),
+            ("spiffe:///orders", false),
+            ("spiffe://example.org/", false),
+            ("spiffe://example.org//orders", false),
+            ("spiffe://example.org/orders/", false),
+            ("spiffe://example.org/../orders", false),
+            ("spiffe://example.org/./orders", false),
+            ("spiffe://Example.org/orders", false),
+            ("spiffe://example.org:8443/orders", false),
+            ("spiffe://user@example.org/orders", false),
+            ("spiffe://example.org/orders?x=1", false),
+            ("spiffe://example.org/orders#x", false),
+            ("spiffe://example.org/%2e%2e/orders", false),
+            ("spiffe://example.org/\u{e9}", false),
+            ("SPIFFE://example.org/orders", false),
+            ("https://example.org/orders", false),
+            (&long, false),
+        ] {
+            assert_eq!(spiffe_rule_broken(uri).is_none(), good, "{uri}");
+        }
+    }
+
+    #[test]
+    fn text_is_escaped_as_rfc_4514_asks() {
+        for (text, escaped) in [
+            ("plain", "plain"),
+            (" lead and trail ", "\\ lead and trail\\ "),
+            ("#1", "\\#1"),
+            ("a,b+c\"d\\e<f>g;h", "a\\,b\\+c\\\"d\\\\e\\<f\\>g\\;h"),
+            ("a\nb\0\u{9b}", "a\\0Ab\\00\\C2\\9B"),
+            ("M\u{fc}ller", "M\u{fc}ller"),
+            (" ", "\\ "),
+        ] {
+            let mut shown = String::new();
+            escape(&mut shown, text);
+            assert_eq!(shown, escaped);
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_cut_at_a_character() {
+        let shown = cut("\u{20ac}".repeat(SHOWN_MAX_BYTES));
+        assert!(shown.len() <= SHOWN_MAX_BYTES + 3 && shown.ends_with('\u{2026}'));
+        assert_eq!(cut("short".to_owned()), "short");
+        assert!(shown_bytes(&[0xff; 4096]).len() < 600);
+    }
+}

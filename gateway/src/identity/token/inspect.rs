@@ -119,13 +119,29 @@ fn distance(seconds: u64, now_s: u64) -> String {
     }
 }
 
+/// JSON leaves some control characters as they are (RFC 8259 section 7), and a terminal may obey
+/// them.
+fn calm(text: &str) -> String {
+    let mut calm = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && character != '\n' {
+            calm.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            calm.push(character);
+        }
+    }
+    calm
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (what, value) in
             [("header", &self.unverified_header), ("claims", &self.unverified_claims)]
         {
             match value {
-                Some(value) => writeln!(f, "{what} (not verified): {value:#}")?,
+                Some(value) => {
+                    writeln!(f, "{what} (not verified): {}", calm(&format!("{value:#}")))?;
+                }
                 None => writeln!(f, "{what}: not readable")?,
             }
         }
@@ -140,7 +156,7 @@ impl fmt::Display for Report {
                 f,
                 "valid: issuer {issuer}, client {}, scopes [{}]",
                 client_id.as_deref().map_or("-".to_owned(), |id| shown_bytes(id.as_bytes())),
-                scopes.join(" ")
+                calm(&scopes.join(" "))
             ),
             Verdict::Refused { reason, detail } => write!(f, "refused: {reason}: {detail}"),
         }

@@ -299,6 +299,12 @@ fn rsa(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
     if bits > RSA_MAX_BITS {
         return Err("its modulus is longer than 8192 bits");
     }
+    // With an exponent of 1 every text would be its own signature, an even one has no inverse
+    // (RFC 8017 section 3.1), and a long one makes each verification slow; 65537 is usual.
+    let odd = e.last().is_some_and(|last| last % 2 == 1);
+    if !odd || e == [1] || e.len() > 4 {
+        return Err("its exponent is not an odd number from 3 to 2^32");
+    }
     RsaPublicKeyComponents { n, e }
         .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
         .map_err(|_| "n and e do not make an RSA key")

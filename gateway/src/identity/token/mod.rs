@@ -78,3 +78,6 @@ impl std::fmt::Display for Algorithm {
         f.write_str(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests;
