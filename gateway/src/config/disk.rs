@@ -164,3 +164,46 @@ impl Files for Disk {
         &self.daemon
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_regular_files_within_the_limit_and_says_why_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("file"), b"12345").unwrap();
+        fs::set_permissions(path("file"), std::os::unix::fs::PermissionsExt::from_mode(0o640))
+            .unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        let disk = Disk::new();
+        for (name, limit_bytes, expected) in [
+            ("file", 5, Ok(5)),
+            ("file", 4, Err(FileError::TooLong { limit_bytes: 4 })),
+            ("link", 5, Ok(5)),
+            ("missing", 5, Err(FileError::NotFound)),
+            ("file/below", 5, Err(FileError::NotFound)),
+            (".", 5, Err(FileError::NotAFile)),
+            ("pipe", 5, Err(FileError::NotAFile)), // and does not wait for a writer
+        ] {
+            let read = disk.read(&path(name), limit_bytes);
+            assert_eq!(read.map(|content| content.bytes.len()), expected, "{name}");
+        }
+        let content = disk.read(&path("link"), 5).unwrap();
+        assert_eq!(content.mode, 0o640);
+        assert!(disk.daemon().users.contains(&content.owner));
+        assert!(disk.daemon().groups.contains(&content.group));
+    }
+
+    #[test]
+    fn lists_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("a.toml"), b"").unwrap();
+        let disk = Disk::new();
+        assert_eq!(disk.list(directory.path()), Ok(vec![directory.path().join("a.toml")]));
+        assert_eq!(disk.list(&directory.path().join("b")), Err(FileError::NotFound));
+        assert_eq!(disk.list(&directory.path().join("a.toml")), Err(FileError::NotFound));
+    }
+}

@@ -200,7 +200,7 @@ fn server(section: &Section<'_>) -> Server {
 fn listeners(root: &Section<'_>) -> Vec<Listener> {
     let sections = root.children("listener", "listener");
     if sections.is_empty() {
-        root.missing_table("listener", "nothing would be served");
+        root.missing_table("listener", "without one nothing is served");
     }
     sections.iter().map(listener).collect()
 }
@@ -209,7 +209,7 @@ fn listener(section: &Section<'_>) -> Listener {
     section.not_yet("proxy_protocol", Neutral::Word("off"), "write \"off\" or leave it out");
     section.not_yet("trusted_proxies", Neutral::Empty, "leave it out");
     if !section.is_set("tls") {
-        section.missing_table("listener.tls", "only TLS is served");
+        section.missing_table("listener.tls", "every listener speaks TLS");
     }
     Listener {
         name: section.must("name", text(value::name)),
@@ -319,7 +319,7 @@ fn upstream(section: &Section<'_>) -> Upstream {
 fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
     let sections = root.children("route", "route");
     if sections.is_empty() {
-        root.missing_table("route", "every request would be refused");
+        root.missing_table("route", "without one every request is refused");
     }
     sections.iter().map(|section| route(section, report)).collect()
 }
@@ -444,4 +444,206 @@ fn log(section: &Section<'_>) -> Log {
 /// The values without their places.
 fn values<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            fake::{Fake, problem_lines},
+            schema,
+            tree::Entry,
+        },
+        *,
+    };
+
+    /// One main file with only `[table] key = value` in it; what is wrong at that value.
+    fn problems_of(known: &schema::Known, key: &str, value: &str) -> Vec<String> {
+        let header = match known.path {
+            "listener.tls" => "[[listener]]\n[listener.tls]".to_owned(),
+            "" => String::new(),
+            _ => known.header.to_owned(),
+        };
+        let text = format!("{header}\n{key} = {value}\n");
+        let line = text.lines().count() as u32;
+        let problems = Fake::new().load(&text).unwrap_err();
+        problems.iter().filter(|p| p.line() == line).map(|p| p.text().to_owned()).collect()
+    }
+
+    /// No key is known, accepted and then ignored: a fraction is the value of none.
+    #[test]
+    fn every_key_that_is_known_is_read() {
+        for known in schema::TABLES {
+            for (key, _) in known.keys {
+                let problems = problems_of(known, key, "1.5");
+                let read = problems.iter().any(|problem| {
+                    problem.contains("is a fraction, not") || problem.contains("not supported yet")
+                });
+                assert!(read, "{} {key}: {problems:?}", known.header);
+            }
+        }
+    }
+
+    #[test]
+    fn every_example_in_a_message_is_good() {
+        for known in schema::TABLES {
+            for (key, example) in known.keys.iter().filter(|(_, example)| !example.is_empty()) {
+                let mut problems = problems_of(known, key, example);
+                // Files and names that the example speaks of, and limits of what it stands with.
+                problems.retain(|problem| {
+                    !problem.contains("does not exist")
+                        && !problem.contains("is no [[upstream]]")
+                        && !problem.contains("whose tokens could")
+                        && !problem.contains("are a token's")
+                });
+                assert_eq!(problems, Vec::<String>::new(), "{} {key} = {example}", known.header);
+            }
+        }
+    }
+
+    #[test]
+    fn every_table_can_be_written_as_another_type_and_is_refused() {
+        for (text, expected) in [
+            ("server = 4", "1:10: server is an integer, not a table"),
+            ("[[server]]", "1:1: [server] is one table; write it once, in single brackets"),
+            ("listener = true", "1:12: listener is true or false, not a table"),
+            ("listener = [1]", "1:13: listener is an integer, not a table"),
+            ("[route]", "1:1: there can be several of these; write the header as [[route]]"),
+            (
+                "[xdp]\npackets = []",
+                "2:11: xdp.packets is a list, not a table; write it as in \
+                                     packets = { rate = \"20000/s\", burst = 40000 }",
+            ),
+            (
+                "[[issuer]]\naudiences = \"a\"",
+                "2:13: issuer.audiences is a string, not a list; \
+                                               write it as in audiences = [\"orders-api\"]",
+            ),
+            (
+                "[[issuer]]\naudiences = []",
+                "2:13: issuer.audiences is empty; write at least one, \
+                                            as in audiences = [\"orders-api\"]",
+            ),
+            (
+                "[[issuer]]\naudiences = [\"a\", 1979-05-27]",
+                "2:19: issuer.audiences is a date, not \
+                                                             a string; write it as in audiences = \
+                                                             [\"orders-api\"]",
+            ),
+            (
+                "[[issuer]]\naudiences = [\"a\", \"a\"]",
+                "2:19: issuer.audiences has this entry \
+                                                         twice; take one of them out",
+            ),
+            (
+                "[server]\nworkers = 99999999999999999999",
+                "2:11: server.workers is more than 64 \
+                                                           bits; write a number from 0 to 1024: 0 \
+                                                           is one for each CPU",
+            ),
+            (
+                "[server]\nworkers = -1",
+                "2:11: server.workers is -1; write a number from 0 to \
+                                        1024: 0 is one for each CPU",
+            ),
+            (
+                "[bans]\nthreshold = 0",
+                "2:13: bans.threshold is 0; write a number from 1 to \
+                                       1000000: at 0 everybody would be banned; enabled = false \
+                                       bans nobody",
+            ),
+        ] {
+            let problems = problem_lines(&Fake::new().load(text).unwrap_err());
+            assert!(problems.iter().any(|problem| problem == expected), "{text}: {problems:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
+        let table: [(&str, &[(&str, bool)]); 18] = [
+            ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
+            ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
+            ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
+            ("[[listener]]\n[listener.tls]\nsni", &[("[]", true), ("[{ names = [] }]", false)]),
+            (
+                "[[listener]]\n[listener.tls]\nclient_auth",
+                &[("\"required\"", true), ("\"optional\"", false), ("\"off\"", false)],
+            ),
+            ("[[issuer]]\njwks_url", &[("\"\"", true), ("\"https://idp\"", false)]),
+            ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
+            ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),
+            ("[[issuer]]\nmax_stale", &[("\"\"", true), ("\"24h\"", false)]),
+            ("[[issuer]]\nalgorithms", &[("[\"RS256\"]", true), ("[\"PS256\"]", false)]),
+            (
+                "[[upstream]]\nbalance",
+                &[("\"round_robin\"", true), ("\"least_connections\"", false)],
+            ),
+            ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
+            ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
+            ("[[route]]\nhours", &[("\"\"", true), ("\"08:00-18:00\"", false)]),
+            ("[[route]]\nbound_token", &[("false", true), ("true", false)]),
+            ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
+            ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
+            ("[xdp]\nconnections", &[("{ rate = \"1/s\", burst = 1 }", false)]),
+        ];
+        for (key, values) in table {
+            for (value, accepted) in values {
+                let problems = Fake::new().load(&format!("{key} = {value}\n")).unwrap_err();
+                let refused = problems.iter().any(|problem| problem.kind() == Kind::NotSupported);
+                assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
+            }
+        }
+        for key in ["roles", "principals", "sources"] {
+            let text = format!("[[route]]\n{key} = [\"x\"]\n");
+            let problems = problem_lines(&Fake::new().load(&text).unwrap_err());
+            let expected = format!(
+                "2:1: not supported yet: {key}; leave it out and decide by require and scopes \
+                 (route.{key})"
+            );
+            assert!(problems.contains(&expected), "{problems:#?}");
+        }
+        for (text, column) in [
+            ("[revocation]\ntokens_file = \"x\"", 2),
+            ("[host]\nsysfs = \"/sys\"", 2),
+            ("[[identity]]\nfrom = \"san_uri\"", 3),
+            ("[[limit]]\nname = \"x\"", 3),
+        ] {
+            let problems = problem_lines(&Fake::new().load(text).unwrap_err());
+            let start = format!("1:{column}: not supported yet: ");
+            assert!(problems.iter().any(|problem| problem.starts_with(&start)), "{problems:#?}");
+        }
+    }
+
+    #[test]
+    fn a_section_refuses_keys_as_it_is_opened() {
+        let report = Report::default();
+        report.begin_file("main.toml".into());
+        let place = |line| Place { file: 0, line, column: 1 };
+        let entry = |line| {
+            let node = super::super::tree::Node {
+                place: place(line),
+                value: super::super::tree::Value::Boolean(true),
+            };
+            Entry { key: place(line), node }
+        };
+        let long = "x".repeat(100);
+        let table: Table = [("formt", 1), ("workers", 2), ("a\u{1b}[0m", 3), (&long, 4)]
+            .into_iter()
+            .map(|(key, line)| (key.to_owned(), entry(line)))
+            .collect();
+        Section::new("log", &table, place(1), &report);
+        let problems = report.conclude(None::<()>).unwrap_err();
+        assert_eq!(
+            problem_lines(&problems),
+            [
+                "1:1: unknown key \"formt\" in [log]; did you mean format?".to_owned(),
+                "2:1: \"workers\" does not belong in [log]; move it to [server]".to_owned(),
+                "3:1: unknown key \"a\\u{1b}[0m\" in [log]; there can be format, access".to_owned(),
+                format!(
+                    "4:1: unknown key \"{}…\" in [log]; there can be format, access",
+                    "x".repeat(80)
+                ),
+            ]
+        );
+    }
 }

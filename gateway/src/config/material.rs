@@ -253,7 +253,7 @@ pub(super) fn key_set(bytes: &[u8]) -> Result<(), Damage> {
 
 fn parsed<'c>(certificate: &'c CertificateDer<'_>) -> Option<X509Certificate<'c>> {
     match X509Certificate::from_der(certificate) {
-        Ok((rest, certificate)) if rest.is_empty() => Some(certificate),
+        Ok(([], certificate)) => Some(certificate),
         _ => None,
     }
 }
@@ -278,4 +278,140 @@ fn no_section(bytes: &[u8], wanted: Wanted) -> Damage {
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::fake::{DAEMON_ID, KEY_SET, LAB, Lab, STRANGER_ID},
+        *,
+    };
+
+    /// PEM around nonsense that is good Base64.
+    fn nonsense(label: &str) -> String {
+        format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n")
+    }
+
+    #[test]
+    fn only_the_owner_and_the_daemon_may_use_a_key() {
+        let daemon = Daemon { users: vec![DAEMON_ID], groups: vec![DAEMON_ID] };
+        for (mode, group, expected) in [
+            (0o600, STRANGER_ID, Ok(())),
+            (0o400, STRANGER_ID, Ok(())),
+            (0o640, DAEMON_ID, Ok(())),
+            (0o660, DAEMON_ID, Ok(())),
+            (0o640, STRANGER_ID, Err(Exposed::Group { group: STRANGER_ID, mode: 0o640 })),
+            (0o620, STRANGER_ID, Err(Exposed::Group { group: STRANGER_ID, mode: 0o620 })),
+            (0o640, 0, Err(Exposed::Group { group: 0, mode: 0o640 })),
+            (0o644, DAEMON_ID, Err(Exposed::Others { mode: 0o644 })),
+            (0o602, DAEMON_ID, Err(Exposed::Others { mode: 0o602 })),
+        ] {
+            let content = Content { mode, group, ..Content::default() };
+            assert_eq!(private(&content, &daemon), expected, "{mode:o} of group {group}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_pem_and_well_formed() {
+        let chain = format!("# comment\n{}{}", LAB.server, LAB.intermediate);
+        let key_then_certificate = format!("{}{}", LAB.server_key, LAB.server);
+        let second_bad = format!("{}{}", LAB.server, nonsense("CERTIFICATE"));
+        let cut = &LAB.server[..LAB.server.len() - 40];
+        let spoilt = LAB.server.replace("\nM", "\n*");
+        let wanted = Wanted::Certificate;
+        for (bytes, expected) in [
+            (LAB.server.as_bytes(), Ok(1)),
+            (chain.as_bytes(), Ok(2)),
+            (key_then_certificate.as_bytes(), Ok(1)),
+            (b"", Err(Damage::NoSection(wanted))),
+            (b"nonsense", Err(Damage::NoSection(wanted))),
+            (LAB.server_key.as_bytes(), Err(Damage::NoSection(wanted))),
+            (LAB.server_der.as_slice(), Err(Damage::Der(wanted))),
+            (cut.as_bytes(), Err(Damage::Pem)),
+            (spoilt.as_bytes(), Err(Damage::Pem)),
+            (second_bad.as_bytes(), Err(Damage::Section(wanted, 2))),
+        ] {
+            let result = certificates(bytes).map(|chain| chain.len());
+            assert_eq!(result, expected, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn a_key_serves_for_its_own_certificate() {
+        let wanted = Wanted::PrivateKey;
+        let pair_with =
+            |key: &str| pair(certificates(LAB.server.as_bytes())?, private_key(key.as_bytes())?);
+        for (key, expected) in [
+            (LAB.server_key.clone(), Ok(())),
+            (format!("{}{}", LAB.server, LAB.server_key), Ok(())),
+            (LAB.other_key.clone(), Err(Damage::KeyMismatch)),
+            (LAB.server.clone(), Err(Damage::NoSection(wanted))),
+            (nonsense("ENCRYPTED PRIVATE KEY"), Err(Damage::EncryptedKey)),
+            (nonsense("PRIVATE KEY"), Err(Damage::UnusableKey)),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA\n".to_owned(), Err(Damage::Pem)),
+        ] {
+            assert_eq!(pair_with(&key), expected, "{key}");
+        }
+        assert_eq!(private_key(&LAB.server_der).unwrap_err(), Damage::Der(wanted));
+    }
+
+    #[test]
+    fn a_chain_goes_from_the_leaf_up() {
+        let Lab { server, intermediate, authority, .. } = &*LAB;
+        for (chain, expected) in [
+            (vec![server], None),
+            (vec![server, intermediate], None),
+            (vec![server, intermediate, authority], None),
+            (vec![intermediate, server], Some(2)),
+            (vec![server, authority], Some(2)),
+            (vec![server, intermediate, intermediate], Some(3)),
+        ] {
+            let chain: String = chain.into_iter().map(String::as_str).collect();
+            let chain = certificates(chain.as_bytes()).unwrap();
+            assert_eq!(out_of_order(&chain), expected);
+        }
+    }
+
+    #[test]
+    fn lists_are_pem_or_der_and_matched_with_their_authorities() {
+        let wanted = Wanted::RevocationList;
+        let twice = format!("{}{}", LAB.revoked, LAB.revoked);
+        let bad = nonsense("X509 CRL");
+        for (bytes, expected) in [
+            (LAB.revoked.as_bytes(), Ok(1)),
+            (twice.as_bytes(), Ok(2)),
+            (LAB.revoked_der.as_slice(), Ok(1)),
+            (b"".as_slice(), Err(Damage::NoSection(wanted))),
+            (LAB.server.as_bytes(), Err(Damage::NoSection(wanted))),
+            (LAB.server_der.as_slice(), Err(Damage::Der(wanted))),
+            (bad.as_bytes(), Err(Damage::Section(wanted, 1))),
+        ] {
+            assert_eq!(revocation_lists(bytes).map(|lists| lists.len()), expected);
+        }
+        let lists = revocation_lists(LAB.revoked.as_bytes()).unwrap();
+        let anchors = format!("{}{}", LAB.authority, LAB.other_authority);
+        let anchors = certificates(anchors.as_bytes()).unwrap();
+        assert_eq!(without_list(&anchors, &lists), ["CN=Other Root"]);
+        assert!(not_authorities(&anchors).is_empty());
+        let leaf = certificates(LAB.server.as_bytes()).unwrap();
+        assert_eq!(not_authorities(&leaf), ["CN=edge.example"]);
+    }
+
+    #[test]
+    fn key_sets_hold_public_keys() {
+        for (text, expected) in [
+            (KEY_SET, Ok(())),
+            ("", Err(Damage::Json { line: 1, column: 0 })),
+            ("{\n\"keys\": [}", Err(Damage::Json { line: 2, column: 10 })),
+            ("[]", Err(Damage::NoKeys)),
+            ("{}", Err(Damage::NoKeys)),
+            (r#"{"keys": {}}"#, Err(Damage::NoKeys)),
+            (r#"{"keys": []}"#, Err(Damage::EmptyKeys)),
+            (r#"{"keys": [{}, {"d": "x"}]}"#, Err(Damage::PrivateInKeySet(2))),
+        ] {
+            assert_eq!(key_set(text.as_bytes()), expected, "{text}");
+        }
+        let deep = "[".repeat(1_000_000);
+        assert!(matches!(key_set(deep.as_bytes()), Err(Damage::Json { .. })));
+    }
 }

@@ -19,6 +19,8 @@ use crate::{identity::token::TokenRules, kernel};
 
 mod check;
 mod disk;
+#[cfg(test)]
+mod fake;
 mod file;
 mod material;
 mod problem;

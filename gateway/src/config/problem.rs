@@ -80,7 +80,7 @@ impl Kind {
 /// A position in one of the files, in reading order: the main file is number 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Place {
-    /// Index into the names of the files read.
+    /// Its number, as [`Report::begin_file`] gave it.
     pub(super) file: usize,
     /// From 1.
     pub(super) line: u32,
@@ -184,6 +184,8 @@ pub(super) struct Report {
     /// Of the files, by [`Place::file`].
     names: RefCell<Vec<String>>,
     problems: RefCell<Vec<Noted>>,
+    /// File and line of what could not be understood.
+    broken: RefCell<BTreeSet<(usize, u32)>>,
     unlisted: Cell<usize>,
     warnings: RefCell<Vec<Noted>>,
 }
@@ -220,6 +222,11 @@ impl Report {
         }
     }
 
+    /// Marks a line that could not be understood: nothing else is said about it.
+    pub(super) fn broken(&self, place: Place) {
+        self.broken.borrow_mut().insert((place.file, place.line));
+    }
+
     /// Notes a warning.
     pub(super) fn warning(&self, place: Place, text: impl Into<String>) {
         let mut warnings = self.warnings.borrow_mut();
@@ -233,19 +240,15 @@ impl Report {
     pub(super) fn conclude<T>(self, built: Option<T>) -> Result<(T, Vec<Warning>), Problems> {
         let names = self.names.into_inner();
         let mut problems = self.problems.into_inner();
-        let not_understood: BTreeSet<(usize, u32)> = problems
-            .iter()
-            .filter(|noted| matches!(noted.kind, Kind::Unreadable | Kind::Syntax))
-            .map(|noted| (noted.place.file, noted.place.line))
-            .collect();
+        let broken = self.broken.into_inner();
         let mut warnings = self.warnings.into_inner();
-        if !not_understood.is_empty() {
+        if !broken.is_empty() {
             // Only what is certain in spite of the parts that could not be understood: the rest
             // would send the reader after mistakes that are not there.
             problems.retain(|noted| {
                 let line = (noted.place.file, noted.place.line);
                 matches!(noted.kind, Kind::Unreadable | Kind::Syntax)
-                    || (noted.kind.stands_alone() && !not_understood.contains(&line))
+                    || (noted.kind.stands_alone() && !broken.contains(&line))
             });
             warnings.clear();
         }
@@ -273,4 +276,98 @@ fn named(mut noted: Vec<Noted>, names: &[String]) -> Vec<Finding> {
             text: noted.text,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(file: usize, line: u32, column: u32) -> Place {
+        Place { file, line, column }
+    }
+
+    fn report() -> Report {
+        let report = Report::default();
+        assert_eq!(report.begin_file("main.toml".into()), 0);
+        assert_eq!(report.begin_file("conf.d/a.toml".into()), 1);
+        report
+    }
+
+    #[test]
+    fn problems_are_sorted_by_file_and_position_and_listed_once() {
+        let report = report();
+        report.problem(at(1, 1, 1), Kind::Missing, "in the second file");
+        report.problem(at(0, 10, 1), Kind::BadValue, "line ten");
+        report.problem(at(0, 9, 20), Kind::BadValue, "line nine, further right");
+        report.problem(at(0, 9, 3), Kind::BadValue, "line nine");
+        report.problem(at(0, 9, 3), Kind::BadValue, "line nine");
+        let problems = report.conclude(Some(())).unwrap_err();
+        assert_eq!(
+            problems.to_string(),
+            "main.toml:9:3: line nine\n\
+             main.toml:9:20: line nine, further right\n\
+             main.toml:10:1: line ten\n\
+             conf.d/a.toml:1:1: in the second file"
+        );
+        assert_eq!(problems.count(), 4);
+        assert_eq!(problems.into_iter().count(), 4);
+    }
+
+    #[test]
+    fn warnings_alone_refuse_nothing() {
+        let report = report();
+        report.warning(at(0, 2, 1), "odd");
+        let (built, warnings) = report.conclude(Some(7)).unwrap();
+        assert_eq!(built, 7);
+        assert_eq!(warnings[0].to_string(), "main.toml:2:1: odd");
+        assert_eq!(warnings[0].kind(), Kind::Doubtful);
+    }
+
+    #[test]
+    fn with_a_broken_line_only_what_is_certain_is_said() {
+        let report = report();
+        report.broken(at(0, 3, 1));
+        report.problem(at(0, 3, 1), Kind::Syntax, "broken");
+        for (line, kind) in [
+            (3, Kind::BadValue), // the same line
+            (4, Kind::BadValue),
+            (5, Kind::Missing), // may stand on line 3
+            (6, Kind::UnknownKey),
+            (7, Kind::SetTwice),
+            (8, Kind::Contradiction),
+            (9, Kind::BadFile),
+        ] {
+            report.problem(at(0, line, 1), kind, "");
+        }
+        report.warning(at(0, 2, 1), "odd");
+        let problems = report.conclude(None::<()>).unwrap_err();
+        let lines: Vec<u32> = problems.iter().map(Finding::line).collect();
+        assert_eq!(lines, [3, 4, 7, 9]);
+        assert!(problems.warnings().is_empty());
+    }
+
+    #[test]
+    fn what_is_over_the_limit_is_counted() {
+        let report = report();
+        for line in 1..=LISTED_MAX as u32 + 5 {
+            report.problem(at(0, line, 1), Kind::BadValue, "bad");
+            report.warning(at(0, line, 1), "odd");
+        }
+        let problems = report.conclude(None::<()>).unwrap_err();
+        assert_eq!(problems.iter().count(), LISTED_MAX);
+        assert_eq!(problems.warnings().len(), LISTED_MAX);
+        assert_eq!(problems.count(), LISTED_MAX + 5);
+        assert!(problems.to_string().ends_with("\nand 5 more; put these right first"));
+    }
+
+    #[test]
+    fn a_finding_is_an_object_for_machines() {
+        let report = report();
+        report.problem(at(1, 2, 3), Kind::UnknownKey, "what, and what to do");
+        let problems = report.conclude(None::<()>).unwrap_err();
+        assert_eq!(
+            serde_json::to_string(&problems).unwrap(),
+            r#"{"problems":[{"file":"conf.d/a.toml","line":2,"column":3,"kind":"unknown_key","text":"what, and what to do"}],"unlisted":0,"warnings":[]}"#
+        );
+    }
 }

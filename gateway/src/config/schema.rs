@@ -6,7 +6,7 @@
 pub(super) struct Known {
     /// Path from the root, as in `listener.tls`; empty for the root itself.
     pub(super) path: &'static str,
-    /// As people write it, as in `[listener.tls]`.
+    /// As people write it, as in `[listener.tls]`; empty for the root.
     pub(super) header: &'static str,
     /// Its keys, each with an example of its value; tables have none.
     pub(super) keys: &'static [(&'static str, &'static str)],
@@ -29,7 +29,7 @@ impl Known {
 pub(super) const TABLES: &[Known] = &[
     Known {
         path: "",
-        header: "the file",
+        header: "",
         keys: &[
             ("server", ""),
             ("listener", ""),
@@ -184,23 +184,18 @@ pub(super) fn table(path: &str) -> &'static Known {
     TABLES.iter().find(|known| known.path == path).unwrap_or(&TABLES[0])
 }
 
-/// The headers of the tables where a key stands that does not stand in `here`.
-pub(super) fn homes(key: &str, here: &Known) -> Vec<&'static str> {
+/// Where a key that does not stand in `here` does, as the end of a sentence; `None` if nowhere.
+pub(super) fn home(key: &str, here: &Known) -> Option<String> {
+    // A table has a header of its own; it says more than the table around it.
+    let last = |path: &str| path.rsplit('.').next().is_some_and(|last| last == key);
+    let tables = TABLES.iter().filter(|known| last(known.path));
+    let tables: Vec<&str> = tables.map(|known| known.header).collect();
+    if !tables.is_empty() {
+        return Some(format!("write it as {}", tables.join(" or ")));
+    }
     let elsewhere = TABLES.iter().filter(|known| known.path != here.path && known.has(key));
-    elsewhere
-        .map(|known| match known.example(key) {
-            // A table within a table has a header of its own.
-            Some("") => {
-                let path = if known.path.is_empty() {
-                    key.to_owned()
-                } else {
-                    format!("{}.{key}", known.path)
-                };
-                TABLES.iter().find(|known| known.path == path).map_or(known.header, |t| t.header)
-            }
-            _ => known.header,
-        })
-        .collect()
+    let elsewhere: Vec<&str> = elsewhere.map(|known| known.header).collect();
+    (!elsewhere.is_empty()).then(|| format!("move it to {}", elsewhere.join(" or ")))
 }
 
 /// Of `candidates`, the one that was probably meant: at most a third of its letters differ.
@@ -239,4 +234,74 @@ fn distance(a: &str, b: &str) -> usize {
         before = std::mem::replace(&mut last, row);
     }
     last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_letters_that_differ() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("mode", "mode", 0),
+            ("mode", "mod", 1),
+            ("enfore", "enforce", 1),
+            ("protocls", "protocols", 1),
+            ("hots", "host", 1), // neighbours swapped
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("größe", "grösse", 2),
+        ] {
+            assert_eq!(distance(a, b), expected, "{a} {b}");
+            assert_eq!(distance(b, a), expected, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn names_what_was_probably_meant() {
+        let keys = ["workers", "drain_timeout", "max_connections", "ttl"];
+        for (written, expected) in [
+            ("worker", Some("workers")),
+            ("Workers", Some("workers")),
+            ("drain-timeout", Some("drain_timeout")),
+            ("drian_timeuot", Some("drain_timeout")),
+            ("max_conn", None),
+            ("tt", Some("ttl")),
+            ("tea", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(written, keys), expected, "{written}");
+        }
+        assert_eq!(nearest(&"w".repeat(100_000), keys), None);
+    }
+
+    #[test]
+    fn knows_where_a_misplaced_key_belongs() {
+        for (key, here, expected) in [
+            ("workers", "", Some("move it to [server]")),
+            ("certificate", "listener", Some("move it to [listener.tls]")),
+            ("tls", "", Some("write it as [listener.tls]")),
+            ("packets", "bans", Some("write it as [xdp.packets]")),
+            ("allow", "bans", Some("move it to [xdp] or [admin]")),
+            ("xdp", "server", Some("write it as [xdp]")),
+            ("nonsense", "server", None),
+        ] {
+            assert_eq!(home(key, table(here)).as_deref(), expected, "{key} in [{here}]");
+        }
+    }
+
+    #[test]
+    fn no_table_and_no_key_stands_twice() {
+        let mut paths: Vec<&str> = TABLES.iter().map(|known| known.path).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        assert_eq!(paths.len(), TABLES.len());
+        for known in TABLES {
+            let mut keys: Vec<&str> = known.keys.iter().map(|(key, _)| *key).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            assert_eq!(keys.len(), known.keys.len(), "{}", known.header);
+        }
+    }
 }

@@ -100,30 +100,19 @@ impl<'t> Section<'t> {
     }
 
     fn refuse_key(&self, key: &str, entry: &Entry) {
-        let header = self.known.header;
+        let header = match self.known.header {
+            "" => "at the top level".to_owned(),
+            header => format!("in {header}"),
+        };
         let written = shown(key);
-        let homes = schema::homes(key, self.known);
-        let (kind, text) = if !homes.is_empty() {
-            let homes = homes.join(" or ");
-            (
-                Kind::MisplacedKey,
-                format!(
-                    "{written} does not belong in {header}; it is a key of {homes}, move it there"
-                ),
-            )
-        } else if let Some(near) = schema::nearest(key, self.known.keys.iter().map(|(key, _)| *key))
-        {
-            (
-                Kind::UnknownKey,
-                format!("{written} is not a key of {header}; did you mean {near:?}?"),
-            )
+        let keys = || self.known.keys.iter().map(|(key, _)| *key);
+        let (kind, text) = if let Some(home) = schema::home(key, self.known) {
+            (Kind::MisplacedKey, format!("{written} does not belong {header}; {home}"))
+        } else if let Some(near) = schema::nearest(key, keys()) {
+            (Kind::UnknownKey, format!("unknown key {written} {header}; did you mean {near}?"))
         } else {
-            let keys: Vec<&str> = self.known.keys.iter().map(|(key, _)| *key).collect();
-            let keys = keys.join(", ");
-            (
-                Kind::UnknownKey,
-                format!("{written} is not a key of {header}; take it out, or use one of: {keys}"),
-            )
+            let keys = keys().collect::<Vec<_>>().join(", ");
+            (Kind::UnknownKey, format!("unknown key {written} {header}; there can be {keys}"))
         };
         self.report.problem(entry.key, kind, text);
     }
@@ -202,10 +191,10 @@ impl<'t> Section<'t> {
         self.entry(key).is_some()
     }
 
-    /// Notes that a table is missing, and what follows from that.
-    pub(super) fn missing_table(&self, path: &'static str, consequence: &str) {
+    /// Notes that a table is missing, and why it must be there.
+    pub(super) fn missing_table(&self, path: &'static str, why: &str) {
         let header = schema::table(path).header;
-        let text = format!("there is no {header}, so {consequence}; add one");
+        let text = format!("there is no {header}; add it, {why}");
         self.report.problem(self.place, Kind::Missing, text);
     }
 
@@ -363,7 +352,7 @@ impl<'t> Section<'t> {
 const LIST_MAX: usize = 10_000;
 
 fn is_tables(nodes: &[Node]) -> bool {
-    nodes.iter().all(|node| matches!(node.value, Value::Table(_)))
+    !nodes.is_empty() && nodes.iter().all(|node| matches!(node.value, Value::Table(_)))
 }
 
 /// Reads a string and lets `parse` make a value of it.

@@ -87,7 +87,7 @@ pub(super) fn rate_per_s(text: &str) -> Result<u32, Refused> {
         )));
     }
     let per_s = number / unit_s;
-    if number % unit_s != 0 {
+    if !number.is_multiple_of(unit_s) {
         let (low, high) = (per_s.max(1), per_s.max(1) + u64::from(per_s > 0));
         let near = if low == high {
             format!("\"{low}/s\"")
@@ -110,15 +110,12 @@ pub(super) fn rate_per_s(text: &str) -> Result<u32, Refused> {
 /// cannot know which of the two was mistyped.
 pub(super) fn network(text: &str) -> Result<IpNet, Refused> {
     let written = shown(text);
-    let network = match text.parse::<IpAddr>() {
-        Ok(address) => IpNet::from(address),
-        Err(_) => text.parse::<IpNet>().map_err(|_| {
-            Refused::bad(format!(
-                "has {written}, which is no address or prefix; write one as in \"192.0.2.0/24\" or \
-                 \"2001:db8::/32\""
-            ))
-        })?,
-    };
+    let network = parse_network(text).ok_or_else(|| {
+        Refused::bad(format!(
+            "has {written}, which is no address or prefix; write one as in \"192.0.2.0/24\" or \
+             \"2001:db8::/32\""
+        ))
+    })?;
     let truncated = network.trunc();
     if network != truncated {
         return Err(Refused::bad(format!(
@@ -135,6 +132,17 @@ pub(super) fn network(text: &str) -> Result<IpNet, Refused> {
         )));
     }
     Ok(network)
+}
+
+/// With the address as the standard library reads it: other readers take 010.0.0.0 for 10.0.0.0,
+/// and yet others for 8.0.0.0.
+fn parse_network(text: &str) -> Option<IpNet> {
+    let Some((address, length)) = text.split_once('/') else {
+        return text.parse::<IpAddr>().ok().map(IpNet::from);
+    };
+    let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+    let length = length.parse().ok().filter(|_| digits)?;
+    IpNet::new(address.parse().ok()?, length).ok()
 }
 
 /// `22/tcp`, `53/udp`.
@@ -251,16 +259,18 @@ pub(super) fn interface(text: &str) -> Result<String, Refused> {
     Ok(text.to_owned())
 }
 
-/// A host name in lower case, or an address; without a port (RFC 1123 section 2.1, and `_`, which
-/// names of services carry).
+/// A host name in lower case, or an address in its one canonical form without brackets; without a
+/// port (RFC 1123 section 2.1, and `_`, which names of services carry).
 pub(super) fn host(text: &str) -> Result<String, Refused> {
     let written = shown(text);
     let host = text.to_ascii_lowercase();
-    if host.parse::<IpAddr>().is_ok() {
-        return Ok(host);
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Ok(address) = bracketed.unwrap_or(&host).parse::<IpAddr>() {
+        return Ok(address.to_string());
     }
     if let Some((name, port)) = host.rsplit_once(':')
         && port_number(port).is_some()
+        && let Ok(name) = self::host(name)
     {
         return Err(Refused::bad(format!("has {written}; leave the port out: \"{name}\"")));
     }
@@ -475,4 +485,467 @@ pub(super) enum Proof {
     Certificate,
     /// A bearer token.
     Token,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::problem::Kind, *};
+
+    /// A row of a table: the text, and the value or what the refusal says.
+    fn check<T: PartialEq + std::fmt::Debug>(
+        parse: impl Fn(&str) -> Result<T, Refused>,
+        rows: &[(&str, Result<T, &str>)],
+    ) {
+        for (text, expected) in rows {
+            let result = parse(text);
+            let result = result.as_ref().map_err(|refused| refused.text.as_str());
+            assert_eq!(result, expected.as_ref().map_err(|text| *text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let ms = Duration::from_millis;
+        for (text, expected) in [
+            ("250ms", Some(ms(250))),
+            ("0s", Some(ms(0))),
+            ("30s", Some(ms(30_000))),
+            ("5m", Some(ms(300_000))),
+            ("1h", Some(ms(3_600_000))),
+            ("24h", Some(ms(86_400_000))),
+            ("", None),
+            ("s", None),
+            ("30", None),
+            ("30 s", None),
+            (" 30s", None),
+            ("30S", None),
+            ("30sec", None),
+            ("1d", None),
+            ("1h30m", None),
+            ("1.5h", None),
+            ("-1s", None),
+            ("+1s", None),
+            ("1s ", None),
+            ("٣s", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615h", None),
+        ] {
+            assert_eq!(duration(text).ok(), expected, "{text:?}");
+        }
+        let bounds = Between { min: ms(1_000), max: ms(60_000), why: "because" };
+        check(
+            duration_between(bounds),
+            &[
+                ("1s", Ok(ms(1_000))),
+                ("1m", Ok(ms(60_000))),
+                ("999ms", Err("is 999ms; write one from 1s to 1m: because")),
+                ("61s", Err("is 61s; write one from 1s to 1m: because")),
+                (
+                    "1 minute",
+                    Err("is \"1 minute\", which is no duration; write a number and one of ms, s, \
+                         m, h, as in \"30s\""),
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn rates() {
+        const MALFORMED: &str = ", which is no rate; write a number for each second, minute or \
+                                 hour, as in \"100/s\", \"6000/m\", \"36000/h\"";
+        check(
+            rate_per_s,
+            &[
+                ("1/s", Ok(1)),
+                ("100/s", Ok(100)),
+                ("6000/m", Ok(100)),
+                ("36000/h", Ok(10)),
+                ("100000000/s", Ok(100_000_000)),
+                ("0/s", Err("is 0/s, which would let nothing through; write at least \"1/s\"")),
+                (
+                    "10000/h",
+                    Err("is 10000/h, which is no whole number for each second; write \"2/s\" or \
+                         \"3/s\""),
+                ),
+                ("10/m", Err("is 10/m, which is no whole number for each second; write \"1/s\"")),
+                (
+                    "100000001/s",
+                    Err("is 100000001/s; write at most \"100000000/s\", which no link exceeds"),
+                ),
+                ("100", Err(&format!("is \"100\"{MALFORMED}"))),
+                ("100/d", Err(&format!("is \"100/d\"{MALFORMED}"))),
+                ("/s", Err(&format!("is \"/s\"{MALFORMED}"))),
+                ("+1/s", Err(&format!("is \"+1/s\"{MALFORMED}"))),
+                ("1_000/s", Err(&format!("is \"1_000/s\"{MALFORMED}"))),
+                (
+                    "99999999999999999999/s",
+                    Err(&format!("is \"99999999999999999999/s\"{MALFORMED}")),
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn networks() {
+        for text in ["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32", "::/0", "10.1.2.3/32"] {
+            assert_eq!(network(text).map(|network| network.to_string()), Ok(text.to_owned()));
+        }
+        assert_eq!(network("10.1.2.3"), network("10.1.2.3/32"));
+        assert_eq!(network("::1"), network("::1/128"));
+        check(
+            network,
+            &[
+                (
+                    "10.0.0.1/8",
+                    Err("has \"10.0.0.1/8\", which has bits beyond its prefix; write \
+                         \"10.0.0.0/8\" for the network or \"10.0.0.1\" for the one address"),
+                ),
+                (
+                    "::ffff:192.0.2.1",
+                    Err("has \"::ffff:192.0.2.1\", an IPv4 address in an IPv6 one; write it as \
+                         \"192.0.2.1\""),
+                ),
+            ],
+        );
+        for text in
+            ["", "10.0.0.0/33", "10.0.0.0/", "10.0.0/8", "256.0.0.0/8", "010.0.0.0/8", "host"]
+        {
+            assert_eq!(
+                network(text).unwrap_err().text,
+                format!(
+                    "has {text:?}, which is no address or prefix; write one as in \
+                     \"192.0.2.0/24\" or \"2001:db8::/32\""
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn services_and_ports() {
+        let service_of = |port, transport| Some(Service { port, transport });
+        for (text, expected) in [
+            ("22/tcp", service_of(22, Transport::Tcp)),
+            ("65535/udp", service_of(65535, Transport::Udp)),
+            ("22", None),
+            ("0/tcp", None),
+            ("65536/tcp", None),
+            ("22/sctp", None),
+            ("22/TCP", None),
+            ("ssh/tcp", None),
+            ("+22/tcp", None),
+            ("/tcp", None),
+        ] {
+            assert_eq!(service(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_to_listen_on() {
+        for text in ["[::]:8443", "0.0.0.0:443", "192.0.2.1:1", "[fe80::1%3]:443"] {
+            assert_eq!(socket_address(text).map(|a| a.to_string()), Ok(text.to_owned()));
+        }
+        let any = "write an address and a port, as in \"[::]:8443\" or \"192.0.2.1:8443\"";
+        let all = "write \"[::]:443\" for every address of this machine";
+        for (text, advice) in [
+            (":443", all),
+            ("*:443", all),
+            ("192.0.2.1", "write \"192.0.2.1:8443\", with a port"),
+            ("::1", "write \"[::1]:8443\", with a port"),
+            ("localhost:443", any),
+            ("443", any),
+            ("", any),
+            ("192.0.2.1:99999", any),
+        ] {
+            let expected = format!("is {text:?}, which is no address to listen on; {advice}");
+            assert_eq!(socket_address(text).unwrap_err().text, expected);
+        }
+        check(
+            socket_address,
+            &[
+                (
+                    "[::]:0",
+                    Err("is \"[::]:0\": port 0 would be another port in each worker; write a \
+                         fixed one"),
+                ),
+                (
+                    "224.0.0.1:443",
+                    Err("is \"224.0.0.1:443\", which is a multicast address; write one of this \
+                         machine's own"),
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn names_words_paths_and_interfaces() {
+        let long = "x".repeat(65);
+        for (text, valid) in [
+            ("edge", true),
+            ("a-b_c.1", true),
+            ("", false),
+            ("a b", false),
+            ("ä", false),
+            (&long, false),
+        ] {
+            assert_eq!(name(text).is_ok(), valid, "{text}");
+        }
+        for (text, valid) in
+            [("https://idp", true), ("two words", true), ("", false), (" a", false), ("a\n", false)]
+        {
+            assert_eq!(words(text).is_ok(), valid, "{text}");
+        }
+        for (text, relative, absolute) in [
+            ("tls/a.pem", true, false),
+            ("/a", true, true),
+            ("", false, false),
+            ("/a\0", false, false),
+        ] {
+            assert_eq!((path(text).is_ok(), absolute_path(text).is_ok()), (relative, absolute));
+        }
+        for (text, valid) in [
+            ("eth0", true),
+            ("enp0s31f6.100", true),
+            ("fifteen-letters", true),
+            ("sixteen-letters-", false),
+            ("", false),
+            ("..", false),
+            ("a/b", false),
+            ("eth0:1", false),
+            ("a b", false),
+        ] {
+            assert_eq!(interface(text).is_ok(), valid, "{text}");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        let owned = |text: &str| Ok(text.to_owned());
+        check(
+            host,
+            &[
+                ("API.Example.com", owned("api.example.com")),
+                ("localhost", owned("localhost")),
+                ("_dmarc.example", owned("_dmarc.example")),
+                ("192.0.2.1", owned("192.0.2.1")),
+                ("[2001:DB8:0::1]", owned("2001:db8::1")),
+                ("2001:db8::1", owned("2001:db8::1")),
+                (
+                    "example.com:443",
+                    Err("has \"example.com:443\"; leave the port out: \"example.com\""),
+                ),
+                (
+                    "*.example.com",
+                    Err(
+                        "not supported yet: \"*.example.com\", a pattern of host names; write each \
+                         host name out",
+                    ),
+                ),
+            ],
+        );
+        let label = "a".repeat(64);
+        let name = ["a"; 128].join(".");
+        for text in [
+            "",
+            ".",
+            "a..b",
+            "a.",
+            "-a",
+            "a-",
+            "a b",
+            "ö.example",
+            "256.1.1.1",
+            "010.1.1.1",
+            "[::1",
+            &label,
+            &name,
+        ] {
+            let Refused { kind, text: said } = host(text).unwrap_err();
+            assert_eq!(kind, Kind::BadValue, "{text}");
+            assert!(said.ends_with("which is no host name; write it as in \"api.example.com\""));
+        }
+    }
+
+    #[test]
+    fn servers() {
+        let to = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port });
+        let refused = |text: &str, why: &str| {
+            format!("has {text:?}: {why}; write it as in \"http://127.0.0.1:9001\"")
+        };
+        check(
+            endpoint,
+            &[
+                ("http://127.0.0.1:9001", to("127.0.0.1", 9001)),
+                ("http://127.0.0.1:9001/", to("127.0.0.1", 9001)),
+                ("http://[::1]:80", to("::1", 80)),
+                ("http://[::1]", to("::1", 80)),
+                ("http://Orders.internal", to("orders.internal", 80)),
+            ],
+        );
+        for (text, why) in [
+            ("127.0.0.1:9001", "a server begins with http://"),
+            ("HTTP://127.0.0.1", "a server begins with http://"),
+            ("http://", "this is no host name or address"),
+            ("http://a b", "this is no host name or address"),
+            ("http://256.1.1.1", "this is no host name or address"),
+            ("http://a/b", "a server has no path, the request brings its own"),
+            ("http://a?b", "a server has no path, the request brings its own"),
+            ("http://u:p@a", "a server has no user name or password"),
+            ("http://a:0", "the port is no number from 1 to 65535"),
+            ("http://a:", "the port is no number from 1 to 65535"),
+            ("http://::1:80", "the port is no number from 1 to 65535"),
+            ("http://[::1", "the ] is missing"),
+            ("http://[a]", "no IPv6 address is between [ and ]"),
+            ("http://[::1]80", "after ] comes : and a port"),
+            ("http://0.0.0.0:80", "nobody can connect to this address"),
+        ] {
+            assert_eq!(endpoint(text).unwrap_err().text, refused(text, why));
+        }
+        assert_eq!(endpoint("https://a").unwrap_err().kind, Kind::NotSupported);
+    }
+
+    #[test]
+    fn paths_of_routes() {
+        for (text, valid) in [
+            ("/", true),
+            ("/orders", true),
+            ("/v1/orders:all/~me@home", true),
+            ("", false),
+            ("orders", false),
+            ("/orders/", false),
+            ("//", false),
+            ("/a//b", false),
+            ("/a/../b", false),
+            ("/.", false),
+            ("/a?b", false),
+            ("/a#b", false),
+            ("/a%2Fb", false),
+            ("/a b", false),
+            ("/ä", false),
+            ("/a\\b", false),
+        ] {
+            assert_eq!(route_path(text).is_ok(), valid, "{text}");
+        }
+        assert_eq!(
+            route_path("/orders/").unwrap_err().text,
+            "is \"/orders/\"; write \"/orders\", which is this path and everything below it"
+        );
+    }
+
+    #[test]
+    fn methods_and_scopes() {
+        for (text, valid) in [
+            ("GET", true),
+            ("PROPFIND", true),
+            ("M-SEARCH", true),
+            ("get", false),
+            ("CONNECT", false),
+            ("", false),
+            ("G ET", false),
+            ("GETGETGETGETGETGETGETGETGETGETGETGET", false),
+        ] {
+            assert_eq!(method(text).is_ok(), valid, "{text}");
+        }
+        for (text, valid) in [
+            ("read:orders", true),
+            ("https://example.com/scope", true),
+            ("", false),
+            ("read write", false),
+            ("a\"b", false),
+            ("a\\b", false),
+            ("ä", false),
+        ] {
+            assert_eq!(scope(text).is_ok(), valid, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_of_a_closed_list() {
+        check(
+            protocol,
+            &[
+                ("h2", Ok(Protocol::Http2)),
+                ("http/1.1", Ok(Protocol::Http1)),
+                ("h3", Err("not supported yet: \"h3\"; leave it out of the list")),
+                (
+                    "http/1",
+                    Err(
+                        "is \"http/1\"; did you mean \"http/1.1\"? It takes \"h2\" or \"http/1.1\"",
+                    ),
+                ),
+                ("spdy", Err("is \"spdy\"; write \"h2\" or \"http/1.1\"")),
+            ],
+        );
+        check(
+            client_auth,
+            &[
+                ("required", Ok(())),
+                (
+                    "optional",
+                    Err("not supported yet: \"optional\"; write \"required\" or leave it out"),
+                ),
+                ("off", Err("not supported yet: \"off\"; write \"required\" or leave it out")),
+                ("require", Err("is \"require\"; write \"required\"")),
+            ],
+        );
+        check(
+            algorithm,
+            &[
+                ("RS256", Ok(Algorithm::Rs256)),
+                ("ES256", Ok(Algorithm::Es256)),
+                (
+                    "PS256",
+                    Err("not supported yet: \"PS256\"; leave it out and let the issuer sign with \
+                         RS256 or ES256"),
+                ),
+                (
+                    "none",
+                    Err("has \"none\", which proves nothing to a third party; write \"RS256\" or \
+                         \"ES256\""),
+                ),
+            ],
+        );
+        check(
+            xdp_mode,
+            &[
+                ("auto", Ok(Mode::Auto)),
+                ("native", Ok(Mode::Native)),
+                ("generic", Ok(Mode::Generic)),
+                (
+                    "navite",
+                    Err("is \"navite\"; did you mean \"native\"? It takes \"auto\" or \"native\" \
+                         or \"generic\""),
+                ),
+            ],
+        );
+        check(crl_expired, &[("deny", Ok(CrlExpired::Deny)), ("allow", Ok(CrlExpired::Allow))]);
+        check(log_format, &[("json", Ok(LogFormat::Json)), ("text", Ok(LogFormat::Text))]);
+        check(proof, &[("certificate", Ok(Proof::Certificate)), ("token", Ok(Proof::Token))]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_any_of_them_panic(text in "\\PC{0,40}|[0-9a-z:./\\[\\]@%_*-]{0,40}") {
+            let _ = (duration(&text), rate_per_s(&text), network(&text), service(&text));
+            let _ = (socket_address(&text), name(&text), words(&text), path(&text));
+            let _ = (interface(&text), host(&text), route_path(&text), method(&text));
+            let _ = (endpoint(&text), endpoint(&format!("http://{text}")), scope(&text));
+            let _ = (protocol(&text), algorithm(&text), xdp_mode(&text));
+        }
+
+        #[test]
+        fn a_duration_is_its_number_times_its_unit(number in 0u32.., unit in 0usize..4) {
+            let (name, unit_ms) = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)][unit];
+            let expected = Duration::from_millis(u64::from(number) * unit_ms);
+            prop_assert_eq!(duration(&format!("{number}{name}")), Ok(expected));
+        }
+
+        #[test]
+        fn a_host_name_is_its_own_form(text in "[a-zA-Z0-9._:-]{1,20}") {
+            if let Ok(host_name) = host(&text) {
+                prop_assert_eq!(host(&host_name), Ok(host_name.clone()));
+            }
+        }
+    }
 }
