@@ -20,5 +20,18 @@ macro_rules! privileged {
         }
     };
 }
+/// The binary under test.
+fn binary() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_BIN_EXE_portcullis"))
+}
+
 mod actors;
+mod cli_errors;
+mod drain;
+mod feedback;
+mod mtls;
+mod operator;
+mod proxy;
+mod reload;
 mod samples;
+mod token;

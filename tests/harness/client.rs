@@ -24,6 +24,10 @@ pub mod curl_exit {
 pub mod alert {
     /// `bad_certificate`
     pub const BAD_CERTIFICATE: u8 = 42;
+    /// `handshake_failure`
+    pub const HANDSHAKE_FAILURE: u8 = 40;
+    /// `unsupported_certificate`
+    pub const UNSUPPORTED_CERTIFICATE: u8 = 43;
     /// `certificate_revoked`
     pub const CERTIFICATE_REVOKED: u8 = 44;
     /// `certificate_expired`

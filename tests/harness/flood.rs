@@ -8,7 +8,7 @@
 //! result is only what the receiver lets through.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,9 +33,13 @@ use super::{
 const BPF_FUNC_GET_PRANDOM_U32: i32 = 7;
 const BPF_FUNC_REDIRECT: i32 = 23;
 
-/// Frames for each system call: setting one up costs the kernel tens of milliseconds (it allocates
-/// pages), so thousands would mostly measure that; a million ends soon enough to see a stop flag.
-const FRAMES_PER_CALL: u32 = 1 << 20;
+/// Frames of the first system call, and the least of any: enough to learn the rate from.
+const FRAMES_MIN: u32 = 1 << 16;
+/// The most of any, 200 ms at ten million a second.
+const FRAMES_MAX: u32 = 1 << 21;
+/// How long a call should last: the kernel needs tens of milliseconds to set one up (it allocates
+/// pages), so short ones measure mostly that; and a stop is noticed only between two.
+const CALL_LASTS: Duration = Duration::from_millis(250);
 /// Frames handed to the receiver at once: its NAPI budget, and well below its ring of 256.
 const BATCH: u32 = 64;
 
@@ -210,7 +214,7 @@ pub struct Plan {
     pub core: usize,
     /// Ends at the latest after this.
     pub lasts: Duration,
-    /// And at the latest after this many, rounded up to [`FRAMES_PER_CALL`].
+    /// And after this many.
     pub packets_max: u64,
 }
 
@@ -283,17 +287,29 @@ impl Drop for Flood {
 fn generate(program: &Program, plan: &Plan, stop: &AtomicBool) -> Result<Made> {
     let started = clock::now();
     let mut packets = 0;
+    let mut frames = FRAMES_MIN;
     while packets < plan.packets_max
         && started.elapsed() < plan.lasts
         && !stop.load(Ordering::Relaxed)
         && !clock::interrupted()
     {
+        let left = u32::try_from(plan.packets_max - packets).unwrap_or(u32::MAX);
+        let now = frames.min(left);
+        let call_started = clock::now();
         program
-            .send(&plan.frame, FRAMES_PER_CALL, BATCH)
+            .send(&plan.frame, now, BATCH)
             .context("the kernel would not send live frames (it can since Linux 5.18)")?;
-        packets += u64::from(FRAMES_PER_CALL);
+        packets += u64::from(now);
+        frames = frames_for_next_call(now, call_started.elapsed());
     }
     Ok(Made { packets, elapsed: started.elapsed() })
+}
+
+/// As many as would have filled [`CALL_LASTS`] at the rate just seen.
+fn frames_for_next_call(frames: u32, took: Duration) -> u32 {
+    let share = CALL_LASTS.as_secs_f64() / took.as_secs_f64().max(1e-6);
+    // The conversion saturates.
+    ((f64::from(frames) * share) as u32).clamp(FRAMES_MIN, FRAMES_MAX)
 }
 
 /// Keeps the calling thread on one core.
@@ -349,7 +365,23 @@ impl Prober {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    #[test]
+    fn calls_are_made_as_long_as_wanted() {
+        for (frames, took_ms, next) in [
+            (1 << 16, 10, 1 << 20 | 1 << 19 | 1 << 16), // 25 times as many
+            (1 << 20, 250, 1 << 20),
+            (1 << 20, 1, FRAMES_MAX),
+            (1 << 20, 100_000, FRAMES_MIN),
+            (1 << 20, 0, FRAMES_MAX),
+        ] {
+            let took = Duration::from_millis(took_ms);
+            assert_eq!(frames_for_next_call(frames, took), next, "{frames} in {took_ms} ms");
+        }
+    }
 
     const WIRE: Wire = Wire { source: [2, 0, 0, 0, 0, 1], destination: [2, 0, 0, 0, 0, 2] };
 

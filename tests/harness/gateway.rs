@@ -116,7 +116,7 @@ jwks_file = "{jwks}"
 name = "orders"
 servers = ["http://{upstream}"]
 connect_timeout = "2s"
-response_timeout = "5s"
+response_timeout = "3s"
 {routes}
 {xdp}
 

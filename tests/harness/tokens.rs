@@ -63,8 +63,22 @@ impl Mint {
     /// # Errors
     /// When the command fails.
     pub fn mint(&self, subject: &str, audience: &str, more: &[&str]) -> Result<String> {
+        self.mint_as(ISSUER, subject, audience, more)
+    }
+
+    /// The same, naming another issuer.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn mint_as(
+        &self,
+        issuer: &str,
+        subject: &str,
+        audience: &str,
+        more: &[&str],
+    ) -> Result<String> {
         let mut command = Command::new(&self.binary);
-        command.args(["token", "mint", "--kid", &self.key_id, "--issuer", ISSUER]);
+        command.args(["token", "mint", "--kid", &self.key_id, "--issuer", issuer]);
         command.args(["--audience", audience, "--subject", subject]);
         command.arg("--key").arg(&self.key).args(more);
         Ok(process::succeed(&mut command)?.trim().to_owned())

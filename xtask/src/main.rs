@@ -1,2 +1,63 @@
-//! Commands.
-fn main() {}
+//! The repository's commands: `cargo xtask COMMAND`.
+
+use std::{env, process::ExitCode};
+
+use anyhow::{Result, bail};
+
+#[allow(dead_code, reason = "the tests use what the demonstration does not")]
+#[path = "../../tests/harness/mod.rs"]
+mod harness;
+
+mod cargo;
+mod check;
+mod demo;
+mod setup;
+mod test;
+
+const HELP: &str = "\
+The repository's commands.
+
+cargo xtask setup                      installs what the others need; they call it themselves
+cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
+cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
+cargo xtask check                      format, lints, documentation, dependencies
+";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    match command(&words) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(words: &[String]) -> Result<ExitCode> {
+    let Some((name, rest)) = words.split_first() else {
+        print!("{HELP}");
+        return Ok(ExitCode::from(2));
+    };
+    match name.as_str() {
+        "setup" => without_arguments(rest, setup::setup),
+        "check" => without_arguments(rest, check::check),
+        "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
+        "demo" => demo::demo(rest),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => {
+            eprint!("xtask: there is no command `{other}`\n\n{HELP}");
+            Ok(ExitCode::from(2))
+        }
+    }
+}
+
+fn without_arguments(rest: &[String], run: fn() -> Result<()>) -> Result<ExitCode> {
+    if let Some(word) = rest.first() {
+        bail!("this command takes no arguments; what is `{word}`?");
+    }
+    run().map(|()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,145 @@
+//! Mutual TLS: who may shake hands, which alert the others get, and what the log says of them.
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+
+use crate::{
+    binary,
+    harness::{
+        client::{Credential, alert},
+        clock,
+        gateway::SOON,
+        load::Target,
+        pki,
+        site::{HOST, SERVER, Site},
+    },
+};
+
+/// One client and what becomes of it.
+struct Case<'a> {
+    who: &'a str,
+    credential: Option<&'a Credential>,
+    /// The alert, or `None` for those who are let in.
+    alert: Option<u8>,
+    /// The log's word for it.
+    reason: &'a str,
+}
+
+#[test]
+fn only_good_certificates_shake_hands() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "mtls")?;
+    site.config.bans = "enabled = false".to_owned();
+    let revoked = site.authority.client("revoked", &[])?;
+    site.authority.revoke(&revoked)?;
+    let past = ["--not-before", "2020-01-01T00:00:00Z", "--not-after", "2020-02-01T00:00:00Z"];
+    let expired = site.authority.client("expired", &past)?;
+    let future = ["--not-before", "2090-01-01T00:00:00Z", "--not-after", "2091-01-01T00:00:00Z"];
+    let unborn = site.authority.client("unborn", &future)?;
+    let server = site.config.server.clone();
+    let stranger = pki::stranger(&site.directory)?;
+    let gateway = site.start()?;
+
+    for Case { who, credential, alert, reason } in [
+        Case { who: "good", credential: Some(&site.client), alert: None, reason: "" },
+        Case {
+            who: "nobody",
+            credential: None,
+            alert: Some(alert::CERTIFICATE_REQUIRED),
+            reason: "no_client_certificate",
+        },
+        Case {
+            who: "stranger",
+            credential: Some(&stranger),
+            alert: Some(alert::UNKNOWN_CA),
+            reason: "unknown_issuer",
+        },
+        Case {
+            who: "revoked",
+            credential: Some(&revoked),
+            alert: Some(alert::CERTIFICATE_REVOKED),
+            reason: "revoked",
+        },
+        Case {
+            who: "expired",
+            credential: Some(&expired),
+            alert: Some(alert::CERTIFICATE_EXPIRED),
+            reason: "certificate_expired",
+        },
+        Case {
+            who: "unborn",
+            credential: Some(&unborn),
+            // TLS has no word of its own for it; the log has.
+            alert: Some(alert::CERTIFICATE_EXPIRED),
+            reason: "certificate_not_yet_valid",
+        },
+        Case {
+            who: "server",
+            credential: Some(&server),
+            alert: Some(alert::UNSUPPORTED_CERTIFICATE),
+            reason: "bad_eku",
+        },
+    ] {
+        for version in ["-tls1_3", "-tls1_2"] {
+            let handshake = site.handshake(credential, &[version])?;
+            // TLS 1.2 has no certificate_required (RFC 8446 section 6.2): handshake_failure there.
+            let expected = match (alert, version) {
+                (Some(alert::CERTIFICATE_REQUIRED), "-tls1_2") => Some(alert::HANDSHAKE_FAILURE),
+                _ => alert,
+            };
+            assert_eq!(
+                (handshake.alert, handshake.answered),
+                (expected, alert.is_none()),
+                "{who} {version}: {}",
+                handshake.said
+            );
+        }
+        if !reason.is_empty() {
+            let line = gateway.wait_log(&format!("{who}'s refusal"), |line| {
+                line["event"] == "handshake_refused" && line["reason"] == reason
+            })?;
+            assert_eq!(line["source"], "10.99.0.2", "{line}");
+            if credential.is_some() {
+                let subject = line["certificate"]["subject"].as_str().unwrap_or_default();
+                assert!(!subject.is_empty(), "who it claimed to be: {line}");
+            }
+        }
+    }
+    let failures =
+        gateway.metric("gateway_tls_handshake_failures_total", &[("reason", "revoked")])?;
+    assert_eq!(failures, 2.0, "once for each version");
+    Ok(())
+}
+
+#[test]
+fn revocation_reaches_open_connections_and_resumed_sessions() -> Result<()> {
+    privileged!();
+    let site = Site::new(binary(), "revoke")?;
+    let victim = site.authority.client("victim", &[])?;
+    let token = site.mint.good("alice")?;
+    let gateway = site.start()?;
+    let session = site.directory.path().join("session").display().to_string();
+    let first = site.handshake(Some(&victim), &["-sess_out", &session])?;
+    assert!(first.answered, "{}", first.said);
+    let authority = site.authority.certificate();
+    let target = Target::new(&site.client_host, SERVER, HOST, &authority, &victim)?;
+    let mut open = target.connect()?;
+    assert_eq!(open.ask("/orders/1", &token)?, 200);
+
+    site.authority.revoke(&victim)?;
+    gateway.signal(Signal::SIGHUP)?;
+    clock::wait_for("the reload", SOON, || {
+        Ok((gateway.metric("gateway_config_generation", &[])? > 1.0).then_some(()))
+    })?;
+    assert_eq!(open.ask("/orders/1", &token).context("an answer with the reason")?, 403);
+    let mut more = vec![];
+    if std::fs::metadata(&session).is_ok() {
+        more.extend(["-sess_in", &session]);
+    }
+    let resumed = site.handshake(Some(&victim), &more)?;
+    assert_eq!(resumed.alert, Some(alert::CERTIFICATE_REVOKED), "{}", resumed.said);
+    assert!(!resumed.answered, "{}", resumed.said);
+    let good = site.request("/orders/1").token(&token).send()?;
+    assert_eq!(good.status, 200, "others go on: {}", good.error);
+    Ok(())
+}
