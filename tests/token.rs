@@ -55,7 +55,7 @@ fn every_kind_of_bad_token_has_its_answer() -> Result<()> {
             "of an unknown issuer",
             mint.mint_as("https://other.test", "alice", AUDIENCE, &[]),
             401,
-            "unknown_issuer",
+            "unknown_token_issuer",
         ),
         case(
             "valid for too long",

@@ -115,9 +115,9 @@ pub struct XdpStatus {
 pub struct XdpInterface {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `none` when the program is gone.
     pub mode: String,
-    /// The kernel's number of the program.
+    /// The kernel's number of the program; 0 when it is gone.
     pub program_id: u32,
 }
 

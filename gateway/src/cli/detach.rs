@@ -9,16 +9,25 @@ use crate::kernel;
 /// otherwise by itself.
 pub(super) fn run(path: &Path) -> Result<ExitCode, Failure> {
     let config = loaded(path)?;
-    let text = match socket::ask::<serde_json::Value>(&config.admin.socket, &Question::Detach) {
-        Ok(answer) => answer["detached"].as_str().unwrap_or_default().to_owned(),
+    let interfaces = match socket::ask::<Answer>(&config.admin.socket, &Question::Detach) {
+        Ok(answer) => answer.interfaces,
         Err(AskError::NoDaemon(_)) => alone(&config)?,
         Err(error) => return Err(error.into()),
     };
-    println!("{text}");
+    if interfaces.is_empty() {
+        println!("nothing was attached");
+    } else {
+        println!("detached from {}; nothing is filtered any more", interfaces.join(", "));
+    }
     Ok(ExitCode::from(DONE))
 }
 
-fn alone(config: &crate::config::Config) -> Result<String, Failure> {
+#[derive(serde::Deserialize)]
+struct Answer {
+    interfaces: Vec<String>,
+}
+
+fn alone(config: &crate::config::Config) -> Result<Vec<String>, Failure> {
     let Some(settings) = &config.xdp else {
         return Err(Failure::new(FAILED, "no XDP program: [xdp].interfaces is empty"));
     };
@@ -26,5 +35,5 @@ fn alone(config: &crate::config::Config) -> Result<String, Failure> {
         let status = if error.not_permitted().is_some() { NOT_PERMITTED } else { FAILED };
         Failure::new(status, error)
     })?;
-    Ok(detached.to_string())
+    Ok(detached.interfaces)
 }

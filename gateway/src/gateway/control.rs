@@ -118,10 +118,10 @@ impl Control {
         let kernel = self.kernel.borrow();
         let Some(kernel) = kernel.as_ref() else { return };
         let status = kernel.status();
-        for interface in &status.interfaces {
+        for interface in xdp_status(kernel).interfaces {
             tracing::info!(
-                interface = %interface.name,
-                mode = %interface.mode,
+                interface = interface.name,
+                mode = interface.mode,
                 program_id = interface.program_id,
                 enforce = status.enforce,
                 "xdp attached"
@@ -201,8 +201,10 @@ impl Control {
     fn ban(&self, bans: &[Ban]) -> Vec<(Source, Result<(), String>)> {
         if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
             let result = |outcome| match outcome {
-                BanOutcome::Set => Ok(()),
-                other => Err(other.to_string()),
+                BanOutcome::Set | BanOutcome::Replaced => Ok(()),
+                BanOutcome::Exempt => Err("the source is exempt".to_owned()),
+                BanOutcome::TableFull => Err("the kernel's table of bans is full".to_owned()),
+                BanOutcome::Failed(error) => Err(error.to_string()),
             };
             return kernel
                 .ban(bans)
@@ -349,7 +351,15 @@ impl Control {
         if *self.phase.borrow() != Phase::Running {
             return Err("draining".to_owned());
         }
-        if self.config.borrow().xdp.is_some() && self.kernel.borrow().is_none() {
+        if self.config.borrow().xdp.is_none() {
+            return Ok(());
+        }
+        let kernel = self.kernel.borrow();
+        let status = kernel.as_ref().map(Kernel::status);
+        let is_whole = |status: kernel::Status| {
+            status.interfaces.iter().all(|interface| interface.attached.is_some())
+        };
+        if !status.is_some_and(is_whole) {
             return Err("the XDP program that the configuration demands is detached".to_owned());
         }
         Ok(())
@@ -417,8 +427,8 @@ impl Control {
         // What this process holds open would keep the program attached.
         drop(self.kernel.borrow_mut().take());
         let detached = kernel::detach(&settings.pin).map_err(|error| error.to_string())?;
-        tracing::warn!(detail = %detached, "xdp detached by an operator");
-        Ok(json!({ "detached": detached.to_string() }))
+        tracing::warn!(interfaces = detached.interfaces.join(" "), "xdp detached by an operator");
+        Ok(json!({ "interfaces": detached.interfaces }))
     }
 
     fn status(&self) -> Status {
@@ -560,19 +570,18 @@ fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
     for count in &counters {
         let labels = vec![
             ("interface", count.interface.clone()),
-            ("action", count.action.to_string()),
-            ("reason", count.reason.to_string()),
+            ("action", count.action.word().to_owned()),
+            ("reason", count.reason.word().to_owned()),
         ];
         packets.push((labels.clone(), count.packets as f64));
         bytes.push((labels, count.bytes as f64));
     }
     let status = kernel.status();
-    let mode = |interface: &kernel::InterfaceStatus| {
-        let labels =
-            vec![("interface", interface.name.clone()), ("mode", interface.mode.to_string())];
-        (labels, 1.0)
+    let mode = |interface: XdpInterface| {
+        (vec![("interface", interface.name), ("mode", interface.mode)], 1.0)
     };
-    let entries = |map: &str, count: usize| (vec![("map", map.to_owned())], count as f64);
+    let entries = |fill: &kernel::Fill| (vec![("map", fill.map.to_owned())], fill.used as f64);
+    let limit = |fill: &kernel::Fill| (vec![("map", fill.map.to_owned())], f64::from(fill.limit));
     vec![
         Reading {
             name: "gateway_xdp_packets_total",
@@ -590,7 +599,7 @@ fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
             name: "gateway_xdp_mode",
             help: "1 for the mode that the program is attached in.",
             kind: "gauge",
-            series: status.interfaces.iter().map(mode).collect(),
+            series: xdp_status(kernel).interfaces.into_iter().map(mode).collect(),
         },
         Reading {
             name: "gateway_xdp_enforce",
@@ -602,7 +611,19 @@ fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
             name: "gateway_xdp_map_entries",
             help: "Entries in the kernel's maps.",
             kind: "gauge",
-            series: vec![entries("bans", status.bans)],
+            series: status.fills.iter().map(entries).collect(),
+        },
+        Reading {
+            name: "gateway_xdp_map_limit",
+            help: "Entries that the kernel's maps can hold.",
+            kind: "gauge",
+            series: status.fills.iter().map(limit).collect(),
+        },
+        Reading {
+            name: "gateway_xdp_bucket_evictions_total",
+            help: "Buckets forgotten before they were full: max_sources is too small.",
+            kind: "counter",
+            series: vec![(Vec::new(), status.evictions as f64)],
         },
     ]
 }
@@ -611,8 +632,8 @@ fn xdp_status(kernel: &Kernel) -> XdpStatus {
     let status = kernel.status();
     let interface = |interface: &kernel::InterfaceStatus| XdpInterface {
         name: interface.name.clone(),
-        mode: interface.mode.to_string(),
-        program_id: interface.program_id,
+        mode: interface.attached.map_or("none", |attached| attached.mode.word()).to_owned(),
+        program_id: interface.attached.map_or(0, |attached| attached.program_id),
     };
     XdpStatus {
         enforce: status.enforce,
