@@ -3,6 +3,8 @@
 //! One binary, so that it links once. Tests run beside each other: each has its own namespaces, files
 //! and pins.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails ends its test")]
+
 #[allow(dead_code, reason = "the demonstration uses what no test here does")]
 mod harness;
 
@@ -35,3 +37,5 @@ mod proxy;
 mod reload;
 mod samples;
 mod token;
+mod xdp_live;
+mod xdp_packets;

@@ -410,7 +410,7 @@ impl Kernel {
             if self.slots.contains(&slot) {
                 continue;
             }
-            pin::remove_file(&self.pins.link(slot))?;
+            pin::remove_link(&self.pins.link(slot))?;
             self.maps.write_interface(slot, None)?;
             notices.push(Notice::Released { interface });
         }
@@ -431,7 +431,7 @@ impl Kernel {
         let program = load_program(&mut object)?;
         let Some(old) = old else {
             // Of a device that is gone: the link's own end came with it.
-            pin::remove_file(&path)?;
+            pin::remove_link(&path)?;
             return attach_new(program, interface, mode, &path, notices).map(drop);
         };
         let is_native = interface.attachments.native.is_some();
@@ -601,7 +601,7 @@ fn change_mode(
     path: &Path,
     notices: &mut Vec<Notice>,
 ) -> Result<(), KernelError> {
-    pin::remove_file(&old.path)?;
+    pin::remove_link(&old.path)?;
     match attach_new(program, interface, mode, path, notices) {
         Ok(mode) => {
             notices.push(Notice::ChangedMode { interface: interface.name.to_owned(), mode });

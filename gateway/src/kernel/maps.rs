@@ -89,14 +89,16 @@ impl Layout {
         if !pin.exists() {
             return None;
         }
-        let fits = |info: MapInfo| {
-            info.map_type().is_ok_and(|kind| kind == self.kind)
-                && info.key_size() as usize == self.key_bytes
-                && info.value_size() as usize == self.value_bytes
-                && info.max_entries() == self.entries
-                && info.map_flags() == self.flags
-        };
-        Some(MapInfo::from_pin(pin).is_ok_and(fits))
+        Some(MapInfo::from_pin(pin).is_ok_and(|info| self.describes(&info)))
+    }
+
+    /// Whether a map is made like this.
+    pub fn describes(&self, info: &MapInfo) -> bool {
+        info.map_type().is_ok_and(|kind| kind == self.kind)
+            && info.key_size() as usize == self.key_bytes
+            && info.value_size() as usize == self.value_bytes
+            && info.max_entries() == self.entries
+            && info.map_flags() == self.flags
     }
 }
 

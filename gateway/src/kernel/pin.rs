@@ -2,12 +2,16 @@
 //!
 //! `<pin>/v<layout>/` holds every map under its name and each interface's link as `link_<slot>`.
 //! An object lives while it has a pin or an open descriptor; the daemon keeps no descriptor of a
-//! link, so taking the pin away always takes the program off its interface.
+//! link, so a link is gone when its pin is.
 
 use std::{
+    ffi::CString,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -128,7 +132,7 @@ impl Drop for Undo {
         if let Some((directory, before)) = self.watched.take() {
             let new = entries(&directory).unwrap_or_default();
             for path in new.iter().filter(|path| !before.contains(path)) {
-                let _ = fs::remove_file(path);
+                let _ = if slot(path).is_some() { remove_link(path) } else { remove_file(path) };
             }
         }
         for directory in self.created.drain(..).rev() {
@@ -143,7 +147,7 @@ pub fn remove_all(root: &Path) -> Result<Vec<PathBuf>, KernelError> {
     let directories = layout_directories(root);
     for directory in &directories {
         for link in links(directory) {
-            remove_file(&link)?;
+            remove_link(&link)?;
         }
     }
     for directory in &directories {
@@ -181,6 +185,51 @@ pub fn slot(path: &Path) -> Option<usize> {
 pub fn program_id(path: &Path) -> Option<u32> {
     let link = PinnedLink::from_pin(path).ok()?;
     Some(aya::programs::links::FdLink::from(link).info().ok()?.program_id())
+}
+
+/// Takes the program off its interface and removes the pin; it is as good when there is none.
+///
+/// Removing the pin would do, but only some time later, when the kernel gets round to it, and not
+/// while anybody else holds the link open.
+pub fn remove_link(path: &Path) -> Result<(), KernelError> {
+    match detach_link(path) {
+        // No such pin, or the link lost its device.
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOLINK)) => {
+            Err(KernelError::file("detach", path)(error))
+        }
+        _ => remove_file(path),
+    }
+}
+
+/// `BPF_LINK_DETACH` (since 5.9, like XDP links themselves), which aya does not offer.
+fn detach_link(path: &Path) -> io::Result<()> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    /// The part of `union bpf_attr` that `BPF_OBJ_GET` reads.
+    #[repr(C)]
+    struct Object {
+        path: u64,
+        descriptor: u32,
+        flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let object = Object { path: name.as_ptr() as u64, descriptor: 0, flags: 0 };
+    // SAFETY: the attributes are what the command reads, of the size that is given, and the path
+    // is a string that ends with a zero and outlives the call.
+    let descriptor = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const object, size_of::<Object>())
+    };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
+    let link = unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) };
+    let number = link.as_raw_fd() as u32;
+    // SAFETY: the command reads one number, the descriptor of a link, which is open.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const number, size_of::<u32>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Removes one pin; it is as good when there is none.

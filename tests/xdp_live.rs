@@ -1,0 +1,494 @@
+//! The filter on a real interface: a veth pair whose far end is in a network namespace of its own.
+//!
+//! What is promised: a banned source is dropped and told nothing; observing drops nothing; the
+//! filter outlives its daemon, however that ends, and is taken over without a gap; a foreign
+//! program is never replaced; nothing stays behind after a failed start or a detach.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
+
+use gateway::kernel::{
+    Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, Rate, Settings,
+    attachment, detach, probe,
+};
+use gateway_ebpf::{Outcome, Source};
+use nix::sched::{CloneFlags, setns};
+
+use crate::xdp_packets::may_load_programs;
+
+const PORT: u16 = 8443;
+/// Set for the process that [`the_filter_outlives_a_daemon_that_is_killed`] starts and kills.
+const CHILD: &str = "PORTCULLIS_TEST_XDP_LIVE";
+/// How often a condition is looked at, and how many times, before a test gives up on it.
+const POLL: Duration = Duration::from_millis(10);
+const POLLS: usize = 500;
+
+/// A veth pair; the near end is in this namespace, the far end in one of its own.
+struct Pair {
+    near: String,
+    namespace: String,
+    pin: PathBuf,
+    address: Ipv4Addr,
+    peer: Ipv4Addr,
+}
+
+impl Pair {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Relaxed);
+        let number = std::process::id();
+        let near = format!("pcl{count}-{number}");
+        let namespace = format!("portcullis-live-{number}-{count}");
+        // Two addresses of the block for benchmarks (RFC 2544), other ones for each pair.
+        let network = 0xc612_0000 | (number % 0x1fff) << 5 | count << 2;
+        let (address, peer) = (Ipv4Addr::from_bits(network | 1), Ipv4Addr::from_bits(network | 2));
+        let pin = PathBuf::from(format!("/sys/fs/bpf/portcullis-live-{number}-{count}"));
+        let pair = Self { near: near.clone(), namespace: namespace.clone(), pin, address, peer };
+        for command in [
+            format!("ip netns add {namespace}"),
+            format!("ip link add {near} type veth peer name far netns {namespace}"),
+            format!("ip address add {address}/30 dev {near}"),
+            format!("ip link set {near} up"),
+            format!("ip -n {namespace} address add {peer}/30 dev far"),
+            format!("ip -n {namespace} link set far up"),
+        ] {
+            run(&command);
+        }
+        pair
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            interfaces: vec![self.near.clone()],
+            mode: Mode::Auto,
+            enforce: true,
+            ports: vec![PORT],
+            management: Vec::new(),
+            exempt: vec!["127.0.0.0/8".parse().unwrap()],
+            deny: Vec::new(),
+            packets: Some(Rate { per_s: 1_000, burst: 1_000 }),
+            max_sources: 1_000,
+            pin: self.pin.clone(),
+        }
+    }
+
+    fn peer(&self) -> Source {
+        Source::from(IpAddr::V4(self.peer))
+    }
+
+    fn ban(&self, lasts: Duration) -> Ban {
+        Ban { source: self.peer(), lasts, reason: 3, origin: 1, level: 2 }
+    }
+
+    /// A socket here, and one over there that sends to it.
+    fn sockets(&self) -> Wire {
+        let here = UdpSocket::bind((self.address, PORT)).unwrap();
+        here.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let namespace = File::open(Path::new("/run/netns").join(&self.namespace)).unwrap();
+        let to = SocketAddr::from((self.address, PORT));
+        // A namespace is a thread's; a socket stays in the one it was made in.
+        let there = thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        });
+        Wire { here, there: there.join().unwrap() }
+    }
+
+    fn attachments(&self) -> attachment::Attachments {
+        attachment::attachments(attachment::interface_index(&self.near).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let _ = detach(&self.pin);
+        // The pair goes with either end, and the far end with its namespace.
+        for arguments in [["link", "del", &self.near], ["netns", "del", &self.namespace]] {
+            let _ = Command::new("ip").args(arguments).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+struct Wire {
+    here: UdpSocket,
+    there: UdpSocket,
+}
+
+impl Wire {
+    /// Whether a datagram arrives. The first ones may wait for an address to be resolved, and are
+    /// sent again while the link comes up; one that is dropped is never seen however often.
+    fn passes(&self) -> bool {
+        let mut buffer = [0; 64];
+        (0..5).any(|_| {
+            let _ = self.there.send(b"knock");
+            self.here.recv(&mut buffer).is_ok()
+        })
+    }
+}
+
+fn run(command: &str) {
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{command}: {status}");
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..POLLS {
+        if holds() {
+            return;
+        }
+        thread::sleep(POLL);
+    }
+    panic!("in vain: {what}");
+}
+
+fn packets(kernel: &Kernel, action: Action, reason: Outcome) -> u64 {
+    let counts = kernel.counters().unwrap();
+    let matching = counts.iter().filter(|count| (count.action, count.reason) == (action, reason));
+    matching.map(|count| count.packets).sum()
+}
+
+#[test]
+fn a_banned_source_is_dropped_until_the_ban_is_over() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    assert!(!notices.iter().any(|notice| matches!(notice, Notice::Adopted { .. })), "{notices:?}");
+    let status = kernel.status();
+    assert_eq!(status.interfaces[0].attached.unwrap().mode, AttachedMode::Native);
+    let wire = pair.sockets();
+    assert!(wire.passes());
+    assert!(packets(&kernel, Action::Pass, Outcome::WithinLimit) > 0);
+
+    let outcomes = kernel.ban(&[pair.ban(Duration::from_secs(3600))]);
+    assert!(matches!(outcomes[..], [(source, BanOutcome::Set)] if source == pair.peer()));
+    assert!(!wire.passes());
+    let dropped = packets(&kernel, Action::Drop, Outcome::Banned);
+    assert!(dropped >= 5, "{dropped}");
+    let [ban] = kernel.bans().unwrap()[..] else { panic!("one ban was set") };
+    assert_eq!((ban.source, ban.reason, ban.origin, ban.level), (pair.peer(), 3, 1, 2));
+    assert!(ban.remaining <= Duration::from_secs(3600));
+    assert!(ban.remaining > Duration::from_secs(3500));
+
+    // Observing counts what it would have dropped.
+    kernel.set_enforce(false).unwrap();
+    assert!(wire.passes());
+    assert!(packets(&kernel, Action::WouldDrop, Outcome::Banned) > 0);
+    kernel.set_enforce(true).unwrap();
+    assert!(!wire.passes());
+
+    assert_eq!(kernel.unban(&[pair.peer()]).unwrap(), 1);
+    assert_eq!(kernel.unban(&[pair.peer()]).unwrap(), 0);
+    assert!(wire.passes());
+
+    // A short ban ends by the kernel's own clock; sweeping only makes room.
+    kernel.ban(&[pair.ban(Duration::from_secs(2))]);
+    assert!(!wire.passes());
+    wait_until("the ban ends", || kernel.bans().unwrap().is_empty());
+    assert!(wire.passes());
+    assert_eq!(kernel.sweep().unwrap(), 1);
+    assert_eq!(kernel.sweep().unwrap(), 0);
+}
+
+#[test]
+fn an_exempt_source_is_never_banned() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let mut settings = pair.settings();
+    settings.exempt.push(IpAddr::V4(pair.peer).into());
+    settings.deny.push(IpAddr::V4(pair.peer).into());
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    assert!(kernel.is_exempt(pair.peer()));
+    let outcomes = kernel.ban(&[pair.ban(Duration::from_secs(60))]);
+    assert!(matches!(outcomes[..], [(_, BanOutcome::Exempt)]));
+    assert!(pair.sockets().passes());
+    assert!(packets(&kernel, Action::Pass, Outcome::Exempt) > 0);
+}
+
+#[test]
+fn a_reload_changes_rules_and_interfaces_without_touching_the_rest() {
+    if !may_load_programs() {
+        return;
+    }
+    let (pair, second) = (Pair::new(), Pair::new());
+    let mut settings = pair.settings();
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    let before = kernel.status().interfaces[0].attached;
+    let wire = pair.sockets();
+    assert!(wire.passes());
+
+    settings.deny.push(IpAddr::V4(pair.peer).into());
+    settings.interfaces.push(second.near.clone());
+    kernel.apply(&settings).unwrap();
+    assert!(!wire.passes());
+    let status = kernel.status();
+    assert_eq!(status.interfaces[0].attached, before, "the first program was not replaced");
+    assert!(status.interfaces[1].attached.is_some());
+    let second_wire = second.sockets();
+    assert!(second_wire.passes());
+    let counts = kernel.counters().unwrap();
+    let seen = |interface: &str, reason| {
+        counts.iter().any(|count| {
+            count.interface == interface && count.reason == reason && count.packets > 0
+        })
+    };
+    assert!(seen(&pair.near, Outcome::Denied) && !seen(&second.near, Outcome::Denied));
+    assert!(seen(&second.near, Outcome::WithinLimit));
+
+    // What is refused changes nothing.
+    for (setting, changed) in [
+        ("max_sources", Settings { max_sources: 5_000_000, ..settings.clone() }),
+        ("pin", Settings { pin: "/sys/fs/bpf/elsewhere".into(), ..settings.clone() }),
+        ("mode", Settings { mode: Mode::Generic, ..settings.clone() }),
+    ] {
+        let error = kernel.apply(&changed).unwrap_err();
+        assert!(
+            matches!(error, KernelError::NeedsRestart { setting: named } if named == setting),
+            "{error}"
+        );
+    }
+    let missing =
+        Settings { interfaces: vec!["pcl-none".into()], deny: vec![], ..settings.clone() };
+    assert!(matches!(kernel.apply(&missing).unwrap_err(), KernelError::NoInterface { .. }));
+    assert!(!wire.passes());
+
+    settings.interfaces.remove(0);
+    let notices = kernel.apply(&settings).unwrap();
+    assert_eq!(notices, [Notice::Released { interface: pair.near.clone() }]);
+    assert_eq!(pair.attachments(), attachment::Attachments::default());
+    assert!(wire.passes());
+}
+
+#[test]
+fn a_device_that_comes_back_is_guarded_again() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let settings = pair.settings();
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    run(&format!("ip link del {}", pair.near));
+    assert_eq!(kernel.status().interfaces[0].attached, None);
+    run(&format!("ip link add {} type veth peer name far netns {}", pair.near, pair.namespace));
+    kernel.apply(&settings).unwrap();
+    assert!(kernel.status().interfaces[0].attached.is_some());
+}
+
+#[test]
+fn generic_mode_filters_too_and_a_mode_can_change_at_a_start() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let generic = Settings { mode: Mode::Generic, ..pair.settings() };
+    let (mut kernel, _) = Kernel::start(&generic).unwrap();
+    assert_eq!(kernel.status().interfaces[0].attached.unwrap().mode, AttachedMode::Generic);
+    let wire = pair.sockets();
+    assert!(wire.passes());
+    kernel.ban(&[pair.ban(Duration::from_secs(3600))]);
+    assert!(!wire.passes());
+    drop(kernel);
+    let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    assert!(
+        notices.contains(&Notice::StaysGeneric { interface: pair.near.clone() }),
+        "{notices:?}"
+    );
+    drop(kernel);
+    let native = Settings { mode: Mode::Native, ..pair.settings() };
+    let (kernel, notices) = Kernel::start(&native).unwrap();
+    let mode = AttachedMode::Native;
+    assert!(notices.contains(&Notice::ChangedMode { interface: pair.near.clone(), mode }));
+    assert_eq!(kernel.status().interfaces[0].attached.unwrap().mode, mode);
+    assert!(!wire.passes(), "the ban stays in force");
+}
+
+/// The loopback device has no driver that could run the program.
+#[test]
+fn falls_back_aloud_or_not_at_all() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let name = pair.namespace.clone();
+    let namespace = File::open(Path::new("/run/netns").join(&name)).unwrap();
+    let settings = Settings { interfaces: vec!["lo".into()], ..pair.settings() };
+    // A loopback of our own, in a thread that stays behind there.
+    thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        let native = Settings { mode: Mode::Native, ..settings.clone() };
+        let error = Kernel::start(&native).unwrap_err();
+        assert!(matches!(error, KernelError::Refused { mode: "native", .. }), "{error}");
+        assert!(!settings.pin.exists(), "a failed start leaves nothing");
+        let (kernel, notices) = Kernel::start(&settings).unwrap();
+        assert!(matches!(notices[..], [Notice::FellBack { .. }]), "{notices:?}");
+        assert_eq!(kernel.status().interfaces[0].attached.unwrap().mode, AttachedMode::Generic);
+        detach(&settings.pin).unwrap();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_foreign_program_is_named_and_left_alone() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let elsewhere = Settings { pin: pair.pin.with_extension("other"), ..pair.settings() };
+    // A dot is not allowed in a bpffs, which is a failed start of its own kind.
+    assert!(matches!(Kernel::start(&elsewhere).unwrap_err(), KernelError::File { .. }));
+    let elsewhere = Settings { pin: format!("{}-other", pair.pin.display()).into(), ..elsewhere };
+    let (kernel, _) = Kernel::start(&elsewhere).unwrap();
+    let running = pair.attachments();
+    let error = Kernel::start(&pair.settings()).unwrap_err();
+    let KernelError::Foreign { ref interface, program_id, ref program_name } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(*interface, pair.near);
+    assert_eq!(Some(program_id), running.native);
+    assert_eq!(program_name.as_deref(), Some("portcullis_xdp"));
+    assert!(matches!(probe(&pair.settings()), Err(KernelError::Foreign { .. })));
+    assert!(probe(&elsewhere).is_ok());
+    assert_eq!(pair.attachments(), running);
+    assert!(!pair.pin.exists(), "a failed start leaves nothing");
+    drop(kernel);
+    assert_eq!(detach(&elsewhere.pin).unwrap().interfaces, std::slice::from_ref(&pair.near));
+}
+
+#[test]
+fn a_failed_start_says_why_and_leaves_nothing() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let settings = pair.settings();
+    let burst = Rate { per_s: 1_000_000, burst: 10 };
+    for (what, settings, part) in [
+        (
+            "no interface",
+            Settings { interfaces: vec![pair.near.clone(), "pcl-none".into()], ..settings.clone() },
+            "pcl-none",
+        ),
+        ("a tiny burst", Settings { packets: Some(burst), ..settings.clone() }, "burst"),
+        ("no bpffs", Settings { pin: "/tmp/portcullis-live".into(), ..settings.clone() }, "bpffs"),
+    ] {
+        let error = Kernel::start(&settings).unwrap_err().to_string();
+        assert!(error.contains(part), "{what}: {error}");
+        assert!(!settings.pin.exists(), "{what}");
+        assert_eq!(pair.attachments(), attachment::Attachments::default(), "{what}");
+    }
+    let (_kernel, _) = Kernel::start(&settings).unwrap();
+    let error = Kernel::start(&settings).unwrap_err();
+    assert!(matches!(error, KernelError::Busy { .. }), "{error}");
+    assert!(pair.attachments().native.is_some());
+}
+
+#[test]
+fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut kernel, _) = Kernel::start(&pair.settings()).unwrap();
+    kernel.ban(&[pair.ban(Duration::from_secs(3600))]);
+    drop(kernel);
+    let larger = Settings { max_sources: 100_000, ..pair.settings() };
+    let (kernel, notices) = Kernel::start(&larger).unwrap();
+    assert_eq!(
+        notices,
+        [Notice::Wiped { map: "BUCKETS" }, Notice::Adopted { interfaces: 1, bans: 1 }]
+    );
+    assert_eq!(kernel.bans().unwrap().len(), 1);
+    assert!(!pair.sockets().passes());
+}
+
+/// What the other test runs in a process of its own: a daemon that bans and then hangs.
+#[test]
+#[ignore = "run by the test below, in a process of its own"]
+fn daemon_to_be_killed() {
+    let text = std::env::var(CHILD).unwrap();
+    let words: Vec<&str> = text.split(' ').collect();
+    let [interface, pin, peer] = words[..] else { panic!("{text}") };
+    let settings = Settings {
+        interfaces: vec![interface.into()],
+        mode: Mode::Auto,
+        enforce: true,
+        ports: vec![PORT],
+        management: Vec::new(),
+        exempt: Vec::new(),
+        deny: Vec::new(),
+        packets: None,
+        max_sources: 1_000,
+        pin: pin.into(),
+    };
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    let source = Source::from(peer.parse::<IpAddr>().unwrap());
+    kernel.ban(&[Ban { source, lasts: Duration::from_secs(3600), reason: 0, origin: 0, level: 0 }]);
+    println!("banned {peer}");
+    thread::sleep(Duration::from_secs(600));
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_filter_outlives_a_daemon_that_is_killed() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let wire = pair.sockets();
+    assert!(wire.passes());
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "xdp_live::daemon_to_be_killed", "--ignored", "--nocapture"])
+        .env(CHILD, format!("{} {} {}", pair.near, pair.pin.display(), pair.peer))
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut child = Killed(child.unwrap());
+    let output = BufReader::new(child.0.stdout.take().unwrap());
+    let banned = output.lines().map_while(Result::ok).any(|line| line.contains("banned"));
+    assert!(banned, "the daemon came up and set its ban");
+    assert!(!wire.passes());
+    let running = pair.attachments();
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
+    assert!(!wire.passes(), "filters on after kill -9");
+    assert_eq!(pair.attachments(), running);
+
+    // The next one takes over, with the ban, in the same link.
+    let (mut kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    assert!(notices.contains(&Notice::Adopted { interfaces: 1, bans: 1 }), "{notices:?}");
+    assert_ne!(pair.attachments(), running, "a program of its own");
+    assert!(!wire.passes());
+    assert_eq!(kernel.unban(&[pair.peer()]).unwrap(), 1);
+    assert!(wire.passes());
+
+    // Detaching works under a running daemon, and leaves nothing.
+    let detached = detach(&pair.pin).unwrap();
+    assert_eq!(detached.interfaces, std::slice::from_ref(&pair.near));
+    assert_eq!(pair.attachments(), attachment::Attachments::default());
+    assert!(!fs::exists(&pair.pin).unwrap());
+    assert_eq!(kernel.status().interfaces[0].attached, None);
+    drop(kernel);
+    assert!(!detach(&pair.pin).unwrap().found);
+}

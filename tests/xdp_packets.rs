@@ -1,0 +1,584 @@
+//! The real program, run by the kernel on frames of our making, against the library's own verdict
+//! on the same octets and the same rules.
+//!
+//! The program's clock is slowed down so far that it stands still (a jiffy counts as a
+//! nanosecond), so nothing here depends on how long a test takes; time passes by writing to the
+//! maps.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Mutex,
+    thread,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use gateway::kernel::{
+    Service, Transport,
+    maps::{self, Maps},
+    plan::{self, Prefix},
+};
+use gateway_ebpf::{
+    Outcome, Source,
+    abi::{self, Ban},
+    bucket::{self, Admission, Limit, Set},
+    packet::{Address, Target},
+    verdict::{self, Tables, judge},
+};
+use ipnet::IpNet;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+/// Not the first, so that a program that ignores its slot is noticed.
+const SLOT: u32 = 5;
+const SECRET: u64 = 0x5eed_cafe_f00d_1234;
+const MAX_SOURCES: u32 = 1024;
+/// Far longer than a test takes in jiffies.
+const LONG_NS: u64 = 1 << 40;
+
+/// Whether programs may be loaded here. Continuous integration must be able to.
+pub fn may_load_programs() -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    assert!(
+        is_root || std::env::var_os("CI").is_none(),
+        "the tests of the XDP program need root, and CI runs as somebody else"
+    );
+    if !is_root {
+        eprintln!("not run: loading the XDP program needs root");
+    }
+    is_root
+}
+
+/// The program in the kernel, with maps of its own.
+struct Loaded {
+    object: Ebpf,
+    maps: Maps,
+    settings: abi::Settings,
+}
+
+/// What the rules are, for both sides.
+#[derive(Clone, Default)]
+struct Rules {
+    ports: Vec<u16>,
+    management: Vec<Service>,
+    deny: Vec<IpNet>,
+    exempt: Vec<IpNet>,
+    banned: Vec<Source>,
+    limit: Option<Limit>,
+    enforce: bool,
+}
+
+impl Loaded {
+    fn new(rules: &Rules) -> Self {
+        let mut object = maps::load(None, SLOT, MAX_SOURCES).unwrap();
+        let maps = Maps::take(&mut object).unwrap();
+        for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
+            let program: &mut Xdp = object.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
+        let mut loaded = Self { object, maps, settings: abi::Settings::default() };
+        loaded.write(rules);
+        loaded
+    }
+
+    fn write(&mut self, rules: &Rules) {
+        self.settings = abi::Settings {
+            cost_ns: rules.limit.map_or(0, |limit| limit.cost_ns),
+            tolerance_ns: rules.limit.map_or(0, |limit| limit.tolerance_ns),
+            ns_per_jiffy: 1,
+            secret: SECRET,
+            set_mask: abi::bucket_sets(MAX_SOURCES) - 1,
+            enforce: u32::from(rules.enforce),
+        };
+        self.maps.write_settings(&self.settings).unwrap();
+        self.maps.write_ports(&plan::ports(&rules.ports, &rules.management)).unwrap();
+        let prefixes = |nets: &[IpNet]| nets.iter().map(Prefix::from).collect::<BTreeSet<_>>();
+        let filter = plan::prefix_filter(&rules.deny, &rules.exempt);
+        self.maps
+            .write_prefixes(&prefixes(&rules.deny), &prefixes(&rules.exempt), &filter)
+            .unwrap();
+        let now_ns = self.now_ns();
+        let bits = rules.banned.iter().map(|&source| abi::ban_bit(bucket::hash(source, SECRET)));
+        self.maps.write_ban_filter(plan::BanFilter::new(bits).words()).unwrap();
+        for &source in &rules.banned {
+            self.ban_until(source, now_ns + LONG_NS);
+        }
+    }
+
+    fn ban_until(&mut self, source: Source, expires_ns: u64) {
+        assert!(self.maps.insert_ban(source, &Ban { expires_ns, ..Ban::default() }).unwrap());
+    }
+
+    fn program(&self, name: &str) -> &Xdp {
+        self.object.program(name).unwrap().try_into().unwrap()
+    }
+
+    /// The program's clock.
+    fn now_ns(&self) -> u64 {
+        let mut written = [0; 64];
+        let options = TestRunOptions {
+            data_in: Some(&[0; 64]),
+            data_out: Some(&mut written),
+            ..TestRunOptions::new()
+        };
+        self.program(abi::TICK_PROGRAM).test_run(options).unwrap();
+        u64::from_ne_bytes(written[..8].try_into().unwrap())
+    }
+
+    /// Runs the program on a frame and tells the action, and the cell that counted it.
+    fn run(&self, frame: &[u8], repeat: u32) -> (u32, HashMap<u32, u64>) {
+        let before = self.counts();
+        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
+        let action = self.program(abi::PROGRAM).test_run(options).unwrap().return_value;
+        let after = self.counts();
+        let mut grown = HashMap::new();
+        for (cell, (before, after)) in (0..).zip(before.into_iter().zip(after)) {
+            let packets = after.packets - before.packets;
+            if packets != 0 {
+                if cell != abi::EVICTIONS_CELL {
+                    assert_eq!(after.bytes - before.bytes, packets * frame.len() as u64);
+                }
+                grown.insert(cell, packets);
+            }
+        }
+        (action, grown)
+    }
+
+    fn counts(&self) -> Vec<abi::Count> {
+        (0..abi::CELLS).map(|cell| self.maps.count(SLOT, cell).unwrap()).collect()
+    }
+}
+
+/// User space's own tables for the same rules.
+struct Oracle {
+    rules: Rules,
+    sets: RefCell<HashMap<u32, Set>>,
+}
+
+impl Oracle {
+    fn new(rules: &Rules) -> Self {
+        Self { rules: rules.clone(), sets: RefCell::default() }
+    }
+
+    /// The action and the cell that the program should come to.
+    fn judge(&self, frame: &[u8]) -> (u32, u32) {
+        let outcome = judge(frame, self, LONG_NS);
+        let action = if outcome.drops() && self.rules.enforce { XDP_DROP } else { XDP_PASS };
+        (action, abi::cell(outcome, self.rules.enforce))
+    }
+}
+
+fn ip(address: Address) -> IpAddr {
+    match address {
+        Address::V4(bits) => IpAddr::V4(bits.into()),
+        Address::V6(upper, lower) => {
+            IpAddr::V6((u128::from(upper) << 64 | u128::from(lower)).into())
+        }
+    }
+}
+
+impl Tables for Oracle {
+    fn service(&self, target: Target) -> verdict::Service {
+        let (port, transport) = match target {
+            Target::Tcp(port) => (port, Transport::Tcp),
+            Target::Udp(port) => (port, Transport::Udp),
+            Target::Fragment | Target::Other | Target::Unreadable => {
+                panic!("{target:?} has no port to ask for")
+            }
+        };
+        if self.rules.management.contains(&Service { port, transport }) {
+            verdict::Service::Management
+        } else if self.rules.ports.contains(&port) {
+            verdict::Service::Guarded
+        } else {
+            verdict::Service::Other
+        }
+    }
+
+    fn is_banned(&self, source: Source, _: u64) -> bool {
+        self.rules.banned.contains(&source)
+    }
+
+    fn is_denied(&self, address: Address) -> bool {
+        self.rules.deny.iter().any(|net| net.contains(&ip(address)))
+    }
+
+    fn is_exempt(&self, address: Address) -> bool {
+        self.rules.exempt.iter().any(|net| net.contains(&ip(address)))
+    }
+
+    fn admit(&self, source: Source, now_ns: u64) -> Admission {
+        let Some(limit) = self.rules.limit else { return Admission::Within };
+        let index =
+            abi::bucket_set(bucket::hash(source, SECRET), abi::bucket_sets(MAX_SOURCES) - 1);
+        self.sets.borrow_mut().entry(index).or_default().admit(source, &limit, now_ns)
+    }
+}
+
+/// Ethernet header (with VLAN tags), IP header, payload.
+#[derive(Clone)]
+struct Packet {
+    tags: Vec<u16>,
+    source: IpAddr,
+    protocol: u8,
+    payload: Vec<u8>,
+    /// IPv4: flags and fragment offset.
+    fragment: u16,
+    /// IPv4: length of the header in words.
+    header_words: u8,
+}
+
+impl Packet {
+    fn to_port(source: &str, protocol: u8, port: u16) -> Self {
+        let mut payload = vec![0x30, 0x39];
+        payload.extend(port.to_be_bytes());
+        payload.extend([0; 16]);
+        let source = source.parse().unwrap();
+        Self { tags: vec![], source, protocol, payload, fragment: 0, header_words: 5 }
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        for tag in &self.tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 7]);
+        }
+        match self.source {
+            IpAddr::V4(source) => {
+                frame.extend([8, 0, 0x40 | self.header_words, 0, 0, 0, 0, 0]);
+                frame.extend(self.fragment.to_be_bytes());
+                frame.extend([64, self.protocol, 0, 0]);
+                frame.extend(source.octets());
+                frame.extend([198, 51, 100, 1]);
+                frame.extend(vec![1; (usize::from(self.header_words) * 4).saturating_sub(20)]);
+            }
+            IpAddr::V6(source) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, self.protocol, 64]);
+                frame.extend(source.octets());
+                frame.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            }
+        }
+        frame.extend(&self.payload);
+        frame
+    }
+}
+
+fn rules() -> Rules {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+    Rules {
+        ports: vec![8443, 443],
+        management: vec![Service { port: 22, transport: Transport::Tcp }],
+        deny: nets(&["203.0.113.0/24", "2001:db8:bad::/48", "198.18.0.0/15", "3000::/4"]),
+        exempt: nets(&["203.0.113.7/32", "127.0.0.0/8", "2001:db8:bad:1::5/128", "192.0.2.99/32"]),
+        banned: vec![source("192.0.2.66"), source("192.0.2.99"), source("2001:db8:66::1")],
+        limit: Some(Limit::new(1, LONG_NS, 3)),
+        enforce: true,
+    }
+}
+
+#[test]
+fn every_frame_gets_the_verdict_that_user_space_would_give() {
+    if !may_load_programs() {
+        return;
+    }
+    let tcp = |source: &str, port| Packet::to_port(source, 6, port);
+    let udp = |source: &str, port| Packet::to_port(source, 17, port);
+    let tagged = |tags: &[u16]| Packet { tags: tags.to_vec(), ..tcp("192.0.2.1", 8443) };
+    let chain = |count: usize| {
+        let packet = tcp("2001:db8:5::1", 8443);
+        (0..count).fold(packet, |packet, _| Packet {
+            payload: [&[packet.protocol, 0, 0, 0, 0, 0, 0, 0][..], &packet.payload].concat(),
+            protocol: 60,
+            ..packet
+        })
+    };
+    let cut = |packet: Packet, bytes: usize| packet.frame()[..bytes].to_vec();
+    let rows: Vec<(&str, Vec<u8>, Outcome)> = vec![
+        ("a guarded port", tcp("192.0.2.1", 8443).frame(), Outcome::WithinLimit),
+        ("the second guarded port, UDP", udp("192.0.2.1", 443).frame(), Outcome::WithinLimit),
+        ("IPv6", tcp("2001:db8::1", 8443).frame(), Outcome::WithinLimit),
+        ("another port", tcp("192.0.2.1", 80).frame(), Outcome::OtherPort),
+        ("another port of a banned source", tcp("192.0.2.66", 80).frame(), Outcome::OtherPort),
+        ("management of a banned source", tcp("192.0.2.66", 22).frame(), Outcome::Management),
+        ("management's port in UDP", udp("192.0.2.66", 22).frame(), Outcome::OtherPort),
+        ("a banned source", tcp("192.0.2.66", 8443).frame(), Outcome::Banned),
+        ("another host of a banned /64", udp("2001:db8:66::99", 443).frame(), Outcome::Banned),
+        ("the next /64", tcp("2001:db8:66:1::1", 8443).frame(), Outcome::WithinLimit),
+        ("banned but exempt", tcp("192.0.2.99", 8443).frame(), Outcome::Exempt),
+        ("denied", tcp("203.0.113.8", 8443).frame(), Outcome::Denied),
+        ("denied but exempt", tcp("203.0.113.7", 8443).frame(), Outcome::Exempt),
+        ("denied by a /15", tcp("198.19.255.1", 8443).frame(), Outcome::Denied),
+        ("beside the /15", tcp("198.20.0.1", 8443).frame(), Outcome::WithinLimit),
+        ("denied IPv6", tcp("2001:db8:bad:ffff::1", 443).frame(), Outcome::Denied),
+        ("denied by a /4", tcp("3fff::1", 443).frame(), Outcome::Denied),
+        ("an exempt host in a denied /48", tcp("2001:db8:bad:1::5", 443).frame(), Outcome::Exempt),
+        ("its neighbour", tcp("2001:db8:bad:1::6", 443).frame(), Outcome::Denied),
+        ("one tag", tagged(&[0x8100]).frame(), Outcome::WithinLimit),
+        ("two tags", tagged(&[0x88a8, 0x8100]).frame(), Outcome::OverLimit),
+        ("three tags", tagged(&[0x88a8, 0x8100, 0x8100]).frame(), Outcome::NotIp),
+        (
+            "options",
+            Packet { header_words: 15, ..tcp("192.0.2.2", 8443) }.frame(),
+            Outcome::WithinLimit,
+        ),
+        (
+            "a header of 16 octets",
+            Packet { header_words: 4, ..tcp("192.0.2.2", 8443) }.frame(),
+            Outcome::Malformed,
+        ),
+        ("IPv4 cut", cut(tcp("192.0.2.2", 8443), 33), Outcome::Malformed),
+        ("ports cut", cut(tcp("192.0.2.2", 8443), 36), Outcome::Malformed),
+        ("ports cut, exempt", cut(tcp("127.0.0.1", 8443), 36), Outcome::Exempt),
+        (
+            "a first fragment",
+            Packet { fragment: 0x2000, ..udp("192.0.2.3", 443) }.frame(),
+            Outcome::WithinLimit,
+        ),
+        (
+            "a later fragment",
+            Packet { fragment: 0x00b9, ..udp("192.0.2.3", 80) }.frame(),
+            Outcome::WithinLimit,
+        ),
+        (
+            "a later fragment of a banned source",
+            Packet { fragment: 0x2001, ..udp("192.0.2.66", 80) }.frame(),
+            Outcome::Banned,
+        ),
+        (
+            "a later fragment of ICMP",
+            Packet { fragment: 1, protocol: 1, ..udp("192.0.2.66", 80) }.frame(),
+            Outcome::OtherPort,
+        ),
+        ("1 extension header", chain(1).frame(), Outcome::WithinLimit),
+        ("6 extension headers", chain(6).frame(), Outcome::WithinLimit),
+        ("7 extension headers", chain(7).frame(), Outcome::Malformed),
+        ("ICMP", Packet::to_port("192.0.2.66", 1, 8443).frame(), Outcome::OtherPort),
+        ("ICMPv6", Packet::to_port("2001:db8:66::1", 58, 0).frame(), Outcome::OtherPort),
+        ("from the link", tcp("fe80::1", 8443).frame(), Outcome::Exempt),
+        ("from nowhere", tcp("::", 8443).frame(), Outcome::Exempt),
+        ("an IPv4-mapped source", tcp("::ffff:127.0.0.1", 8443).frame(), Outcome::Malformed),
+        ("ARP", [&[2; 12][..], &[8, 6], &[0; 46]].concat(), Outcome::NotIp),
+        ("nothing but addresses", vec![2; 14], Outcome::NotIp),
+    ];
+    for enforce in [true, false] {
+        let rules = Rules { enforce, ..rules() };
+        let loaded = Loaded::new(&rules);
+        let oracle = Oracle::new(&rules);
+        for (what, frame, outcome) in &rows {
+            let cell = abi::cell(*outcome, enforce);
+            let action = if outcome.drops() && enforce { XDP_DROP } else { XDP_PASS };
+            assert_eq!(oracle.judge(frame), (action, cell), "user space: {what}");
+            let (seen, counted) = loaded.run(frame, 1);
+            assert_eq!(counted, HashMap::from([(cell, 1)]), "kernel: {what}");
+            assert_eq!(seen, action, "kernel: {what}");
+        }
+    }
+}
+
+#[test]
+fn no_frame_is_read_otherwise_by_the_kernel() {
+    if !may_load_programs() {
+        return;
+    }
+    // Without a limit, so that one frame's verdict does not depend on those before it.
+    let rules = Rules { limit: None, ..rules() };
+    let loaded = Mutex::new(Loaded::new(&rules));
+    let mut addresses: Vec<IpAddr> = rules.banned.iter().map(|source| source.address()).collect();
+    addresses.extend(rules.deny.iter().chain(&rules.exempt).map(IpNet::addr));
+    addresses.extend(
+        ["192.0.2.1", "fe80::1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()),
+    );
+    let protocols = prop::sample::select(vec![0u8, 6, 17, 43, 44, 51, 58, 60, 135, 1, 6, 17]);
+    let packet = (
+        prop::sample::select(addresses),
+        protocols.clone(),
+        prop::collection::vec(prop::sample::select(vec![0x8100u16, 0x88a8]), 0..4),
+        prop_oneof![Just(0u16), Just(0x2000), any::<u16>()],
+        prop_oneof![Just(5u8), 0u8..16],
+        // Extension headers to be: next header, length, ten octets that may be ports.
+        prop::collection::vec(
+            (protocols, 0u8..3, prop_oneof![Just([0x20, 0xfb]), any::<[u8; 2]>()]),
+            0..9,
+        ),
+        prop::collection::vec((0usize..100, any::<u8>()), 0..2),
+        14usize..200,
+    );
+    let frames = packet.prop_map(
+        |(source, protocol, tags, fragment, header_words, headers, flips, length)| {
+            let mut payload: Vec<u8> = headers
+                .iter()
+                .flat_map(|&(next, length, port)| [next, length, port[0], port[1], 0, 0, 0, 0])
+                .collect();
+            payload.extend([0x30, 0x39, 0x20, 0xfb]);
+            let packet = Packet { tags, source, protocol, payload, fragment, header_words };
+            let mut frame = packet.frame();
+            for (at, octet) in flips {
+                if let Some(place) = frame.get_mut(at) {
+                    *place = octet;
+                }
+            }
+            frame.truncate(length);
+            frame
+        },
+    );
+    let oracle = Mutex::new(Oracle::new(&rules));
+    let mut runner =
+        TestRunner::new(Config { cases: 2_000, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&frames, |frame| {
+            let (action, cell) = oracle.lock().unwrap().judge(&frame);
+            let (seen, counted) = loaded.lock().unwrap().run(&frame, 1);
+            prop_assert_eq!(counted, HashMap::from([(cell, 1)]));
+            prop_assert_eq!(seen, action);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
+    if !may_load_programs() {
+        return;
+    }
+    let limit = Limit::new(1, LONG_NS, 100);
+    let rules = Rules { limit: Some(limit), ..rules() };
+    let mut loaded = Loaded::new(&rules);
+    let frame = Packet::to_port("192.0.2.1", 17, 443).frame();
+    let (within, over) =
+        (abi::cell(Outcome::WithinLimit, true), abi::cell(Outcome::OverLimit, true));
+    assert_eq!(loaded.run(&frame, 1_000).1, HashMap::from([(within, 100), (over, 900)]));
+    // A second source has a burst of its own.
+    let other = Packet::to_port("192.0.2.2", 17, 443).frame();
+    assert_eq!(loaded.run(&other, 150).1, HashMap::from([(within, 100), (over, 50)]));
+
+    // Ten tokens' time passes for every bucket: each moves into the past.
+    let buckets = loaded.object.take_map(abi::BUCKETS_MAP).unwrap();
+    let mut buckets: Array<MapData, [[u64; 2]; bucket::WAYS]> = buckets.try_into().unwrap();
+    let mut pass_time = |tokens: u64| {
+        for index in 0..buckets.len() {
+            let set = buckets.get(&index, 0).unwrap();
+            if set.iter().any(|way| way[0] != 0) {
+                let set = set.map(|[source, full_at_ns]| {
+                    [source, full_at_ns.saturating_sub(tokens * limit.cost_ns)]
+                });
+                buckets.set(index, set, 0).unwrap();
+            }
+        }
+    };
+    pass_time(10);
+    assert_eq!(loaded.run(&frame, 1_000).1, HashMap::from([(within, 10), (over, 990)]));
+    // However long it rests, a source never gets more than the burst.
+    pass_time(1_000);
+    assert_eq!(loaded.run(&frame, 1_000).1, HashMap::from([(within, 100), (over, 900)]));
+}
+
+#[test]
+fn two_cpus_together_get_one_burst() {
+    if !may_load_programs() {
+        return;
+    }
+    let rules = Rules { limit: Some(Limit::new(1, LONG_NS, 1_000)), ..rules() };
+    let loaded = Loaded::new(&rules);
+    let frame = Packet::to_port("192.0.2.1", 17, 443).frame();
+    let program = loaded.program(abi::PROGRAM);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let options = TestRunOptions {
+                    data_in: Some(&frame),
+                    repeat: 200_000,
+                    ..TestRunOptions::new()
+                };
+                program.test_run(options).unwrap();
+            });
+        }
+    });
+    let count = |outcome| loaded.maps.count(SLOT, abi::cell(outcome, true)).unwrap().packets;
+    let (within, over) = (count(Outcome::WithinLimit), count(Outcome::OverLimit));
+    assert_eq!(within + over, 400_000, "every packet is counted");
+    // Two CPUs that look at the last token at once both take it; at the very start both may find
+    // the source new.
+    assert!((1_000..=1_002).contains(&within), "{within} of 1000 passed");
+}
+
+#[test]
+fn a_ban_ends_by_itself_and_a_filter_without_a_ban_is_none() {
+    if !may_load_programs() {
+        return;
+    }
+    let rules = Rules { limit: None, ..rules() };
+    let mut loaded = Loaded::new(&rules);
+    let frame = Packet::to_port("192.0.2.66", 6, 8443).frame();
+    let source = rules.banned[0];
+    let cell = |outcome| HashMap::from([(abi::cell(outcome, true), 1)]);
+    assert_eq!(loaded.run(&frame, 1), (XDP_DROP, cell(Outcome::Banned)));
+    let now_ns = loaded.now_ns();
+    loaded.ban_until(source, now_ns);
+    assert_eq!(loaded.run(&frame, 1), (XDP_PASS, cell(Outcome::WithinLimit)));
+    loaded.ban_until(source, now_ns + LONG_NS);
+    assert_eq!(loaded.run(&frame, 1), (XDP_DROP, cell(Outcome::Banned)));
+    assert!(loaded.maps.remove_ban(source).unwrap() && !loaded.maps.remove_ban(source).unwrap());
+    assert_eq!(loaded.run(&frame, 1), (XDP_PASS, cell(Outcome::WithinLimit)));
+}
+
+#[test]
+fn lists_and_ports_change_while_the_program_runs() {
+    if !may_load_programs() {
+        return;
+    }
+    let mut rules = Rules { limit: None, ..rules() };
+    let mut loaded = Loaded::new(&rules);
+    let frame = Packet::to_port("203.0.113.8", 6, 8443).frame();
+    let mut expect = |rules: &Rules, outcome: Outcome| {
+        loaded.write(rules);
+        let cell = abi::cell(outcome, rules.enforce);
+        assert_eq!(loaded.run(&frame, 1).1, HashMap::from([(cell, 1)]));
+    };
+    expect(&rules, Outcome::Denied);
+    rules.enforce = false;
+    expect(&rules, Outcome::Denied);
+    rules.deny.clear();
+    expect(&rules, Outcome::WithinLimit);
+    rules.deny.push("::/0".parse().unwrap());
+    expect(&rules, Outcome::WithinLimit);
+    rules.deny.push("0.0.0.0/0".parse().unwrap());
+    expect(&rules, Outcome::Denied);
+    rules.exempt.push("203.128.0.0/9".parse().unwrap());
+    expect(&rules, Outcome::Denied);
+    rules.exempt.push("203.0.0.0/8".parse().unwrap());
+    expect(&rules, Outcome::Exempt);
+    rules.ports = vec![443];
+    expect(&rules, Outcome::OtherPort);
+}
+
+#[test]
+fn the_maps_are_made_as_the_loader_expects_to_find_them() {
+    if !may_load_programs() {
+        return;
+    }
+    let mut object = maps::load(None, SLOT, 1_000_000).unwrap();
+    let names: BTreeSet<String> = object.maps().map(|(name, _)| name.to_owned()).collect();
+    for layout in maps::layouts(1_000_000) {
+        assert!(names.contains(layout.name), "{} is not in the object", layout.name);
+        let map = object.take_map(layout.name).unwrap();
+        let (Map::Array(map) | Map::HashMap(map) | Map::LpmTrie(map) | Map::PerCpuArray(map)) = map
+        else {
+            panic!("{} is of a kind that no layout has", layout.name)
+        };
+        let info = map.info().unwrap();
+        assert!(layout.describes(&info), "{layout:?} is made otherwise: {info:?}");
+        let smaller = maps::layouts(500_000).into_iter().find(|other| other.name == layout.name);
+        let is_sized_for_sources = layout.name == abi::BUCKETS_MAP;
+        assert_eq!(smaller.unwrap().describes(&info), !is_sized_for_sources, "{}", layout.name);
+    }
+}
