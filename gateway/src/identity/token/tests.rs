@@ -709,6 +709,14 @@ proptest! {
         if let Some(nbf) = nbf { claims["nbf"] = json!(nbf); }
         let token = ec_token(&json!({ "alg": "ES256" }), &claims);
         let mut cache = Cache::new(4, Duration::from_secs(3000));
+        for &now_s in &moments {
+            if let Ok(claims) = verify(&token, &FIXTURE.issuers, at(now_s)) {
+                for &other_s in &moments {
+                    let fresh = verify(&token, &FIXTURE.issuers, at(other_s)).is_ok();
+                    prop_assert_eq!(claims.usable_at(at(other_s)), fresh);
+                }
+            }
+        }
         for now_s in moments {
             let remembered = cache.verify(&token, &FIXTURE.issuers, at(now_s));
             let fresh = verify(&token, &FIXTURE.issuers, at(now_s));
