@@ -96,6 +96,12 @@ fn issuers(sets: &[Value], generation: u64) -> Issuers {
     Issuers::new(issuers.collect(), generation)
 }
 
+/// For the tests of other stages.
+pub(crate) fn claims_of_fresh_token(members: &Value) -> Claims {
+    let token = ec_token(&json!({ "alg": "ES256" }), &with(members.clone()));
+    verify(&token, &FIXTURE.issuers, at(NOW_S)).unwrap()
+}
+
 enum Signer<'a> {
     Ec(&'a EcdsaKeyPair),
     Rsa(&'a RsaKeyPair),
@@ -549,6 +555,12 @@ fn key_sets_keep_what_can_be_used_and_say_what_cannot() {
         let said = KeySet::parse(text.as_bytes(), &Algorithm::ALL).unwrap_err().to_string();
         assert!(said.contains(expected), "{expected}: {said}");
     }
+}
+
+#[test]
+fn other_stages_get_claims_as_they_ask() {
+    let claims = Claims::for_test(&json!({ "client_id": "shop", "scope": "read" }));
+    assert_eq!((claims.client_id(), claims.scopes().len()), (Some("shop"), 1));
 }
 
 #[test]
