@@ -23,7 +23,7 @@ pub use self::{
     fields::{Serial, SignatureError},
     name::{AlternativeName, NameError},
     revocation::{Revocations, RevocationsError},
-    server_key::{ServerKeyError, server_key},
+    server_key::{CHAIN_MAX, ServerKeyError, server_key},
     trust::{Peer, Trust},
     verifier::Verifier,
 };
