@@ -37,12 +37,21 @@ pub(super) enum Command {
     },
 }
 
+/// Addresses are read as the standard library reads them: `010.0.0.1` is nobody's address.
 fn source(text: &str) -> Result<IpNet, String> {
-    let address = || text.parse::<IpAddr>().ok().map(|address| IpNet::from(address.to_canonical()));
-    text.parse::<IpNet>()
-        .ok()
-        .or_else(address)
-        .ok_or_else(|| "an address or a prefix, as in 192.0.2.7 or 2001:db8:1:2::/64".to_owned())
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let wrong = || "an address or a prefix, as in 192.0.2.7 or 2001:db8:1:2::/64".to_owned();
+    let address = address.parse::<IpAddr>().map_err(|_| wrong())?;
+    match length {
+        None => Ok(IpNet::from(address.to_canonical())),
+        Some(length) => {
+            let length = length.parse().map_err(|_| wrong())?;
+            IpNet::new(address, length).map_err(|_| wrong())
+        }
+    }
 }
 
 pub(super) fn run(path: &Path, command: Command) -> Result<ExitCode, Failure> {

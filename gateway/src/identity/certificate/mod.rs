@@ -23,7 +23,7 @@ pub use self::{
     fields::{Serial, SignatureError},
     name::{AlternativeName, NameError},
     revocation::{Revocations, RevocationsError},
-    server_key::{ServerKeyError, not_after, server_key},
+    server_key::{CHAIN_MAX, ServerKeyError, not_after, server_key},
     trust::{Peer, Trust},
     verifier::Verifier,
 };

@@ -380,6 +380,24 @@ fn revocation_is_judged_for_each_issuer() {
 }
 
 #[test]
+fn a_revoked_cross_certificate_leaves_the_other_way_open() {
+    let (first, second) = (TestAuthority::root("First"), TestAuthority::root("Second"));
+    let one = first.intermediate("One"); // serial 3
+    let crossed = one.params.signed_by(&one.key, &second.issuer()).unwrap().der().clone();
+    let leaf = one.client("a");
+    let lists = [first.list(&[3], -1, 24), second.list(&[], -1, 24)];
+    let anchors = anchors(&[&first, &second, &one]);
+    let of_one = one.list(&[], -1, 24);
+    let revocations =
+        Revocations::parse(&[("1", &lists[0]), ("2", &lists[1]), ("3", &of_one)], &anchors);
+    let trust = Trust::new(anchors, revocations.unwrap(), CrlExpired::Deny, 2);
+    assert_eq!(reason(&trust.judge(&leaf.der, &[], at(NOW_S))), "revoked");
+    for presented in [[one.der.clone(), crossed.clone()], [crossed, one.der.clone()]] {
+        assert_eq!(reason(&trust.judge(&leaf.der, &presented, at(NOW_S))), "good");
+    }
+}
+
+#[test]
 fn a_namesakes_list_never_speaks_for_another_key() {
     let (old, new) = (TestAuthority::root("Root"), TestAuthority::root("Root"));
     let old_revokes = old.list(&[7], -2, 24);

@@ -22,7 +22,7 @@ pub use self::{
     cache::{Cache, CacheCounts},
     error::{ClaimShape, Part, TokenError},
     inspect::{Report, Verdict, inspect},
-    keys::{KeySet, KeySetError, UnusableKey},
+    keys::{KEY_SET_MAX_BYTES, KEYS_MAX, KeySet, KeySetError, UnusableKey},
     parse::{HeaderFields, TOKEN_MAX_BYTES, Unverified, parse},
     verify::{Claims, Issuers, verify},
 };

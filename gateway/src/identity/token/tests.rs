@@ -96,6 +96,12 @@ fn issuers(sets: &[Value], generation: u64) -> Issuers {
     Issuers::new(issuers.collect(), generation)
 }
 
+/// For the tests of other stages.
+pub(crate) fn claims_of_fresh_token(members: &Value) -> Claims {
+    let token = ec_token(&json!({ "alg": "ES256" }), &with(members.clone()));
+    verify(&token, &FIXTURE.issuers, at(NOW_S)).unwrap()
+}
+
 enum Signer<'a> {
     Ec(&'a EcdsaKeyPair),
     Rsa(&'a RsaKeyPair),
@@ -552,6 +558,12 @@ fn key_sets_keep_what_can_be_used_and_say_what_cannot() {
 }
 
 #[test]
+fn other_stages_get_claims_as_they_ask() {
+    let claims = Claims::for_test(&json!({ "client_id": "shop", "scope": "read" }));
+    assert_eq!((claims.client_id(), claims.scopes().len()), (Some("shop"), 1));
+}
+
+#[test]
 fn without_a_key_name_only_a_single_fitting_key_counts() {
     let fixture = &*FIXTURE;
     let nameless = |key: &EcdsaKeyPair| {
@@ -709,6 +721,14 @@ proptest! {
         if let Some(nbf) = nbf { claims["nbf"] = json!(nbf); }
         let token = ec_token(&json!({ "alg": "ES256" }), &claims);
         let mut cache = Cache::new(4, Duration::from_secs(3000));
+        for &now_s in &moments {
+            if let Ok(claims) = verify(&token, &FIXTURE.issuers, at(now_s)) {
+                for &other_s in &moments {
+                    let fresh = verify(&token, &FIXTURE.issuers, at(other_s)).is_ok();
+                    prop_assert_eq!(claims.usable_at(at(other_s)), fresh);
+                }
+            }
+        }
         for now_s in moments {
             let remembered = cache.verify(&token, &FIXTURE.issuers, at(now_s));
             let fresh = verify(&token, &FIXTURE.issuers, at(now_s));

@@ -123,6 +123,14 @@ impl Claims {
         self.times.not_before.map(unix_time)
     }
 
+    /// Claims for the tests of other stages: a real token with these members beside (or in place
+    /// of) `iss`, `aud`, `sub`, `iat` and `exp`, through the real verification at
+    /// 2026-03-01T12:00:00Z; it expires five minutes later.
+    #[cfg(test)]
+    pub(crate) fn for_test(members: &serde_json::Value) -> Self {
+        super::tests::claims_of_fresh_token(members)
+    }
+
     /// Whether a fresh verification under the same rules would say yes at this time too.
     pub fn usable_at(&self, now: UnixTime) -> bool {
         self.usable.contains(&now.as_secs())
