@@ -136,12 +136,15 @@ fn the_sample_writes_out_the_defaults() {
     assert_eq!(format!("{written:#?}"), format!("{defaults:#?}"));
 }
 
+/// What it is, its text, and what is said of it after the name of the file.
+type Garbage = (&'static str, String, Vec<(Kind, String)>);
+
 /// What is said of each kind of garbage: all of it, in the order of the lines.
 #[test]
 fn every_problem_is_listed_with_its_place() {
     let unfinished: String = SAMPLE.split_inclusive('\n').take(line("client_ca")).collect();
     let cut = unfinished.trim_end().strip_suffix("clients-ca.pem\"").expect("the line's end");
-    let table: Vec<(&str, String, Vec<(Kind, String)>)> = vec![
+    let table: Vec<Garbage> = vec![
         (
             "cut off in the middle of a string",
             cut.to_owned(),
