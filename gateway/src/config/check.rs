@@ -153,7 +153,7 @@ impl Check<'_> {
             certificate: resolved(written.certificate.as_ref()?),
             private_key: resolved(written.private_key.as_ref()?),
             client_ca: resolved(written.client_ca.as_ref()?),
-            client_crl: written.client_crl.value.iter().map(resolved).collect(),
+            client_crl: written.client_crl.as_ref()?.value.iter().map(resolved).collect(),
             crl_expired: written.crl_expired.value,
             max_chain_depth: written.max_chain_depth.value,
         })
@@ -204,16 +204,19 @@ impl Check<'_> {
 
     /// What client certificates are checked against.
     fn clients(&self, written: &file::Tls) {
+        let paths = written.client_crl.as_ref();
         let mut lists = Vec::new();
         let mut all_lists = true;
-        for path in &written.client_crl.value {
+        for path in paths.map_or(&[][..], |paths| &paths.value) {
             let key = "listener.tls.client_crl";
             match self.judged(key, path, REVOCATION_LIST_MAX_BYTES, material::revocation_lists) {
                 Some(more) => lists.extend(more),
                 None => all_lists = false,
             }
         }
-        if written.client_crl.value.is_empty() && written.crl_expired.value == CrlExpired::Allow {
+        if paths.is_some_and(|paths| paths.value.is_empty())
+            && written.crl_expired.value == CrlExpired::Allow
+        {
             let text = "listener.tls.crl_expired says what an expired list means, but client_crl \
                         names none; name the list or take crl_expired out";
             self.report.warning(written.crl_expired.place, text);
@@ -231,14 +234,17 @@ impl Check<'_> {
             );
             self.report.warning(path.place, text);
         }
-        if !lists.is_empty() && all_lists {
+        if let Some(paths) = paths
+            && !lists.is_empty()
+            && all_lists
+        {
             for subject in material::without_list(&anchors, &lists) {
                 let text = format!(
                     "listener.tls.client_crl has no list of {subject:?}, which {} trusts; add it, \
                      or what it revoked stays unknown",
                     path.value.display()
                 );
-                self.report.warning(written.client_crl.place, text);
+                self.report.warning(paths.place, text);
             }
         }
     }
@@ -343,12 +349,14 @@ impl Check<'_> {
     ) -> Option<Route> {
         let upstream = written.upstream.as_ref().and_then(|name| {
             let index = upstreams.get(name.value.as_str()).copied();
-            if index.is_none() {
+            // One that has no name, or a bad one, may be the one that is meant.
+            let all_named = file.upstreams.iter().all(|upstream| upstream.name.is_some());
+            if index.is_none() && all_named {
                 self.no_upstream(name, upstreams);
             }
             index
         });
-        self.methods(&written.methods);
+        self.methods(written.methods.as_deref().unwrap_or_default());
         let require = written.require.as_ref();
         if let Some(require) = require {
             self.proofs(require, written, file);
@@ -356,13 +364,13 @@ impl Check<'_> {
         let requires = |proof| require.map(|list| list.value.iter().any(|at| at.value == proof));
         Some(Route {
             name: written.name.as_ref()?.value.clone(),
-            hosts: written.hosts.clone(),
+            hosts: written.hosts.clone()?,
             path: written.path.as_ref()?.value.clone(),
-            methods: written.methods.iter().map(|method| method.value.clone()).collect(),
+            methods: written.methods.as_ref()?.iter().map(|at| at.value.clone()).collect(),
             upstream: upstream?,
             require_certificate: requires(Proof::Certificate)?,
             require_token: requires(Proof::Token)?,
-            scopes: written.scopes.value.iter().map(|scope| scope.value.clone()).collect(),
+            scopes: written.scopes.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
         })
     }
 
@@ -403,12 +411,13 @@ impl Check<'_> {
                         be believed; add one, or take \"token\" out";
             self.contradiction(token.place, text);
         }
-        if token.is_none() && !route.scopes.value.is_empty() {
+        let Some(scopes) = &route.scopes else { return };
+        if token.is_none() && !scopes.value.is_empty() {
             let text = "route.scopes are a token's, but require has no \"token\"; add it there, or \
                         take scopes out";
-            self.contradiction(route.scopes.place, text);
+            self.contradiction(scopes.place, text);
         }
-        if require.value.is_empty() && route.scopes.value.is_empty() {
+        if require.value.is_empty() && scopes.value.is_empty() {
             let text = "route.require is empty, yet every listener demands a client certificate \
                         before any request; write [\"certificate\"], which is what holds";
             self.report.warning(require.place, text);
@@ -437,6 +446,9 @@ impl Check<'_> {
     /// What is configured and then not used by anything.
     fn unused(&self, file: &File) {
         let routes = &file.routes;
+        if routes.iter().any(|route| route.upstream.is_none() || route.require.is_none()) {
+            return;
+        }
         for name in file.upstreams.iter().filter_map(|upstream| upstream.name.as_ref()) {
             let used = |route: &file::Route| {
                 route.upstream.as_ref().is_some_and(|upstream| upstream.value == name.value)
@@ -466,17 +478,18 @@ impl Check<'_> {
     fn xdp(&self, file: &File) -> Option<Option<kernel::Settings>> {
         let written = &file.xdp;
         self.without_interfaces(written);
-        let ports = self.ports(file);
+        let ports = written.ports.as_ref().map(|ports| self.ports(ports, file));
         let exempt = self.exempt(file);
         let packets = written.packets.as_ref().and_then(|packets| self.packets(packets));
-        if written.interfaces.is_empty() {
+        let interfaces = written.interfaces.clone()?;
+        if interfaces.is_empty() {
             return Some(None);
         }
         Some(Some(kernel::Settings {
-            interfaces: written.interfaces.clone(),
+            interfaces,
             mode: written.mode.value,
             enforce: written.enforce.value,
-            ports,
+            ports: ports?,
             management: written.management.value.iter().map(|service| service.value).collect(),
             exempt,
             deny: written.deny.iter().map(|network| network.value).collect(),
@@ -488,7 +501,7 @@ impl Check<'_> {
 
     /// Settings that ask something of a kernel half that is not loaded.
     fn without_interfaces(&self, written: &file::Xdp) {
-        if !written.interfaces.is_empty() {
+        if written.interfaces.as_ref().is_none_or(|interfaces| !interfaces.is_empty()) {
             return;
         }
         if written.enforce.value {
@@ -504,10 +517,9 @@ impl Check<'_> {
     }
 
     /// The ports that are guarded: those written, else those of the listeners.
-    fn ports(&self, file: &File) -> Vec<u16> {
-        let written = &file.xdp;
+    fn ports(&self, written: &At<Vec<At<u16>>>, file: &File) -> Vec<u16> {
         let listening = || file.listeners.iter().filter_map(|listener| listener.address.as_ref());
-        let mut ports: Vec<u16> = written.ports.value.iter().map(|port| port.value).collect();
+        let mut ports: Vec<u16> = written.value.iter().map(|port| port.value).collect();
         if ports.is_empty() {
             ports = listening().map(|address| address.value.port()).collect();
             ports.sort_unstable();
@@ -520,10 +532,10 @@ impl Check<'_> {
                     "xdp.ports leaves out {port}, where a listener is ({line}); add it, or nothing \
                      guards that port"
                 );
-                self.report.warning(written.ports.place, text);
+                self.report.warning(written.place, text);
             }
         }
-        for service in &written.management.value {
+        for service in &file.xdp.management.value {
             let Service { port, transport } = service.value;
             if transport == Transport::Tcp && ports.contains(&port) {
                 let text = format!(
@@ -668,19 +680,19 @@ impl Check<'_> {
 
 /// Whether some request could go to either, with nothing to choose by: the same path is given.
 fn same_requests(a: &file::Route, b: &file::Route) -> bool {
-    let hosts = if a.hosts.is_empty() || b.hosts.is_empty() {
-        // A route for a host goes before one for any.
-        a.hosts.is_empty() && b.hosts.is_empty()
-    } else {
-        a.hosts.iter().any(|host| b.hosts.contains(host))
-    };
-    let has = |method: &At<http::Method>| b.methods.iter().any(|at| at.value == method.value);
-    let methods = if a.methods.is_empty() || b.methods.is_empty() {
-        a.methods.is_empty() && b.methods.is_empty()
-    } else {
-        a.methods.iter().any(has)
-    };
-    hosts && methods
+    let (Some(a_hosts), Some(b_hosts)) = (&a.hosts, &b.hosts) else { return false };
+    let (Some(a_methods), Some(b_methods)) = (&a.methods, &b.methods) else { return false };
+    let same_method = |a: &At<http::Method>, b: &At<http::Method>| a.value == b.value;
+    intersect(a_hosts, b_hosts, |a, b| a == b) && intersect(a_methods, b_methods, same_method)
+}
+
+/// Whether two lists, where an empty one is any value, have one in common with nothing to choose
+/// by: a route for one host or method goes before a route for any.
+fn intersect<T>(a: &[T], b: &[T], same: impl Fn(&T, &T) -> bool) -> bool {
+    if a.is_empty() || b.is_empty() {
+        return a.is_empty() && b.is_empty();
+    }
+    a.iter().any(|a| b.iter().any(|b| same(a, b)))
 }
 
 /// IPv4 in IPv6 as IPv4, so that one address has one form.

@@ -54,13 +54,13 @@ pub(super) struct Listener {
     pub(super) tls: Option<Tls>,
 }
 
-/// `[listener.tls]`.
+/// `[listener.tls]`; a list of which an entry was refused is `None`, here and below.
 #[derive(Debug)]
 pub(super) struct Tls {
     pub(super) certificate: Option<At<PathBuf>>,
     pub(super) private_key: Option<At<PathBuf>>,
     pub(super) client_ca: Option<At<PathBuf>>,
-    pub(super) client_crl: At<Vec<At<PathBuf>>>,
+    pub(super) client_crl: Option<At<Vec<At<PathBuf>>>>,
     pub(super) crl_expired: At<CrlExpired>,
     pub(super) max_chain_depth: At<usize>,
 }
@@ -99,21 +99,21 @@ pub(super) struct Upstream {
 pub(super) struct Route {
     pub(super) place: Place,
     pub(super) name: Option<At<String>>,
-    pub(super) hosts: Vec<String>,
+    pub(super) hosts: Option<Vec<String>>,
     pub(super) path: Option<At<String>>,
-    pub(super) methods: Vec<At<http::Method>>,
+    pub(super) methods: Option<Vec<At<http::Method>>>,
     pub(super) upstream: Option<At<String>>,
     pub(super) require: Option<At<Vec<At<Proof>>>>,
-    pub(super) scopes: At<Vec<At<String>>>,
+    pub(super) scopes: Option<At<Vec<At<String>>>>,
 }
 
 /// `[xdp]`.
 #[derive(Debug)]
 pub(super) struct Xdp {
-    pub(super) interfaces: Vec<String>,
+    pub(super) interfaces: Option<Vec<String>>,
     pub(super) mode: At<Mode>,
     pub(super) enforce: At<bool>,
-    pub(super) ports: At<Vec<At<u16>>>,
+    pub(super) ports: Option<At<Vec<At<u16>>>>,
     pub(super) management: At<Vec<At<Service>>>,
     pub(super) allow: Vec<At<IpNet>>,
     pub(super) deny: Vec<At<IpNet>>,
@@ -342,9 +342,9 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
     Route {
         place: section.place(),
         name: section.must("name", text(value::name)),
-        hosts: values(section.list_or_empty("hosts", text(value::host)).value),
+        hosts: section.list_or_empty("hosts", text(value::host)).map(|list| values(list.value)),
         path: section.must("path", text(value::route_path)),
-        methods: section.list_or_empty("methods", text(value::method)).value,
+        methods: section.list_or_empty("methods", text(value::method)).map(|list| list.value),
         upstream: section.must("upstream", text(value::name)),
         require: section.list("require", text(value::proof)),
         scopes: section.list_or_empty("scopes", text(value::scope)),
@@ -362,15 +362,17 @@ fn xdp(section: &Section<'_>) -> Xdp {
             .must("burst", integer(1..=1_000_000_000, "packets admitted at once after a pause")),
     });
     Xdp {
-        interfaces: values(section.list_or_empty("interfaces", text(value::interface)).value),
+        interfaces: section
+            .list_or_empty("interfaces", text(value::interface))
+            .map(|list| values(list.value)),
         mode: section.or("mode", text(value::xdp_mode), Mode::Auto),
         enforce: section.or("enforce", boolean, false),
         ports: section.list_or_empty("ports", integer(1..=65535, "a port of TCP and UDP")),
         management: section
             .list("management", text(value::service))
             .unwrap_or_else(|| default(vec![At { value: ssh(), place: section.place() }])),
-        allow: section.list_or_empty("allow", text(value::network)).value,
-        deny: section.list_or_empty("deny", text(value::network)).value,
+        allow: section.list("allow", text(value::network)).map_or_else(Vec::new, |list| list.value),
+        deny: section.list("deny", text(value::network)).map_or_else(Vec::new, |list| list.value),
         packets: packets.or_else(|| {
             let (rate_per_s, burst) = (20_000, 40_000);
             let at = |value| Some(At { value, place: section.place() });
@@ -407,7 +409,9 @@ fn bans(section: &Section<'_>) -> Bans {
         ),
         half_life: section.or("half_life", text(duration_between(half_life)), 30 * SECOND),
         ladder: ladder.map_or_else(default, |ladder| ladder.value),
-        never: values(section.list_or_empty("never", text(value::network)).value),
+        never: section
+            .list("never", text(value::network))
+            .map_or_else(Vec::new, |list| values(list.value)),
     }
 }
 

@@ -206,8 +206,9 @@ impl<'t> Section<'t> {
         self.report.problem(self.place, Kind::Missing, text);
     }
 
-    /// The values of a list, each judged on its own; `None` when the key is not written or is not
-    /// a list. A value that stands twice is a problem, for it was meant to be another one.
+    /// The values of a list, each judged on its own; `None` when the key is not written, is not a
+    /// list, or an entry is refused: nothing can be told from a list that is not all there. A value
+    /// that stands twice is a problem, for it was meant to be another one.
     pub(super) fn list<T: PartialEq>(
         &self,
         key: &'static str,
@@ -224,6 +225,7 @@ impl<'t> Section<'t> {
             return None;
         }
         let mut values: Vec<At<T>> = Vec::with_capacity(nodes.len());
+        let mut complete = true;
         for node in nodes {
             match read(node) {
                 Ok(value) if values.iter().any(|present| present.value == value) => {
@@ -231,10 +233,13 @@ impl<'t> Section<'t> {
                     self.refuse(key, node.place, Refused::bad(text));
                 }
                 Ok(value) => values.push(At { value, place: node.place }),
-                Err(refused) => self.refuse(key, node.place, refused),
+                Err(refused) => {
+                    self.refuse(key, node.place, refused);
+                    complete = false;
+                }
             }
         }
-        Some(At { value: values, place: entry.node.place })
+        complete.then_some(At { value: values, place: entry.node.place })
     }
 
     /// As [`Section::list`], for a list that must not be empty.
@@ -255,13 +260,16 @@ impl<'t> Section<'t> {
         self.list(key, read)
     }
 
-    /// As [`Section::list`], empty by default.
+    /// As [`Section::list`], empty when it is not written.
     pub(super) fn list_or_empty<T: PartialEq>(
         &self,
         key: &'static str,
         read: impl Fn(&Node) -> Result<T, Refused>,
-    ) -> At<Vec<At<T>>> {
-        self.list(key, read).unwrap_or_else(|| At { value: Vec::new(), place: self.place })
+    ) -> Option<At<Vec<At<T>>>> {
+        if !self.is_set(key) {
+            return Some(At { value: Vec::new(), place: self.place });
+        }
+        self.list(key, read)
     }
 
     /// As [`Section::filled`], for a key that must be written.
