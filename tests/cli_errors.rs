@@ -69,7 +69,11 @@ fn every_problem_of_a_configuration_is_named_with_its_place() -> Result<()> {
     }
     assert!(!site.pins.exists() && !site.gateway_host.has_xdp(INTERFACE)?);
     write_config(&launch.config, &good)?;
-    launch.succeed(&["check", "--strict"])?;
+    launch.succeed(&["check"])?;
+    // A public route behind a listener that asks everybody for a certificate: good, but odd.
+    let strict = launch.ended(&["check", "--strict"])?;
+    assert_eq!(strict.status, Some(CONFIGURATION_REFUSED), "{}", strict.stdout);
+    assert!(strict.stdout.contains("warning: "), "{}", strict.stdout);
     let missing = site.directory.path().join("nowhere.toml");
     let mut command = site.gateway_host.command(binary());
     let ended = process::run(command.arg("--config").arg(&missing).arg("run"))?;

@@ -106,6 +106,22 @@ fn bodies_and_statuses_cross_unchanged() -> Result<()> {
 }
 
 #[test]
+fn an_upstream_that_breaks_the_rules_harms_only_its_own_answer() -> Result<()> {
+    privileged!();
+    let site = Site::new(binary(), "excess")?;
+    let _gateway = site.start()?;
+    for version in [Version::Http1, Version::Http2] {
+        // A body under a status that has none (RFC 9110 section 15.3.5).
+        let broken = site.request("/public/excess").version(version).send()?;
+        assert!(matches!(broken.status, 204 | 502), "{version:?}: {broken:?}");
+        assert!(!broken.body.starts_with(b"hello"), "{version:?}: {broken:?}");
+        let next = site.request("/public").version(version).send()?;
+        assert_eq!(next.status, 200, "{version:?}: {next:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_not_served_is_refused_by_its_own_name() -> Result<()> {
     privileged!();
     let mut site = Site::new(binary(), "refusals")?;

@@ -1,7 +1,7 @@
 //! Clients that are not ours: `curl` and `openssl s_client`, with their results parsed.
 
 use std::{
-    fs,
+    fmt, fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -24,8 +24,8 @@ pub mod curl_exit {
 pub mod alert {
     /// `bad_certificate`
     pub const BAD_CERTIFICATE: u8 = 42;
-    /// `handshake_failure`
-    pub const HANDSHAKE_FAILURE: u8 = 40;
+    /// `protocol_version`
+    pub const PROTOCOL_VERSION: u8 = 70;
     /// `unsupported_certificate`
     pub const UNSUPPORTED_CERTIFICATE: u8 = 43;
     /// `certificate_revoked`
@@ -72,7 +72,7 @@ pub struct Request<'a> {
 }
 
 /// What `curl` got.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Answer {
     /// curl's exit status; 0 when there was an answer.
     pub exit: i32,
@@ -213,6 +213,18 @@ fn parse_head(dump: &str) -> Vec<(String, String)> {
         }
     }
     headers
+}
+
+/// For messages: the body as text, and not all of a long one.
+impl fmt::Debug for Answer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body: String = String::from_utf8_lossy(&self.body).chars().take(2000).collect();
+        write!(out, "exit {} {}\n{} HTTP/{}", self.exit, self.error, self.status, self.version)?;
+        for (name, value) in &self.headers {
+            write!(out, "\n{name}: {value}")?;
+        }
+        write!(out, "\n\n{body}")
+    }
 }
 
 impl Answer {

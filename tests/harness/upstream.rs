@@ -2,7 +2,8 @@
 //!
 //! The path scripts the answer, so that a test says what it needs where it asks for it:
 //! `…/delay/MILLISECONDS` waits first, `…/bytes/COUNT` answers with that many bytes,
-//! `…/status/CODE` with that status, `…/break` closes without an answer, anything else echoes.
+//! `…/status/CODE` with that status, `…/break` closes without an answer, `…/excess` breaks the rules
+//! with a body under status 204, anything else echoes.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -216,7 +217,14 @@ fn answer(request: &Request) -> Option<Vec<u8>> {
         ("bytes", Ok(count)) => body = vec![b'x'; count.min(MAX_BODY_BYTES) as usize],
         ("status", Ok(code)) => status = code,
         _ if last == "break" => return None,
+        _ if last == "excess" => {
+            return Some(b"HTTP/1.1 204 Scripted\r\ncontent-length: 5\r\n\r\nhello".to_vec());
+        }
         _ => {}
+    }
+    if status == 204 {
+        // RFC 9110 section 8.6: neither body nor length.
+        return Some(b"HTTP/1.1 204 Scripted\r\n\r\n".to_vec());
     }
     let mut answer = format!(
         "HTTP/1.1 {status} Scripted\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
