@@ -416,6 +416,31 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     assert!(!pair.sockets().passes());
 }
 
+#[test]
+fn another_versions_filter_is_replaced_without_a_gap() {
+    if !may_load_programs() {
+        return;
+    }
+    let (pair, gone) = (Pair::new(), Pair::new());
+    let both = vec![pair.near.clone(), gone.near.clone()];
+    let (kernel, _) = Kernel::start(&Settings { interfaces: both, ..pair.settings() }).unwrap();
+    drop(kernel);
+    // As if a version with another layout had made it; one of its interfaces is not wanted now.
+    let old = pair.pin.join("v0");
+    fs::rename(pair.pin.join("v1"), &old).unwrap();
+    let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    let adopted = Notice::Adopted { interfaces: 1, bans: 0 };
+    assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone() }]);
+    assert!(kernel.status().interfaces[0].attached.is_some());
+    assert!(!fs::exists(&old).unwrap());
+    wait_until("the other interface is free", || {
+        gone.attachments() == attachment::Attachments::default()
+    });
+    drop(kernel);
+    assert_eq!(detach(&pair.pin).unwrap().interfaces, std::slice::from_ref(&pair.near));
+    assert_eq!(pair.attachments(), attachment::Attachments::default());
+}
+
 /// What the other test runs in a process of its own: a daemon that bans and then hangs.
 #[test]
 #[ignore = "run by the test below, in a process of its own"]
