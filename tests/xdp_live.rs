@@ -19,7 +19,7 @@ use gateway::kernel::{
     Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, Rate, Settings,
     attachment, detach, probe,
 };
-use gateway_ebpf::{Outcome, Source};
+use gateway_ebpf::{Outcome, Source, abi::BANS_MAX};
 use nix::sched::{CloneFlags, setns};
 
 use crate::xdp_packets::may_load_programs;
@@ -200,6 +200,38 @@ fn a_banned_source_is_dropped_until_the_ban_is_over() {
     assert!(wire.passes());
     assert_eq!(kernel.sweep().unwrap(), 1);
     assert_eq!(kernel.sweep().unwrap(), 0);
+}
+
+#[test]
+fn a_full_table_refuses_until_bans_are_over() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut kernel, _) = Kernel::start(&pair.settings()).unwrap();
+    let bans = |first: u32, count: u32, lasts| -> Vec<Ban> {
+        let source = |number| Source::ipv4(0x0a00_0000 | number);
+        (first..first + count)
+            .map(|number| Ban { source: source(number), ..pair.ban(lasts) })
+            .collect()
+    };
+    let are_set = |outcomes: &[(Source, BanOutcome)]| {
+        outcomes.iter().all(|(_, outcome)| matches!(outcome, BanOutcome::Set))
+    };
+    let (hour, nothing) = (Duration::from_secs(3600), Duration::ZERO);
+    let over = 10;
+    assert!(are_set(&kernel.ban(&bans(0, BANS_MAX - over, hour))));
+    assert!(are_set(&kernel.ban(&bans(BANS_MAX, over, nothing))));
+    assert_eq!(kernel.bans().unwrap().len(), (BANS_MAX - over) as usize);
+    // Those that are over make room, for as many as they were.
+    let outcomes = kernel.ban(&bans(2 * BANS_MAX, over + 1, hour));
+    assert!(are_set(&outcomes[..over as usize]));
+    assert!(matches!(outcomes[over as usize].1, BanOutcome::TableFull));
+    let fill = kernel.status().fills[0];
+    assert_eq!((fill.map, fill.used, fill.limit), ("bans", BANS_MAX as usize, BANS_MAX));
+    // One that is banned already can be banned for longer even so.
+    let again = kernel.ban(&bans(0, 1, 2 * hour));
+    assert!(matches!(again[..], [(_, BanOutcome::Replaced)]));
 }
 
 #[test]
