@@ -778,6 +778,14 @@ mod tests {
         }
     }
 
+    /// Its calls block, so it must be able to move to a thread where that is allowed.
+    #[test]
+    fn can_be_sent_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Kernel>();
+        is_send::<KernelError>();
+    }
+
     #[test]
     fn a_ban_is_in_force_until_its_last_nanosecond() {
         let source = Source::ipv4(1);
