@@ -19,7 +19,7 @@ use gateway::kernel::{
     Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, Rate, Settings,
     attachment, detach, probe,
 };
-use gateway_ebpf::{Outcome, Source};
+use gateway_ebpf::{Outcome, Source, abi::BANS_MAX};
 use nix::sched::{CloneFlags, setns};
 
 use crate::xdp_packets::may_load_programs;
@@ -200,6 +200,38 @@ fn a_banned_source_is_dropped_until_the_ban_is_over() {
     assert!(wire.passes());
     assert_eq!(kernel.sweep().unwrap(), 1);
     assert_eq!(kernel.sweep().unwrap(), 0);
+}
+
+#[test]
+fn a_full_table_refuses_until_bans_are_over() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut kernel, _) = Kernel::start(&pair.settings()).unwrap();
+    let bans = |first: u32, count: u32, lasts| -> Vec<Ban> {
+        let source = |number| Source::ipv4(0x0a00_0000 | number);
+        (first..first + count)
+            .map(|number| Ban { source: source(number), ..pair.ban(lasts) })
+            .collect()
+    };
+    let are_set = |outcomes: &[(Source, BanOutcome)]| {
+        outcomes.iter().all(|(_, outcome)| matches!(outcome, BanOutcome::Set))
+    };
+    let (hour, nothing) = (Duration::from_secs(3600), Duration::ZERO);
+    let over = 10;
+    assert!(are_set(&kernel.ban(&bans(0, BANS_MAX - over, hour))));
+    assert!(are_set(&kernel.ban(&bans(BANS_MAX, over, nothing))));
+    assert_eq!(kernel.bans().unwrap().len(), (BANS_MAX - over) as usize);
+    // Those that are over make room, for as many as they were.
+    let outcomes = kernel.ban(&bans(2 * BANS_MAX, over + 1, hour));
+    assert!(are_set(&outcomes[..over as usize]));
+    assert!(matches!(outcomes[over as usize].1, BanOutcome::TableFull));
+    let fill = kernel.status().fills[0];
+    assert_eq!((fill.map, fill.used, fill.limit), ("bans", BANS_MAX as usize, BANS_MAX));
+    // One that is banned already can be banned for longer even so.
+    let again = kernel.ban(&bans(0, 1, 2 * hour));
+    assert!(matches!(again[..], [(_, BanOutcome::Replaced)]));
 }
 
 #[test]
@@ -414,6 +446,31 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
     assert!(!pair.sockets().passes());
+}
+
+#[test]
+fn another_versions_filter_is_replaced_without_a_gap() {
+    if !may_load_programs() {
+        return;
+    }
+    let (pair, gone) = (Pair::new(), Pair::new());
+    let both = vec![pair.near.clone(), gone.near.clone()];
+    let (kernel, _) = Kernel::start(&Settings { interfaces: both, ..pair.settings() }).unwrap();
+    drop(kernel);
+    // As if a version with another layout had made it; one of its interfaces is not wanted now.
+    let old = pair.pin.join("v0");
+    fs::rename(pair.pin.join("v1"), &old).unwrap();
+    let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    let adopted = Notice::Adopted { interfaces: 1, bans: 0 };
+    assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone() }]);
+    assert!(kernel.status().interfaces[0].attached.is_some());
+    assert!(!fs::exists(&old).unwrap());
+    wait_until("the other interface is free", || {
+        gone.attachments() == attachment::Attachments::default()
+    });
+    drop(kernel);
+    assert_eq!(detach(&pair.pin).unwrap().interfaces, std::slice::from_ref(&pair.near));
+    assert_eq!(pair.attachments(), attachment::Attachments::default());
 }
 
 /// What the other test runs in a process of its own: a daemon that bans and then hangs.

@@ -155,8 +155,9 @@ impl Set {
     /// Takes one token of `source`'s bucket.
     ///
     /// A source that is not in the set takes the place of the bucket that is full soonest; where
-    /// that one is already full, forgetting it loses nothing. CPUs that race for one bucket may
-    /// admit one event more each, and pay for it, so the sustained rate holds exactly.
+    /// that one is already full, forgetting it loses nothing. CPUs that race for a token may take
+    /// one more each, and pay for it, so the sustained rate holds; CPUs that race to restart a full
+    /// bucket may forget what the other charged meanwhile, which is less than a burst.
     #[inline(always)]
     pub fn admit(&self, source: Source, limit: &Limit, now_ns: u64) -> Admission {
         let mut soonest = &self.ways[0];

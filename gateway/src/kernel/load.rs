@@ -83,7 +83,7 @@ impl Kernel {
         let mut notices = Vec::new();
         let mut undo = Undo::default();
         let pins = Pins::open(&settings.pin, &mut notices, &mut undo)?;
-        let pinned = pins.links();
+        let pinned = pins.links()?;
         refuse_foreign(&interfaces, &pinned)?;
         lift_memory_limit();
         for layout in maps::layouts(settings.max_sources) {
@@ -156,7 +156,7 @@ impl Kernel {
         check_limits(settings)?;
         check_burst(settings, self.in_kernel.ns_per_jiffy)?;
         let interfaces = find_interfaces(&settings.interfaces)?;
-        let pinned = self.pins.links();
+        let pinned = self.pins.links()?;
         refuse_foreign(&interfaces, &pinned)?;
 
         let mut notices = Vec::new();
@@ -464,7 +464,7 @@ pub fn detach(pin: &Path) -> Result<Detached, KernelError> {
 pub fn probe(settings: &Settings) -> Result<(), KernelError> {
     check_limits(settings)?;
     let interfaces = find_interfaces(&settings.interfaces)?;
-    refuse_foreign(&interfaces, &pin::pinned_programs(&settings.pin))
+    refuse_foreign(&interfaces, &pin::pinned_programs(&settings.pin)?)
 }
 
 fn need_for_removal(error: KernelError) -> KernelError {
@@ -691,27 +691,31 @@ fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError
     Ok(())
 }
 
-/// CAP_BPF (since 5.8) makes maps and loads programs, CAP_NET_ADMIN loads XDP programs and
-/// attaches them; CAP_SYS_ADMIN includes the first. See capabilities(7).
+/// See capabilities(7). The first two came with Linux 5.8, before which CAP_SYS_ADMIN was both.
 fn require_capabilities() -> Result<(), KernelError> {
-    const NET_ADMIN: u64 = 1 << 12;
-    const SYS_ADMIN: u64 = 1 << 21;
-    const BPF: u64 = 1 << 39;
     let effective = attachment::effective_capabilities()
         .map_err(KernelError::file("read", "/proc/self/status"))?;
-    if effective & (BPF | SYS_ADMIN) == 0 {
-        return Err(KernelError::NotPermitted {
-            capability: "CAP_BPF",
-            purpose: "loading the XDP program",
-        });
+    match missing_capability(effective) {
+        Some((capability, purpose)) => Err(KernelError::NotPermitted { capability, purpose }),
+        None => Ok(()),
     }
-    if effective & NET_ADMIN == 0 {
-        return Err(KernelError::NotPermitted {
-            capability: "CAP_NET_ADMIN",
-            purpose: "attaching the XDP program",
-        });
-    }
-    Ok(())
+}
+
+fn missing_capability(effective: u64) -> Option<(&'static str, &'static str)> {
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_ADMIN: u64 = 1 << 21;
+    const PERFMON: u64 = 1 << 38;
+    const BPF: u64 = 1 << 39;
+    [
+        ("CAP_BPF", BPF | SYS_ADMIN, "loading the XDP program"),
+        // Without it the verifier forbids to subtract addresses, and so to count octets, and adds
+        // protection against the program's own author to every lookup.
+        ("CAP_PERFMON", PERFMON | SYS_ADMIN, "loading an XDP program that computes with addresses"),
+        ("CAP_NET_ADMIN", NET_ADMIN, "attaching the XDP program"),
+    ]
+    .into_iter()
+    .find(|(_, any_of, _)| effective & any_of == 0)
+    .map(|(capability, _, purpose)| (capability, purpose))
 }
 
 /// Before Linux 5.11 maps count against RLIMIT_MEMLOCK. Where raising it is not allowed the
@@ -751,5 +755,45 @@ fn system_error(error: ProgramError) -> Result<io::Error, KernelError> {
         ProgramError::SyscallError(error) => Ok(error.io_error),
         ProgramError::XdpError(error) => Ok(io::Error::other(error)),
         other => Err(other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_capability_that_is_missing() {
+        for (effective, missing) in [
+            (0, Some("CAP_BPF")),
+            (1 << 39, Some("CAP_PERFMON")),
+            (1 << 39 | 1 << 38, Some("CAP_NET_ADMIN")),
+            (1 << 39 | 1 << 38 | 1 << 12, None),
+            (1 << 21, Some("CAP_NET_ADMIN")),
+            (1 << 21 | 1 << 12, None),
+            (u64::MAX, None),
+        ] {
+            let named = missing_capability(effective).map(|(capability, _)| capability);
+            assert_eq!(named, missing, "{effective:#x}");
+        }
+    }
+
+    /// Its calls block, so it must be able to move to a thread where that is allowed.
+    #[test]
+    fn can_be_sent_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Kernel>();
+        is_send::<KernelError>();
+    }
+
+    #[test]
+    fn a_ban_is_in_force_until_its_last_nanosecond() {
+        let source = Source::ipv4(1);
+        let ban = abi::Ban { expires_ns: 1_000, set_ns: 400, ..abi::Ban::default() };
+        for (now_ns, remaining) in [(400, Some(600)), (999, Some(1)), (1_000, None), (5_000, None)]
+        {
+            let entry = in_force(source, &ban, now_ns);
+            assert_eq!(entry.map(|entry| entry.remaining.as_nanos()), remaining, "at {now_ns}");
+        }
     }
 }

@@ -79,13 +79,13 @@ impl Pins {
     }
 
     /// Every link that is pinned below the root, of this layout or an earlier one.
-    pub fn links(&self) -> Vec<PinnedProgram> {
+    pub fn links(&self) -> Result<Vec<PinnedProgram>, KernelError> {
         pinned_programs(&self.root)
     }
 
     /// Removes what earlier layouts left, and says so.
     pub fn remove_other_layouts(&self, notices: &mut Vec<Notice>) -> Result<(), KernelError> {
-        for directory in layout_directories(&self.root) {
+        for directory in layout_directories(&self.root)? {
             if directory != self.directory {
                 remove_directory(&directory)?;
                 notices.push(Notice::OldLayout { directory });
@@ -144,7 +144,7 @@ impl Drop for Undo {
 /// Removes everything below a pin directory; links first, so that no program runs on with maps
 /// that are half gone. Returns the directories there were.
 pub fn remove_all(root: &Path) -> Result<Vec<PathBuf>, KernelError> {
-    let directories = layout_directories(root);
+    let directories = layout_directories(root)?;
     for directory in &directories {
         for link in links(directory) {
             remove_link(&link)?;
@@ -164,9 +164,11 @@ pub fn remove_all(root: &Path) -> Result<Vec<PathBuf>, KernelError> {
 }
 
 /// Every link that is pinned below a pin directory.
-pub fn pinned_programs(root: &Path) -> Vec<PinnedProgram> {
-    let links = layout_directories(root).into_iter().flat_map(|directory| links(&directory));
-    links.filter_map(|path| Some(PinnedProgram { program_id: program_id(&path)?, path })).collect()
+pub fn pinned_programs(root: &Path) -> Result<Vec<PinnedProgram>, KernelError> {
+    let directories = layout_directories(root)?;
+    let links = directories.iter().flat_map(|directory| links(directory));
+    let pinned = |path: PathBuf| Some(PinnedProgram { program_id: program_id(&path)?, path });
+    Ok(links.filter_map(pinned).collect())
 }
 
 /// The pins of the links in a directory.
@@ -249,14 +251,17 @@ fn remove_directory(directory: &Path) -> Result<(), KernelError> {
     fs::remove_dir(directory).map_err(KernelError::file("remove", directory))
 }
 
-/// Directories named `v` and a number.
-fn layout_directories(root: &Path) -> Vec<PathBuf> {
-    let mut directories = entries(root).unwrap_or_default();
+/// Directories named `v` and a number; none where there is no root.
+fn layout_directories(root: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    if matches!(fs::exists(root), Ok(false)) {
+        return Ok(Vec::new());
+    }
+    let mut directories = entries(root)?;
     directories.retain(|path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
     });
-    directories
+    Ok(directories)
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, KernelError> {
@@ -333,9 +338,10 @@ mod tests {
         for name in ["v1", "v12", "v", "vx", "other"] {
             fs::create_dir(root.path().join(name)).unwrap();
         }
-        let mut found = layout_directories(root.path());
+        let mut found = layout_directories(root.path()).unwrap();
         found.sort();
         assert_eq!(found, [root.path().join("v1"), root.path().join("v12")]);
+        assert!(layout_directories(&root.path().join("none")).unwrap().is_empty());
         for (name, expected) in
             [("link_0", Some(0)), ("link_12", Some(12)), ("link_", None), ("BANS", None)]
         {
