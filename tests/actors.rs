@@ -55,7 +55,7 @@ impl Cable {
             interface: "from0".to_owned(),
             core: 0,
             lasts: Duration::from_secs(5),
-            packets_max: 1,
+            packets_max: u64::MAX,
         })
     }
 }

@@ -59,7 +59,8 @@ impl Report {
         let seen = play().unwrap_or_else(|error| Seen::new(false, format!("{error:#}")));
         clock::go_on()?;
         let verdict = verdict(seen.held);
-        self.say(&format!("    measured  {}\n    {verdict}", seen.measured));
+        let measured = seen.measured.replace('\n', "\n              ");
+        self.say(&format!("    measured  {measured}\n    {verdict}"));
         self.steps.push(Step {
             name: name.to_owned(),
             expected: expected.to_owned(),
@@ -118,9 +119,18 @@ fn verdict(held: bool) -> &'static str {
     if held { "held" } else { "DID NOT HOLD" }
 }
 
+/// The widest a cell may be; the whole text stands with its step above.
+const CELL_CHARACTERS: usize = 88;
+
 /// One line a step: first lines only, columns as wide as their widest cell.
 fn rows(steps: &[Step]) -> Vec<String> {
-    let first_line = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+    let first_line = |text: &str| {
+        let line = text.lines().next().unwrap_or_default();
+        match line.char_indices().nth(CELL_CHARACTERS) {
+            Some((end, _)) => format!("{}…", line[..end].trim_end()),
+            None => line.to_owned(),
+        }
+    };
     let cells: Vec<[String; 3]> = std::iter::once(["step", "measured", ""].map(str::to_owned))
         .chain(steps.iter().map(|step| {
             [first_line(&step.name), first_line(&step.measured), verdict(step.held).to_owned()]
