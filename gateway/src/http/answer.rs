@@ -34,7 +34,7 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     {
         headers.insert(header::ALLOW, allow);
     }
-    super::headers::to_client(headers);
+    super::headers::to_client(status, headers);
     response
 }
 

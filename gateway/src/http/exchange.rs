@@ -53,7 +53,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) ->
     let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
     let (response, refusal) = match outcome {
         Ok(mut response) => {
-            headers::to_client(response.headers_mut());
+            headers::to_client(response.status(), response.headers_mut());
             (response, None)
         }
         Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),

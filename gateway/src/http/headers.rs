@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::identity::Identity;
 
@@ -68,8 +68,13 @@ pub fn to_upstream(headers: &mut HeaderMap, identity: &Identity<'_>, origin: Ori
 }
 
 /// Makes an upstream's fields into those for the client.
-pub fn to_client(headers: &mut HeaderMap) {
+pub fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
+    // A 204 has no content and must not state a length (RFC 9110 section 8.6); a client over HTTP/2
+    // would take the missing bytes for a broken stream.
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     // A year, as RFC 6797 section 6.1 examples have it; without subdomains, which may be somebody else's.
     headers
         .entry(header::STRICT_TRANSPORT_SECURITY)
