@@ -2,13 +2,20 @@
 //!
 //! The generator is an XDP program that redirects one prepared frame to an interface, run in a loop
 //! by the kernel itself (`BPF_PROG_TEST_RUN` with live frames), so no system call is paid for each
-//! packet. Where the receiving end of that interface is a veth without threaded NAPI, the receiver's
-//! work runs in softirq on the generator's own core, directly after each batch: the flood can never be
-//! faster than it is received, its whole cost stays on one core, and the other core's share in the
-//! result is only what the receiver lets through.
+//! packet.
+//!
+//! Who receives is as important as who sends. A veth receives where its NAPI was last scheduled: on
+//! the generator's core as a rule, but once an innocent packet from another core has woken it, under
+//! a flood that never lets it rest it stays on that core, takes it away from the service there, and
+//! the generator overruns the ring in which the innocent packets wait too. Measurements therefore
+//! give the receiver a thread of its own on the generator's core that goes before it
+//! ([`receive_first`]): the flood is then never faster than it is received, its whole cost stays on one
+//! core, and nothing is lost but what the receiver drops. That is one receive queue of a network card,
+//! with its core.
 
 use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,6 +34,7 @@ use super::{
     bpf::{Instruction, Program, R0, R1, R2, R3, R4, R6, Width},
     clock,
     netns::{self, Namespace},
+    process,
 };
 
 /// Helper numbers of `bpf.h`.
@@ -310,6 +318,20 @@ fn frames_for_next_call(frames: u32, took: Duration) -> u32 {
     let share = CALL_LASTS.as_secs_f64() / took.as_secs_f64().max(1e-6);
     // The conversion saturates.
     ((f64::from(frames) * share) as u32).clamp(FRAMES_MIN, FRAMES_MAX)
+}
+
+/// Moves a kernel thread that receives (see [`netns::receive_threads`]) to one core, before every
+/// ordinary thread there.
+///
+/// # Errors
+/// When the thread is gone, the core does not exist, or `chrt` (util-linux) fails.
+pub fn receive_first(thread: i32, core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core).with_context(|| format!("core {core}"))?;
+    sched_setaffinity(Pid::from_raw(thread), &set).with_context(|| format!("thread {thread}"))?;
+    let mut command = Command::new("chrt");
+    process::succeed(command.args(["--fifo", "--pid", "1", &thread.to_string()]))?;
+    Ok(())
 }
 
 /// Keeps the calling thread on one core.

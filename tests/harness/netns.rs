@@ -6,6 +6,7 @@
 //! `ip netns exec`: that mounts a new `/sys`, and the bpffs with the pins is gone from view.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     net::IpAddr,
@@ -161,6 +162,21 @@ impl Namespace {
         Ok(self.link(interface)?.get("xdp").is_some())
     }
 
+    /// Has an interface's receive work done by kernel threads of its own ([`receive_threads`])
+    /// instead of by whichever core the sender happens to use. Since Linux 5.12, for an interface that receives
+    /// by NAPI: a veth does while it has an XDP program.
+    ///
+    /// # Errors
+    /// When the kernel does not know how, or the interface does not receive by NAPI.
+    pub fn receive_by_threads(&self, interface: &str) -> Result<()> {
+        // The one place for `ip netns exec`: it shows the namespace's own /sys.
+        let file = format!("/sys/class/net/{interface}/threaded");
+        let write = format!("echo 1 > {file}");
+        let mut command = Command::new("ip");
+        commands::succeed(command.args(["netns", "exec", &self.name, "sh", "-c", &write]))?;
+        Ok(())
+    }
+
     /// Packets that an interface received and how many of them were dropped.
     ///
     /// # Errors
@@ -203,6 +219,18 @@ impl Drop for Namespace {
 pub fn enter(path: &Path) -> Result<()> {
     let handle = File::open(path).with_context(|| path.display().to_string())?;
     setns(handle, CloneFlags::CLONE_NEWNET).with_context(|| format!("setns {}", path.display()))
+}
+
+/// The kernel threads that receive for interfaces of this name, in any namespace.
+pub fn receive_threads(interface: &str) -> BTreeSet<i32> {
+    let start = format!("napi/{interface}-");
+    let is_ours = |process: &i32| {
+        let name = fs::read_to_string(format!("/proc/{process}/comm"));
+        name.is_ok_and(|name| name.starts_with(&start))
+    };
+    let Ok(processes) = fs::read_dir("/proc") else { return BTreeSet::new() };
+    let numbers = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(is_ours).collect()
 }
 
 /// One end of a link.

@@ -38,11 +38,11 @@ pub fn setup() -> anyhow::Result<()> {
     let workspace = workspace();
     let missing = look(&workspace);
     if missing.is_empty() {
-        println!("setup: nothing is missing");
+        eprintln!("setup: nothing is missing");
         return Ok(());
     }
     for need in &missing {
-        println!("setup: missing: {need}");
+        eprintln!("setup: missing: {need}");
     }
     let mut machine = Machine::look();
     if machine.has_apt {
@@ -60,7 +60,7 @@ pub fn setup() -> anyhow::Result<()> {
         );
     }
     for (number, step) in (1..).zip(&steps) {
-        println!("setup: step {number} of {}: {step}", steps.len());
+        eprintln!("setup: step {number} of {}: {step}", steps.len());
         step.run(&machine, &workspace)?;
     }
     if !by_hand.is_empty() {
@@ -72,7 +72,7 @@ pub fn setup() -> anyhow::Result<()> {
         "still missing after everything was installed: {}",
         missing.iter().map(Need::to_string).collect::<Vec<_>>().join(", ")
     );
-    println!("setup: done");
+    eprintln!("setup: done");
     Ok(())
 }
 
@@ -86,7 +86,7 @@ pub fn mount_bpffs() -> anyhow::Result<()> {
     if is_mounted(&mounts, BPFFS, "bpf") {
         return Ok(());
     }
-    println!("mounting a bpffs at {BPFFS}");
+    eprintln!("mounting a bpffs at {BPFFS}");
     privileged(&Machine::look(), "mount", &["-t", "bpf", "bpf", BPFFS])
 }
 
@@ -334,7 +334,7 @@ fn privileged(machine: &Machine, program: &str, arguments: &[&str]) -> anyhow::R
     let mut command = if machine.is_root {
         Command::new(program)
     } else if machine.has_sudo {
-        println!("setup: by sudo, because this needs root: {program} {}", arguments.join(" "));
+        eprintln!("setup: by sudo, because this needs root: {program} {}", arguments.join(" "));
         let mut command = Command::new("sudo");
         command.arg("--preserve-env=DEBIAN_FRONTEND").arg(program);
         command

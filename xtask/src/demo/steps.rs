@@ -48,7 +48,7 @@ pub fn play(world: &World, phase: Duration, report: &mut Report) -> Result<()> {
         "core {} makes and receives the flood; daemon, upstream and client share core {}",
         world.cores.flood, world.cores.service
     ));
-    let gateway = world.launch.run_until_ready()?;
+    let gateway = world.start()?;
     let counters = Counters::open(world.pins.path(), INTERFACE)?;
     let token = world.mint.mint(
         "alice",

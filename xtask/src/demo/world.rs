@@ -7,9 +7,9 @@
 //! ```
 //!
 //! All traffic reaches the gateway over one link, as it would over one network card.
-//! The flood is made on one core and, a veth being what it is, received there too, inline, by the
-//! gateway's XDP program and, as far as it is let through, by the gateway's stack. The daemon, the
-//! upstream and the legitimate client share another core.
+//! The flood is made on one core and received there too, as by a network card's one queue: by a
+//! thread for the gateway's XDP program and, as far as packets are let through, its stack, which goes
+//! before the generator. The daemon, the upstream and the legitimate client share another core.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -28,7 +28,7 @@ use tempfile::TempDir;
 use crate::harness::{
     client::{self, Credential},
     flood::{self, Flood, Plan, Sources, Transport, Wire},
-    gateway::{ConfigText, Launch, ROUTES, write_config},
+    gateway::{ConfigText, Gateway, Launch, ROUTES, write_config},
     load::Target,
     netns::{self, End, Namespace, PinDirectory},
     pki::{self, Authority},
@@ -186,6 +186,21 @@ impl World {
             outside: hosts.outside,
             _directory: directory,
         })
+    }
+
+    /// Starts the daemon, and gives the interface's receive thread its core.
+    ///
+    /// # Errors
+    /// When it does not get ready, or the interface has no thread of its own.
+    pub fn start(&self) -> Result<Gateway> {
+        let others = netns::receive_threads(INTERFACE);
+        let gateway = self.launch.run_until_ready()?;
+        self.launch.namespace.receive_by_threads(INTERFACE)?;
+        let ours = netns::receive_threads(INTERFACE);
+        let thread = ours.difference(&others).next();
+        let thread = thread.context("the guarded interface has no receive thread")?;
+        flood::receive_first(*thread, self.cores.flood)?;
+        Ok(gateway)
     }
 
     /// A request of the legitimate client, with its certificate.
