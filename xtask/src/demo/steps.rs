@@ -140,9 +140,11 @@ fn tokens(world: &World, report: &mut Report) -> Result<()> {
             let answer = world.visitors_request(from, "/orders/1").token(&token?).send()?;
             ensure!(answer.exit == 0, "curl: {}", answer.error);
             let got = answer.reason();
-            let challenge = answer.header("www-authenticate").unwrap_or_default().to_owned();
-            let held = answer.status == 401 && got == reason && challenge.starts_with("Bearer");
-            Ok(Seen::new(held, format!("{} {got}; {challenge}", answer.status)))
+            let challenge = answer.header("www-authenticate").unwrap_or_default();
+            let asks = challenge.starts_with("Bearer ");
+            let held = answer.status == 401 && got == reason && asks;
+            let asks = if asks { "asks for a bearer token" } else { "no challenge" };
+            Ok(Seen::new(held, format!("{} {got}, {asks}", answer.status)))
         })?;
     }
     Ok(())
