@@ -258,6 +258,7 @@ async fn serve(
     }
     let mut signals = Signals::new();
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut batch = Vec::with_capacity(EVIDENCE_BATCH);
     let mut deadline: Option<Instant> = None;
     let mut poll = tokio::time::interval(Duration::from_millis(20));
@@ -283,6 +284,7 @@ async fn serve(
                 Event::Ignored => {}
             },
             _ = sweep.tick() => control.sweep(),
+            _ = second.tick() => control.go_back_unless_confirmed(),
             _ = poll.tick(), if deadline.is_some() => {
                 if control.all_workers_ended() {
                     break;

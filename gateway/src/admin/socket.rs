@@ -54,6 +54,14 @@ pub enum Question {
     },
     /// Take the XDP program off the interfaces.
     Detach,
+    /// Switch the XDP program between dropping and only counting.
+    Enforce {
+        /// Drop, or only count.
+        enforce: bool,
+        /// Go back after this long unless asked again without it.
+        #[serde(default)]
+        confirm_within_s: Option<u64>,
+    },
 }
 
 /// One ban, as listed.

@@ -3,6 +3,7 @@
 mod bans;
 mod check;
 mod detach;
+mod enforce;
 mod file;
 pub mod pki;
 mod run;
@@ -56,6 +57,10 @@ enum Command {
     /// List, set and lift bans.
     #[command(subcommand)]
     Bans(bans::Command),
+    /// Let the XDP program drop; until the next reload or restart, which do what is configured.
+    Enforce(enforce::Arguments),
+    /// Let the XDP program only count; until the next reload or restart.
+    Observe,
     /// Take the XDP program and all its pins off this host, with or without a daemon.
     Detach,
     /// A private certificate authority for labs and small fleets.
@@ -115,6 +120,8 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&config, &arguments),
         Command::Status(arguments) => status::run(&config, &arguments),
         Command::Bans(command) => bans::run(&config, command),
+        Command::Enforce(arguments) => enforce::run(&config, true, &arguments),
+        Command::Observe => enforce::run(&config, false, &enforce::Arguments::default()),
         Command::Detach => detach::run(&config),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(arguments) => token(&config, &arguments),

@@ -37,6 +37,9 @@ const SCRAPE_MAX: Duration = Duration::from_secs(1);
 /// Longest ban by hand: a year. What should last longer belongs into `[xdp].deny`.
 const BAN_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Longest time to confirm in; for longer, observing is the honest setting.
+const CONFIRM_MAX: Duration = Duration::from_secs(3600);
+
 /// Operators' notes kept at once.
 const NOTES_MAX: usize = 4_096;
 
@@ -64,6 +67,8 @@ pub(super) struct Control {
     notes: RefCell<HashMap<Source, String>>,
     metrics: RefCell<ControlMetrics>,
     phase: watch::Sender<Phase>,
+    /// When the XDP program goes back to counting, unless the operator confirms before.
+    unconfirmed_until: Cell<Option<Instant>>,
     generation: Cell<u64>,
     started_at: Instant,
 }
@@ -107,6 +112,7 @@ impl Control {
             notes: RefCell::default(),
             metrics: RefCell::default(),
             phase,
+            unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
             started_at: time::monotonic(),
         }
@@ -316,6 +322,8 @@ impl Control {
         for warning in &warnings {
             tracing::warn!(detail = %warning, "configuration");
         }
+        // What is configured is in force now, so there is nothing left to confirm.
+        self.unconfirmed_until.set(None);
         self.shared.published.store(Arc::new(snapshot));
         self.generation.set(generation);
         *self.config.borrow_mut() = config;
@@ -377,6 +385,9 @@ impl Control {
             Question::Ban { source, for_s, note } => self.ban_by_hand(source, for_s, note),
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Detach => self.detach(),
+            Question::Enforce { enforce, confirm_within_s } => {
+                self.enforce(enforce, confirm_within_s.map(Duration::from_secs))
+            }
         };
         match answered {
             Ok(value) => Answer::Ok(value),
@@ -429,6 +440,56 @@ impl Control {
         let detached = kernel::detach(&settings.pin).map_err(|error| error.to_string())?;
         tracing::warn!(interfaces = detached.interfaces.join(" "), "xdp detached by an operator");
         Ok(json!({ "interfaces": detached.interfaces }))
+    }
+
+    /// One write to the kernel's map, then read back: what is answered is what is in force.
+    fn enforce(&self, enforce: bool, confirm_within: Option<Duration>) -> Result<Value, String> {
+        if confirm_within.is_some_and(|wait| wait.is_zero() || wait > CONFIRM_MAX) {
+            return Err("--confirm-within takes from 1s to 1h".to_owned());
+        }
+        let mut kernel = self.kernel.borrow_mut();
+        let Some(kernel) = kernel.as_mut() else {
+            return Err(
+                "no XDP program is attached: [xdp].interfaces is empty, or it was detached"
+                    .to_owned(),
+            );
+        };
+        kernel.set_enforce(enforce).map_err(|error| error.to_string())?;
+        let in_force = kernel.status().enforce;
+        if in_force != enforce {
+            return Err(
+                "the kernel's map still says otherwise; look at `portcullis status`".to_owned()
+            );
+        }
+        self.unconfirmed_until.set(confirm_within.map(|wait| time::monotonic() + wait));
+        tracing::warn!(
+            enforce,
+            origin = "operator",
+            confirm_within_s = confirm_within.map(|wait| wait.as_secs()),
+            "xdp switched"
+        );
+        Ok(json!({ "enforce": in_force, "configured": self.configured_enforce() }))
+    }
+
+    fn configured_enforce(&self) -> bool {
+        self.config.borrow().xdp.as_ref().is_some_and(|settings| settings.enforce)
+    }
+
+    /// Nobody confirmed in time: perhaps because whoever switched has locked himself out.
+    pub(super) fn go_back_unless_confirmed(&self) {
+        let now = time::monotonic();
+        if self.unconfirmed_until.get().is_none_or(|until| now < until) {
+            return;
+        }
+        self.unconfirmed_until.set(None);
+        if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
+            match kernel.set_enforce(false) {
+                Ok(()) => {
+                    tracing::warn!(enforce = false, "xdp back to observing: not confirmed in time")
+                }
+                Err(error) => tracing::error!(error = %error, "xdp not switched back"),
+            }
+        }
     }
 
     fn status(&self) -> Status {
