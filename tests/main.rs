@@ -30,6 +30,7 @@ fn binary() -> &'static std::path::Path {
 mod actors;
 mod cli_errors;
 mod drain;
+mod enforce;
 mod feedback;
 mod mtls;
 mod operator;

@@ -1,0 +1,108 @@
+//! Enforcing and observing: switched while running, seen in force, and gone back from unconfirmed.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{
+    binary,
+    harness::{
+        client::curl_exit,
+        clock,
+        gateway::{Gateway, SOON},
+        site::Site,
+    },
+};
+
+/// A banned source's packets vanish; it need not be waited for longer.
+const GIVE_UP: Duration = Duration::from_secs(2);
+const BANNED: u8 = 66;
+
+fn is_served(site: &Site, source: std::net::IpAddr) -> Result<bool> {
+    let answer = site.request("/public").from(source).limit(GIVE_UP).send()?;
+    match answer.exit {
+        0 => Ok(answer.status == 200),
+        curl_exit::TIMED_OUT => Ok(false),
+        _ => anyhow::bail!("{answer:?}"),
+    }
+}
+
+fn enforces(gateway: &Gateway) -> Result<bool> {
+    Ok(gateway.metric("gateway_xdp_enforce", &[])? == 1.0)
+}
+
+#[test]
+fn observing_drops_nothing_and_counts_what_enforcing_would() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "observe")?;
+    site.guard("");
+    let gateway = site.start()?;
+    let source = site.client_address(BANNED)?;
+    let launch = gateway.launch();
+    launch.succeed(&["bans", "add", &source.to_string(), "--reason", "a test"])?;
+    assert!(!is_served(&site, source)?);
+
+    let said = launch.succeed(&["observe"])?;
+    assert!(said.contains("observing") && said.contains("enforce = true"), "{said}");
+    assert!(!enforces(&gateway)?);
+    let dropped = gateway.xdp_packets("drop", "banned")?;
+    assert!(is_served(&site, source)?);
+    assert_eq!(gateway.xdp_packets("drop", "banned")?, dropped);
+    assert!(gateway.xdp_packets("would_drop", "banned")? > 0.0);
+
+    launch.succeed(&["enforce"])?;
+    assert!(enforces(&gateway)?);
+    assert!(!is_served(&site, source)?);
+    assert!(gateway.xdp_packets("drop", "banned")? > dropped);
+    Ok(())
+}
+
+#[test]
+fn enforcing_goes_back_unless_confirmed() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "confirm")?;
+    site.guard("");
+    site.config.xdp = site.config.xdp.replace("enforce = true", "enforce = false");
+    let gateway = site.start()?;
+    let launch = gateway.launch();
+    assert!(!enforces(&gateway)?);
+
+    launch.succeed(&["enforce", "--confirm-within", "1s"])?;
+    assert!(enforces(&gateway)?);
+    clock::wait_for("the way back", SOON, || Ok((!enforces(&gateway)?).then_some(())))?;
+    gateway.wait_log("the way back", |line| {
+        line["event"].as_str().is_some_and(|event| event.contains("not confirmed"))
+    })?;
+
+    // Confirmed, it stays: the log of the confirmation comes after the time that it had.
+    launch.succeed(&["enforce", "--confirm-within", "1s"])?;
+    launch.succeed(&["enforce"])?;
+    let confirmed = clock::now();
+    clock::wait_for("more than the time to confirm", SOON, || {
+        Ok((confirmed.elapsed() > Duration::from_millis(2_500)).then_some(()))
+    })?;
+    assert!(enforces(&gateway)?);
+
+    let refused = launch.ended(&["enforce", "--confirm-within", "2h"])?;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn without_a_kernel_half_the_same_bans_are_kept_at_accept() -> Result<()> {
+    privileged!();
+    let site = Site::new(binary(), "user-space")?;
+    let gateway = site.start()?;
+    let source = site.client_address(BANNED)?;
+    let launch = gateway.launch();
+    assert!(is_served(&site, source)?);
+    launch.succeed(&["bans", "add", &source.to_string(), "--for", "1h"])?;
+    let refused = site.request("/public").from(source).limit(GIVE_UP).send()?;
+    assert_ne!(refused.exit, 0, "{refused:?}");
+    assert_eq!(launch.bans_of(&format!("{source}/32"))?.len(), 1);
+    launch.succeed(&["bans", "remove", &source.to_string()])?;
+    assert!(is_served(&site, source)?);
+    let refused = launch.ended(&["enforce"])?;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    Ok(())
+}
