@@ -106,3 +106,44 @@ fn without_a_kernel_half_the_same_bans_are_kept_at_accept() -> Result<()> {
     assert_eq!(refused.status, Some(1), "{refused:?}");
     Ok(())
 }
+
+#[test]
+fn explain_tells_what_holds_for_a_source() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "explain")?;
+    site.guard("allow = [\"10.99.0.64/28\"]\ndeny = [\"203.0.113.0/24\"]");
+    let gateway = site.start()?;
+    let launch = gateway.launch();
+    launch.succeed(&["bans", "add", "192.0.2.9", "--reason", "a test"])?;
+    for (source, field, expected) in [
+        ("10.99.0.66", "exempt", "10.99.0.64/28"),
+        ("10.99.0.1", "exempt", "10.99.0.1/32"),
+        ("203.0.113.7", "denied", "203.0.113.0/24"),
+    ] {
+        let told = launch.json(&["explain", source, "--json"])?;
+        assert_eq!(told[field], expected, "{source}: {told}");
+    }
+    let told = launch.json(&["explain", "192.0.2.9", "--json"])?;
+    assert_eq!(
+        (&told["ban"]["reason"], &told["ban"]["note"]),
+        (&"operator".into(), &"a test".into())
+    );
+    let shown = launch.succeed(&["explain", "192.0.2.9"])?;
+    assert!(shown.starts_with("192.0.2.9/32: dropped as banned\n"), "{shown}");
+
+    // A refusal earns points, and is remembered with its reason.
+    let client = crate::harness::site::CLIENT.to_string();
+    let refused = site.request("/orders/1").send()?;
+    assert_eq!(refused.status, 401, "{refused:?}");
+    let told = launch.json(&["explain", &client, "--json"])?;
+    assert_eq!(told["lately"][0]["reason"], "missing_token", "{told}");
+    assert!(told["points"].as_f64().is_some_and(|points| points > 0.0), "{told}");
+
+    // What is exempt cannot be banned by hand either, and the refusal says why.
+    for source in ["10.99.0.1", "10.99.0.66", "127.0.0.1"] {
+        let refused = launch.ended(&["bans", "add", source])?;
+        assert_eq!(refused.status, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("exempt"), "{refused:?}");
+    }
+    Ok(())
+}

@@ -52,6 +52,11 @@ pub enum Question {
         /// Whose.
         source: IpNet,
     },
+    /// What is known of a source.
+    Explain {
+        /// Whose.
+        source: IpNet,
+    },
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -80,6 +85,40 @@ pub struct BanRow {
     /// The operator's words, while the daemon that heard them runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// What is known of a source.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// As a prefix.
+    pub source: String,
+    /// The prefix that exempts it from every ban, limit and list.
+    pub exempt: Option<String>,
+    /// The prefix that keeps it from being banned; limits and `[xdp].deny` hold all the same.
+    pub never_banned: Option<String>,
+    /// The prefix of `[xdp].deny` that it lies in.
+    pub denied: Option<String>,
+    /// The ban in force.
+    pub ban: Option<BanRow>,
+    /// Whether the XDP program drops; `None` without one.
+    pub enforce: Option<bool>,
+    /// Penalty points now.
+    pub points: f64,
+    /// Points at which it would be banned.
+    pub threshold: u32,
+    /// Step of the ladder that the next ban would have.
+    pub next_level: u32,
+    /// The last refusals, the newest first.
+    pub lately: Vec<PastRefusal>,
+}
+
+/// One refusal in [`Explanation`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PastRefusal {
+    /// The reason's word.
+    pub reason: String,
+    /// How long ago, in seconds.
+    pub ago_s: f64,
 }
 
 /// How the daemon is.

@@ -38,7 +38,7 @@ pub(super) enum Command {
 }
 
 /// Addresses are read as the standard library reads them: `010.0.0.1` is nobody's address.
-fn source(text: &str) -> Result<IpNet, String> {
+pub(super) fn source(text: &str) -> Result<IpNet, String> {
     let (address, length) = match text.split_once('/') {
         Some((address, length)) => (address, Some(length)),
         None => (text, None),

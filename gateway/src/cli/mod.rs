@@ -4,6 +4,7 @@ mod bans;
 mod check;
 mod detach;
 mod enforce;
+mod explain;
 mod file;
 pub mod pki;
 mod run;
@@ -57,6 +58,8 @@ enum Command {
     /// List, set and lift bans.
     #[command(subcommand)]
     Bans(bans::Command),
+    /// Tell everything that is known of a source, and why it is treated as it is.
+    Explain(explain::Arguments),
     /// Let the XDP program drop; until the next reload or restart, which do what is configured.
     Enforce(enforce::Arguments),
     /// Let the XDP program only count; until the next reload or restart.
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&config, &arguments),
         Command::Status(arguments) => status::run(&config, &arguments),
         Command::Bans(command) => bans::run(&config, command),
+        Command::Explain(arguments) => explain::run(&config, &arguments),
         Command::Enforce(arguments) => enforce::run(&config, true, &arguments),
         Command::Observe => enforce::run(&config, false, &enforce::Arguments::default()),
         Command::Detach => detach::run(&config),

@@ -19,7 +19,10 @@ use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
-        socket::{Answer, BanRow, CertificateStatus, Question, Status, XdpInterface, XdpStatus},
+        socket::{
+            Answer, BanRow, CertificateStatus, Explanation, PastRefusal, Question, Status,
+            XdpInterface, XdpStatus,
+        },
     },
     config::{self, Config, Disk},
     kernel::{self, Ban, BanOutcome, Kernel},
@@ -62,7 +65,9 @@ pub(super) struct Control {
     /// Bans in force when there is no kernel half to keep them.
     bans: RefCell<HashMap<Source, UserBan>>,
     ledger: RefCell<Ledger>,
-    /// Never banned, by evidence or by hand.
+    /// Never dropped: own addresses, gateways, upstreams, `[xdp].allow`.
+    exempt: RefCell<Vec<IpNet>>,
+    /// Never banned, by evidence or by hand: the exempt and `[bans].never`.
     never: RefCell<Vec<IpNet>>,
     notes: RefCell<HashMap<Source, String>>,
     metrics: RefCell<ControlMetrics>,
@@ -102,6 +107,7 @@ impl Control {
         Control {
             path: path.to_path_buf(),
             ledger: RefCell::new(Ledger::new(settings)),
+            exempt: RefCell::default(),
             never: RefCell::default(),
             config: RefCell::new(config),
             shared,
@@ -148,15 +154,15 @@ impl Control {
     /// Gathers who must never be banned: the configured, and who is exempt in the kernel anyway.
     fn set_never(&self) {
         let config = self.config.borrow();
-        let mut never = config.bans.never.clone();
-        if let Some(settings) = &config.xdp {
-            never.extend(settings.exempt.iter().copied());
-        }
+        let mut exempt = config.xdp.as_ref().map_or_else(Vec::new, |xdp| xdp.exempt.clone());
         match crate::net::addresses::infrastructure() {
-            Ok(found) => never.extend(found),
+            Ok(found) => exempt.extend(found),
             Err(error) => tracing::error!(error = %error, "own addresses not read"),
         }
+        let mut never = config.bans.never.clone();
+        never.extend(&exempt);
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
+        *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
     }
 
@@ -384,6 +390,7 @@ impl Control {
             Question::Bans => self.ban_rows().map(|rows| json!(rows)),
             Question::Ban { source, for_s, note } => self.ban_by_hand(source, for_s, note),
             Question::Unban { source } => self.unban_by_hand(source),
+            Question::Explain { source } => self.explain(source).map(|told| json!(told)),
             Question::Detach => self.detach(),
             Question::Enforce { enforce, confirm_within_s } => {
                 self.enforce(enforce, confirm_within_s.map(Duration::from_secs))
@@ -429,6 +436,37 @@ impl Control {
         }
         tracing::warn!(source = %source, origin = "operator", "ban lifted");
         Ok(json!({ "source": source.to_string() }))
+    }
+
+    fn explain(&self, net: IpNet) -> Result<Explanation, String> {
+        let source = source_of(net)?;
+        let within = |list: &[IpNet]| {
+            list.iter()
+                .find(|net| overlaps(std::slice::from_ref(net), source))
+                .map(ToString::to_string)
+        };
+        let name = source.to_string();
+        let ledger = self.ledger.borrow();
+        let account = ledger.account(source, time::monotonic());
+        let config = self.config.borrow();
+        let lately = account.iter().flat_map(|account| &account.lately);
+        Ok(Explanation {
+            exempt: within(&self.exempt.borrow()),
+            never_banned: within(&self.never.borrow()),
+            denied: config.xdp.as_ref().and_then(|settings| within(&settings.deny)),
+            ban: self.ban_rows()?.into_iter().find(|row| row.source == name),
+            enforce: self.kernel.borrow().as_ref().map(|kernel| kernel.status().enforce),
+            points: account.as_ref().map_or(0.0, |account| (account.points * 10.0).round() / 10.0),
+            threshold: ledger.threshold(),
+            next_level: account.as_ref().map_or(0, |account| account.level),
+            lately: lately
+                .map(|(reason, ago)| PastRefusal {
+                    reason: reason.word().to_owned(),
+                    ago_s: (ago.as_secs_f64() * 10.0).round() / 10.0,
+                })
+                .collect(),
+            source: name,
+        })
     }
 
     fn detach(&self) -> Result<Value, String> {

@@ -65,6 +65,20 @@ pub struct Block {
     pub evidence_at: Instant,
 }
 
+/// Refusals that are remembered of one source, for an operator who asks why.
+const LATELY: usize = 4;
+
+/// What the ledger holds against a source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    /// Points, brought up to date.
+    pub points: f64,
+    /// Step of the next ban.
+    pub level: u32,
+    /// The last refusals and how long ago they were, the newest first.
+    pub lately: Vec<(Reason, Duration)>,
+}
+
 /// The points of every source that misbehaved lately.
 pub struct Ledger {
     settings: Settings,
@@ -81,6 +95,8 @@ struct Standing {
     level: u32,
     /// Until when the level is remembered.
     remembered_until: Option<Instant>,
+    /// The newest first.
+    lately: [Option<(Reason, Instant)>; LATELY],
 }
 
 impl Ledger {
@@ -99,7 +115,7 @@ impl Ledger {
         let until = now + remaining + self.memory(level);
         self.sources.put(
             source,
-            Standing { points: 0.0, at: now, level: level + 1, remembered_until: Some(until) },
+            Standing { level: level + 1, remembered_until: Some(until), ..Standing::new(now) },
         );
     }
 
@@ -110,25 +126,26 @@ impl Ledger {
             return None;
         }
         let now = evidence.at;
-        let fresh = Standing { points: 0.0, at: now, level: 0, remembered_until: None };
         let half_life = self.settings.half_life;
-        let standing = self.sources.get_or_insert_mut(evidence.source, || fresh);
+        let standing = self.sources.get_or_insert_mut(evidence.source, || Standing::new(now));
         standing.decay(now, half_life);
+        standing.lately.rotate_right(1);
+        standing.lately[0] = Some((evidence.reason, now));
         standing.points += f64::from(points);
         if standing.points < f64::from(self.settings.threshold) {
             return None;
         }
-        let level = standing.level;
+        let (level, lately) = (standing.level, standing.lately);
         let lasts = rung(&self.settings.ladder, level);
         let remembered_until = now + lasts + self.memory(level);
         // Points start again at nothing: what is refused because of the ban is no evidence for the next.
         self.sources.put(
             evidence.source,
             Standing {
-                points: 0.0,
-                at: now,
                 level: level.saturating_add(1),
                 remembered_until: Some(remembered_until),
+                lately,
+                ..Standing::new(now)
             },
         );
         Some(Block {
@@ -143,6 +160,23 @@ impl Ledger {
     /// Forgets a source: an operator lifted its ban.
     pub fn forget(&mut self, source: Source) {
         self.sources.pop(&source);
+    }
+
+    /// What is held against a source; `None`: nothing.
+    pub fn account(&self, source: Source, now: Instant) -> Option<Account> {
+        let mut standing = *self.sources.peek(&source)?;
+        standing.decay(now, self.settings.half_life);
+        let ago = |(reason, at): (Reason, Instant)| (reason, now.saturating_duration_since(at));
+        Some(Account {
+            points: standing.points,
+            level: standing.level,
+            lately: standing.lately.into_iter().flatten().map(ago).collect(),
+        })
+    }
+
+    /// Points at which a source is banned.
+    pub fn threshold(&self) -> u32 {
+        self.settings.threshold
     }
 
     /// Sources that are remembered now.
@@ -165,6 +199,10 @@ impl Ledger {
 }
 
 impl Standing {
+    fn new(now: Instant) -> Standing {
+        Standing { points: 0.0, at: now, level: 0, remembered_until: None, lately: [None; LATELY] }
+    }
+
     fn decay(&mut self, now: Instant, half_life: Duration) {
         let passed = now.saturating_duration_since(self.at);
         self.points *= (-passed.as_secs_f64() / half_life.as_secs_f64()).exp2();
@@ -259,6 +297,22 @@ mod tests {
         assert!(ledger.record(evidence(source(1), Reason::BadSignature, later)).is_none());
         assert!(ledger.record(evidence(source(1), Reason::BadSignature, later)).is_none());
         assert!(ledger.record(evidence(source(1), Reason::BadSignature, later)).is_some());
+    }
+
+    #[test]
+    fn an_account_tells_points_and_the_last_refusals() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        assert_eq!(ledger.account(source(1), start), None);
+        ledger.record(evidence(source(1), Reason::TokenExpired, start));
+        ledger.record(evidence(source(1), Reason::BadSignature, start));
+        let later = start + Duration::from_secs(30);
+        let account = ledger.account(source(1), later).expect("two refusals");
+        assert!((account.points - 3.0).abs() < 0.001, "half of 6: {}", account.points);
+        assert_eq!(
+            account.lately,
+            [Reason::BadSignature, Reason::TokenExpired].map(|reason| (reason, later - start))
+        );
     }
 
     #[test]
