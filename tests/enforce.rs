@@ -120,10 +120,10 @@ fn explain_tells_what_holds_for_a_source() -> Result<()> {
         ("10.99.0.1", "exempt", "10.99.0.1/32"),
         ("203.0.113.7", "denied", "203.0.113.0/24"),
     ] {
-        let told = launch.json(&["explain", source, "--json"])?;
+        let told = launch.json(&["explain", source])?;
         assert_eq!(told[field], expected, "{source}: {told}");
     }
-    let told = launch.json(&["explain", "192.0.2.9", "--json"])?;
+    let told = launch.json(&["explain", "192.0.2.9"])?;
     assert_eq!(
         (&told["ban"]["reason"], &told["ban"]["note"]),
         (&"operator".into(), &"a test".into())
@@ -135,7 +135,7 @@ fn explain_tells_what_holds_for_a_source() -> Result<()> {
     let client = crate::harness::site::CLIENT.to_string();
     let refused = site.request("/orders/1").send()?;
     assert_eq!(refused.status, 401, "{refused:?}");
-    let told = launch.json(&["explain", &client, "--json"])?;
+    let told = launch.json(&["explain", &client])?;
     assert_eq!(told["lately"][0]["reason"], "missing_token", "{told}");
     assert!(told["points"].as_f64().is_some_and(|points| points > 0.0), "{told}");
 

@@ -473,11 +473,8 @@ fn another_versions_filter_is_replaced_without_a_gap() {
     assert_eq!(pair.attachments(), attachment::Attachments::default());
 }
 
-/// What the other test runs in a process of its own: a daemon that bans and then hangs.
-#[test]
-#[ignore = "run by the test below, in a process of its own"]
-fn daemon_to_be_killed() {
-    let text = std::env::var(CHILD).unwrap();
+/// What the test below is in a process of its own: a daemon that bans and then hangs.
+fn daemon_to_be_killed(text: &str) {
     let words: Vec<&str> = text.split(' ').collect();
     let [interface, pin, peer] = words[..] else { panic!("{text}") };
     let settings = Settings {
@@ -510,6 +507,9 @@ impl Drop for Killed {
 
 #[test]
 fn the_filter_outlives_a_daemon_that_is_killed() {
+    if let Ok(text) = std::env::var(CHILD) {
+        return daemon_to_be_killed(&text);
+    }
     if !may_load_programs() {
         return;
     }
@@ -517,7 +517,7 @@ fn the_filter_outlives_a_daemon_that_is_killed() {
     let wire = pair.sockets();
     assert!(wire.passes());
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "xdp_live::daemon_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "xdp_live::the_filter_outlives_a_daemon_that_is_killed", "--nocapture"])
         .env(CHILD, format!("{} {} {}", pair.near, pair.pin.display(), pair.peer))
         .stdout(Stdio::piped())
         .spawn();

@@ -132,6 +132,11 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         .build()
         .map_err(|error| system("cannot start the runtime", error))?;
 
+    // From here on a signal is an event: the default action would end the process half way.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::new()
+    };
     // Everything that can be refused is asked for before the program is put on an interface.
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
@@ -167,14 +172,15 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let mut handles = Vec::new();
     for id in 0..workers {
         let sockets = groups.iter_mut().filter_map(Vec::pop).collect();
-        // With a worker for each CPU, each keeps to its own.
-        let cpu = (workers <= cpus.len()).then(|| cpus[id]);
+        // With a worker for each CPU, each keeps to its own; fewer go where there is room.
+        let cpu = (workers == cpus.len()).then(|| cpus[id]);
         let handle = worker::start(id, cpu, sockets, shared.clone())
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
     let control = Control::new(path, config, shared, handles, kernel, phase);
-    LocalSet::new().block_on(&runtime, serve(control, operators, monitors, evidence_receiver));
+    LocalSet::new()
+        .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
     tracing::info!("stopped");
     writer.finish(&log);
     Ok(ExitCode::SUCCESS)
@@ -246,6 +252,7 @@ fn run_id() -> String {
 /// The control thread's loop: evidence, signals, operators, monitors, until the drain is over.
 async fn serve(
     control: Control,
+    mut signals: Signals,
     operators: UnixListener,
     monitors: std::net::TcpListener,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
@@ -256,7 +263,6 @@ async fn serve(
     if let Ok(listener) = TcpListener::from_std(monitors) {
         tokio::task::spawn_local(answer_monitors(control.clone(), listener));
     }
-    let mut signals = Signals::new();
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut batch = Vec::with_capacity(EVIDENCE_BATCH);

@@ -38,7 +38,7 @@ impl Consumer {
     pub const OTHER: Consumer = Consumer(0);
 }
 
-/// The first [`CONSUMERS_MAX`] consumers that were seen; the same for all workers.
+/// The first 1,000 consumers that were seen; the same for all workers.
 #[derive(Clone, Debug, Default)]
 pub struct Consumers {
     names: Arc<Mutex<Vec<String>>>,
