@@ -493,7 +493,8 @@ fn daemon_to_be_killed(text: &str) {
     let source = Source::from(peer.parse::<IpAddr>().unwrap());
     kernel.ban(&[Ban { source, lasts: Duration::from_secs(3600), reason: 0, origin: 0, level: 0 }]);
     println!("banned {peer}");
-    thread::sleep(Duration::from_secs(600));
+    // Until it is killed; should the test be killed instead, this ends with it.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
 }
 
 struct Killed(Child);
@@ -519,6 +520,7 @@ fn the_filter_outlives_a_daemon_that_is_killed() {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "xdp_live::the_filter_outlives_a_daemon_that_is_killed", "--nocapture"])
         .env(CHILD, format!("{} {} {}", pair.near, pair.pin.display(), pair.peer))
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
     let mut child = Killed(child.unwrap());
