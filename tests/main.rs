@@ -40,3 +40,4 @@ mod samples;
 mod token;
 mod xdp_live;
 mod xdp_packets;
+mod xdp_verifier;

@@ -63,27 +63,42 @@ fn wait(mut child: Child) -> Result<ExitStatus> {
 pub fn build_release() -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--release", "--package", "gateway", "--bin", "portcullis"]);
+    build(command, "portcullis")
+}
+
+/// Builds one test binary of a package, as `cargo test` does, and gives its path.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_tests(package: &str, name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--package", package, "--test", name]);
+    build(command, name)
+}
+
+/// Runs a build and gives the path of the one executable of that name that it makes.
+fn build(mut command: Command, name: &str) -> Result<PathBuf> {
     eprintln!("→ {}", words(&command));
     command.arg("--message-format=json-render-diagnostics");
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo build")?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo")?;
     let stdout = child.stdout.take().context("piped above")?;
+    let wanted = name.to_owned();
     let reader = std::thread::spawn(move || {
         let lines = BufReader::new(stdout).lines().map_while(Result::ok);
-        lines.filter_map(|line| executable(&line)).last()
+        lines.filter_map(|line| executable(&line, &wanted)).last()
     });
     let status = wait(child)?;
     if !status.success() {
-        bail!("the product does not build");
+        bail!("{name} does not build");
     }
     let binary = reader.join().ok().flatten();
-    binary.context("cargo built no portcullis")
+    binary.with_context(|| format!("cargo built no {name}"))
 }
 
-/// The binary that a line of cargo's messages tells of.
-fn executable(line: &str) -> Option<PathBuf> {
+/// The executable of that name that a line of cargo's messages tells of.
+fn executable(line: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(line).ok()?;
-    (message["target"]["name"] == "portcullis")
+    (message["target"]["name"] == name)
         .then(|| message["executable"].as_str().map(PathBuf::from))?
 }
 
@@ -102,7 +117,7 @@ mod tests {
             (r#"{"reason":"build-finished","success":true}"#, None),
             ("not JSON", None),
         ] {
-            assert_eq!(executable(line), path.map(PathBuf::from), "{line}");
+            assert_eq!(executable(line, "portcullis"), path.map(PathBuf::from), "{line}");
         }
     }
 }

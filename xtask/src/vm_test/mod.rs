@@ -1,0 +1,269 @@
+//! `cargo xtask vm-test`: the XDP program in the kernels that people have.
+//!
+//! The verifier of an old kernel refuses what a new one takes, so nothing but an old kernel tells
+//! whether the program loads there. Debian's kernels are booted in an emulator, with no help from
+//! the processor, and the tests of the XDP program run in them: the very binary that runs them on
+//! this machine, so loader and object are the product's own, and verdicts are compared with user
+//! space's frame by frame. Times measured in an emulator mean nothing and are not looked at.
+
+mod archive;
+mod debian;
+mod guest;
+mod machine;
+mod report;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::unistd::geteuid;
+
+use self::{
+    debian::{Kernel, Kernels},
+    report::Report,
+};
+use crate::{
+    cargo::{build_tests, root, run},
+    harness::clock,
+    setup,
+};
+
+/// The kernels: the oldest the program is made for, and those of Debian 12.
+const SERIES: [&str; 3] = ["5.10", "6.1", "6.12"];
+/// Programs this needs beside what the tests need, and Debian's packages of them.
+const PROGRAMS: [(&str, &str); 4] = [
+    (machine::EMULATOR, "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("xz", "xz-utils"),
+];
+
+/// What was asked for on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Options {
+    /// Look for newer kernels than those that are here.
+    refresh: bool,
+    series: Vec<&'static str>,
+}
+
+impl Options {
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut options = Self { refresh: false, series: Vec::new() };
+        for word in words {
+            match SERIES.into_iter().find(|series| series == word) {
+                Some(series) => options.series.push(series),
+                None if word == "--refresh" => options.refresh = true,
+                None => bail!(
+                    "vm-test takes --refresh and any of {}; what is `{word}`?",
+                    SERIES.join(", ")
+                ),
+            }
+        }
+        if options.series.is_empty() {
+            options.series = SERIES.to_vec();
+        }
+        Ok(options)
+    }
+}
+
+/// How it went with one kernel.
+enum Outcome {
+    Held,
+    Failed,
+    /// There is no such kernel to be had.
+    Missing,
+}
+
+/// Boots the kernels and runs the tests of the XDP program in each.
+///
+/// # Errors
+/// When nothing could be tried: a tool is missing, the tests do not build, somebody interrupts.
+pub fn vm_test(rest: &[String]) -> Result<ExitCode> {
+    let options = Options::parse(rest)?;
+    if env::consts::ARCH != "x86_64" {
+        bail!("the guests are x86-64 machines and run this machine's binaries, which are not");
+    }
+    let started = clock::now();
+    setup::setup()?;
+    install_missing()?;
+    let tests = build_tests("gateway", "gateway")?;
+    let directory = root().join("target/vm");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let (busybox, ip) = (in_path("busybox")?, in_path("ip")?);
+    let common = guest::common(&tests, &busybox, &ip)?;
+    let mut kernels = Kernels::new(&directory);
+    let (mut held, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for series in options.series {
+        clock::go_on()?;
+        let outcome = match find(&mut kernels, series, options.refresh) {
+            Ok(kernel) => try_kernel(&kernel, &common, &directory)?,
+            Err(error) => {
+                println!("kernel {series}: NOT RUN, there is none: {error:#}");
+                Outcome::Missing
+            }
+        };
+        match outcome {
+            Outcome::Held => held.push(series),
+            Outcome::Failed => failed.push(series),
+            Outcome::Missing => missing.push(series),
+        }
+    }
+    println!(
+        "vm-test: held: {}; failed: {}; not run: {}; {} s",
+        listed(&held),
+        listed(&failed),
+        listed(&missing),
+        started.elapsed().as_secs()
+    );
+    let is_ci = env::var_os("CI").is_some();
+    Ok(if is_success(held.len(), failed.len(), missing.len(), is_ci) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A kernel that is not to be had fails where every test must run, and where it leaves nothing.
+fn is_success(held: usize, failed: usize, missing: usize, is_ci: bool) -> bool {
+    failed == 0 && held > 0 && (missing == 0 || !is_ci)
+}
+
+fn find(kernels: &mut Kernels, series: &str, refresh: bool) -> Result<Kernel> {
+    match kernels.present(series) {
+        Some(kernel) if !refresh => Ok(kernel),
+        _ => {
+            eprintln!("vm-test: looking for Debian's newest {series} kernel");
+            kernels.fetch(series)
+        }
+    }
+}
+
+/// Boots one kernel and tells how it went.
+fn try_kernel(kernel: &Kernel, common: &[u8], directory: &Path) -> Result<Outcome> {
+    let started = clock::now();
+    let release = &kernel.release;
+    let files = directory.join(format!("{release}.cpio"));
+    let console = directory.join(format!("{release}.console.txt"));
+    fs::write(&files, [common, &guest::own(&kernel.veth)?].concat())
+        .with_context(|| files.display().to_string())?;
+    eprintln!("vm-test: booting {release}");
+    let booted = machine::boot(&kernel.image, &files, &console);
+    // Tens of megabytes that are made anew each time.
+    fs::remove_file(&files).with_context(|| files.display().to_string())?;
+    clock::go_on()?;
+    let output = match booted {
+        Ok(output) => output,
+        Err(error) => {
+            println!("kernel {release}: FAILED: {error:#}");
+            return Ok(Outcome::Failed);
+        }
+    };
+    let report = Report::read(&output);
+    let verdict = if report.holds() { "held" } else { "FAILED" };
+    println!(
+        "kernel {release}: {verdict}: up in {} s, {} checks passed, {} failed, {:.1} s in all",
+        report.up_s.as_deref().unwrap_or("-"),
+        report.passed.len(),
+        report.failed.len(),
+        started.elapsed().as_secs_f64()
+    );
+    for line in &report.passed {
+        println!("  ok      {line}");
+    }
+    for line in &report.failed {
+        println!("  FAILED  {line}");
+    }
+    for line in &report.verifier {
+        println!("  verifier: {line}");
+    }
+    if report.holds() {
+        return Ok(Outcome::Held);
+    }
+    print!("what the guest wrote:\n{output}\n{}", machine::last_lines(&console));
+    Ok(Outcome::Failed)
+}
+
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// Installs the programs that are not there, after saying so.
+fn install_missing() -> Result<()> {
+    let missing: Vec<(&str, &str)> =
+        PROGRAMS.into_iter().filter(|(program, _)| in_path(program).is_err()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|&(_, package)| package).collect();
+    println!("vm-test: these are missing and will be installed: {}", packages.join(" "));
+    let mut command = if geteuid().is_root() {
+        Command::new("apt-get")
+    } else {
+        println!("vm-test: by sudo, because this needs root");
+        let mut command = Command::new("sudo");
+        command.arg("apt-get");
+        command
+    };
+    command.args(["install", "--yes", "--no-install-recommends"]).args(&packages);
+    run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null())).with_context(
+        || format!("install by hand (these are Debian's names): {}", packages.join(" ")),
+    )?;
+    for (program, package) in missing {
+        in_path(program).with_context(|| format!("{package} was installed"))?;
+    }
+    Ok(())
+}
+
+/// In `PATH`, and where administrators' programs are though users do not look there.
+fn in_path(program: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file());
+    ensure!(found.is_some(), "there is no program `{program}`");
+    found.context("checked above")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_series_and_refresh() {
+        let parse = |words: &[&str]| {
+            Options::parse(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()).ok()
+        };
+        let options =
+            |refresh, series: &[&'static str]| Some(Options { refresh, series: series.to_vec() });
+        for (words, parsed) in [
+            (&[][..], options(false, &SERIES)),
+            (&["--refresh"], options(true, &SERIES)),
+            (&["6.1", "5.10"], options(false, &["6.1", "5.10"])),
+            (&["4.19"], None),
+            (&["--quick"], None),
+        ] {
+            assert_eq!(parse(words), parsed, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_kernel_is_a_failure_in_ci_and_where_nothing_ran() {
+        for (held, failed, missing, is_ci, success) in [
+            (3, 0, 0, true, true),
+            (2, 0, 1, true, false),
+            (2, 0, 1, false, true),
+            (0, 0, 3, false, false),
+            (2, 1, 0, false, false),
+        ] {
+            assert_eq!(
+                is_success(held, failed, missing, is_ci),
+                success,
+                "{held} {failed} {missing}"
+            );
+        }
+    }
+}
