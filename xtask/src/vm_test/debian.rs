@@ -12,10 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{
-    cargo::run,
-    harness::process::{succeed, words},
-};
+use crate::harness::process::{succeed, words};
 
 /// The releases whose kernels are booted: bullseye has 5.10, bookworm has 6.1 and, for newer
 /// hardware, 6.12. Where a release is no longer on the mirror the others still are.
@@ -108,7 +105,7 @@ impl Kernels {
         fs::write(&file, sources(&mirrors)).with_context(|| file.display().to_string())?;
         // A release that has left the mirror is an error of apt's, and no reason to do without
         // the others; whoever looks for a kernel in vain says so.
-        if let Err(error) = run(self.apt("apt-get").args(["--quiet=2", "update"])) {
+        if let Err(error) = succeed(self.apt("apt-get").args(["--quiet=2", "update"])) {
             eprintln!("vm-test: some of Debian's releases cannot be asked: {error:#}");
         }
         Ok(())
@@ -119,10 +116,11 @@ impl Kernels {
         remove(&unpacked)?;
         fs::create_dir_all(&unpacked).with_context(|| unpacked.display().to_string())?;
         let name = package(&kernel.release);
-        run(self.apt("apt-get").args(["--quiet=2", "download", &name]).current_dir(&unpacked))?;
+        eprintln!("vm-test: fetching {name}");
+        succeed(self.apt("apt-get").args(["--quiet=2", "download", &name]).current_dir(&unpacked))?;
         let packages = files(&unpacked, &|name| name.ends_with(".deb"))?;
         let [file] = &packages[..] else { bail!("apt-get download {name} left {packages:?}") };
-        run(Command::new("dpkg-deb").arg("-x").arg(file).arg(&unpacked))?;
+        succeed(Command::new("dpkg-deb").arg("-x").arg(file).arg(&unpacked))?;
 
         let image = unpacked.join("boot").join(format!("vmlinuz-{}", kernel.release));
         let modules = files(&unpacked, &|name| name.starts_with("veth.ko"))?;

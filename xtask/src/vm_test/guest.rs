@@ -71,8 +71,8 @@ fn init() -> String {
          b mount -t tmpfs run /run\n\
          b mount -t tmpfs tmp /tmp\n\
          b insmod {MODULE}\n\
-         read -r up rest </proc/uptime\n\
-         echo \"{UP}$up\"\n\
+         read -r seconds rest </proc/uptime\n\
+         echo \"{UP}$seconds s, $(b uname -v)\"\n\
          tests --test-threads={THREADS} --show-output {TESTS}\n\
          echo \"{ENDED}$?\"\n\
          b poweroff -f\n"

@@ -164,11 +164,11 @@ fn try_kernel(kernel: &Kernel, common: &[u8], directory: &Path) -> Result<Outcom
     let report = Report::read(&output);
     let verdict = if report.holds() { "held" } else { "FAILED" };
     println!(
-        "kernel {release}: {verdict}: up in {} s, {} checks passed, {} failed, {:.1} s in all",
-        report.up_s.as_deref().unwrap_or("-"),
+        "kernel {release}: {verdict}: {} checks passed, {} failed, {:.1} s in all; up after {}",
         report.passed.len(),
         report.failed.len(),
-        started.elapsed().as_secs_f64()
+        started.elapsed().as_secs_f64(),
+        report.up.as_deref().unwrap_or("an untold time")
     );
     for line in &report.passed {
         println!("  ok      {line}");

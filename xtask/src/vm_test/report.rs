@@ -1,6 +1,6 @@
 //! What a guest's serial port told.
 
-/// In front of the seconds that a guest took to come up.
+/// In front of how long a guest took to come up and which build of its kernel it runs.
 pub const UP: &str = "vm-test: up after ";
 /// In front of the exit status of the tests.
 pub const ENDED: &str = "vm-test: tests ended with ";
@@ -10,8 +10,9 @@ pub const VERIFIER: &str = "verifier: ";
 /// What is known of one guest's run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Seconds from the kernel's start to the first process, as the guest's own clock says.
-    pub up_s: Option<String>,
+    /// Time from the kernel's start to the first process, as the guest's own clock says, and the
+    /// kernel's build.
+    pub up: Option<String>,
     /// Tests that held.
     pub passed: Vec<String>,
     /// Tests that did not.
@@ -27,8 +28,8 @@ impl Report {
     pub fn read(output: &str) -> Self {
         let mut report = Self::default();
         for line in output.lines().map(str::trim_end) {
-            if let Some(seconds) = line.strip_prefix(UP) {
-                report.up_s = Some(seconds.to_owned());
+            if let Some(up) = line.strip_prefix(UP) {
+                report.up = Some(up.to_owned());
             } else if let Some(status) = line.strip_prefix(ENDED) {
                 report.status = Some(status.to_owned());
             } else if let Some(text) = line.strip_prefix(VERIFIER) {
@@ -62,7 +63,7 @@ mod tests {
 
     #[test]
     fn holds_when_tests_ran_and_all_of_them_passed() {
-        let up = "vm-test: up after 2.05\r\n";
+        let up = "vm-test: up after 2.05 s, #1\r\n";
         let one = "test xdp_a::b ... ok\r\n";
         let bad = "test xdp_a::c ... FAILED\r\n";
         let ended = "vm-test: tests ended with 0\r\n";
@@ -81,14 +82,14 @@ mod tests {
 
     #[test]
     fn keeps_what_was_told() {
-        let output = "vm-test: up after 2.05\r\ntest xdp_a::b ... ok\r\n\
+        let output = "vm-test: up after 2.05 s, #1\r\ntest xdp_a::b ... ok\r\n\
                       test xdp_a::c ... FAILED\r\nverifier: p: 9 instructions\r\n\
                       vm-test: tests ended with 101\r\n";
         let text = |text: &str| text.to_owned();
         assert_eq!(
             Report::read(output),
             Report {
-                up_s: Some(text("2.05")),
+                up: Some(text("2.05 s, #1")),
                 passed: vec![text("xdp_a::b")],
                 failed: vec![text("xdp_a::c")],
                 verifier: vec![text("p: 9 instructions")],
