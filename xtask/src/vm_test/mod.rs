@@ -12,21 +12,16 @@ mod guest;
 mod machine;
 mod report;
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
-};
+use std::{env, fs, path::Path, process::ExitCode};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::unistd::geteuid;
+use anyhow::{Context as _, Result, bail};
 
 use self::{
     debian::{Kernel, Kernels},
     report::Report,
 };
 use crate::{
-    cargo::{build_tests, root, run},
+    cargo::{build_tests, root},
     harness::clock,
     setup,
 };
@@ -34,7 +29,7 @@ use crate::{
 /// The kernels: the oldest the program is made for, and those of Debian 12.
 const SERIES: [&str; 3] = ["5.10", "6.1", "6.12"];
 /// Programs this needs beside what the tests need, and Debian's packages of them.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [setup::Program; 4] = [
     (machine::EMULATOR, "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
@@ -87,13 +82,12 @@ pub fn vm_test(rest: &[String]) -> Result<ExitCode> {
         bail!("the guests are x86-64 machines and run this machine's binaries, which are not");
     }
     let started = clock::now();
-    setup::setup()?;
-    install_missing()?;
+    setup::setup_with(&PROGRAMS)?;
     let tests = build_tests("gateway", "gateway")?;
     let directory = root().join("target/vm");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let (busybox, ip) = (in_path("busybox")?, in_path("ip")?);
-    let common = guest::common(&tests, &busybox, &ip)?;
+    let program = |name| setup::in_path(name).with_context(|| format!("there is no `{name}`"));
+    let common = guest::common(&tests, &program("busybox")?, &program("ip")?)?;
     let mut kernels = Kernels::new(&directory);
     let (mut held, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for series in options.series {
@@ -188,44 +182,6 @@ fn try_kernel(kernel: &Kernel, common: &[u8], directory: &Path) -> Result<Outcom
 
 fn listed(names: &[&str]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
-}
-
-/// Installs the programs that are not there, after saying so.
-fn install_missing() -> Result<()> {
-    let missing: Vec<(&str, &str)> =
-        PROGRAMS.into_iter().filter(|(program, _)| in_path(program).is_err()).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages: Vec<&str> = missing.iter().map(|&(_, package)| package).collect();
-    println!("vm-test: these are missing and will be installed: {}", packages.join(" "));
-    let mut command = if geteuid().is_root() {
-        Command::new("apt-get")
-    } else {
-        println!("vm-test: by sudo, because this needs root");
-        let mut command = Command::new("sudo");
-        command.arg("apt-get");
-        command
-    };
-    command.args(["install", "--yes", "--no-install-recommends"]).args(&packages);
-    run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null())).with_context(
-        || format!("install by hand (these are Debian's names): {}", packages.join(" ")),
-    )?;
-    for (program, package) in missing {
-        in_path(program).with_context(|| format!("{package} was installed"))?;
-    }
-    Ok(())
-}
-
-/// In `PATH`, and where administrators' programs are though users do not look there.
-fn in_path(program: &str) -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file());
-    ensure!(found.is_some(), "there is no program `{program}`");
-    found.context("checked above")
 }
 
 #[cfg(test)]
