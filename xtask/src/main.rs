@@ -21,7 +21,9 @@ The repository's commands.
 cargo xtask setup                      installs what the others need; they call it themselves
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
-cargo xtask vm-test [--refresh] [KERNEL…]  the XDP program in Debian's kernels 5.10, 6.1 and 6.12, emulated
+cargo xtask vm-test [--product] [--refresh] [KERNEL…]
+                                       the XDP program, or the whole product, in emulated machines with
+                                       Debian's kernels 5.10, 6.1 and 6.12
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 

@@ -1,5 +1,5 @@
-//! What a guest starts from: a shell, `ip`, the libraries they need, and the very test binary that
-//! tests the XDP program on this machine.
+//! What a guest starts from: a shell, the tests' own tools, the libraries they need, and the very
+//! test binary that runs on this machine.
 
 use std::{
     fs,
@@ -15,8 +15,6 @@ use super::{
 };
 use crate::harness::process::{run, words};
 
-/// The tests that ask nothing of a machine but a kernel: each one's name starts with this.
-const TESTS: &str = "xdp_";
 /// Most of them wait for packets that must not come, so they wait beside each other.
 const THREADS: u32 = 6;
 /// Where the guest's module is.
@@ -24,20 +22,30 @@ const MODULE: &str = "/veth.ko";
 /// The serial port that the tests write to; kernel messages are on the first.
 const OUTPUT: &str = "/dev/ttyS1";
 
-/// What every guest has, ready to be put before what is one kernel's own.
+/// A program in a guest.
+#[derive(Debug)]
+pub struct Program {
+    /// Where it is there.
+    pub place: PathBuf,
+    /// Where it is here.
+    pub file: PathBuf,
+}
+
+/// What every guest has, ready to be put before what is one kernel's own: these programs, and a
+/// first process that runs the tests whose names contain one of `wanted`.
 ///
 /// # Errors
 /// When a file or a library cannot be read.
-pub fn common(tests: &Path, busybox: &Path, ip: &Path) -> Result<Vec<u8>> {
+pub fn common(programs: &[Program], wanted: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["/proc", "/sys", "/dev", "/run", "/tmp"] {
         archive.directory(Path::new(directory));
     }
-    archive.file(Path::new("/init"), init().as_bytes());
+    archive.file(Path::new("/init"), init(wanted).as_bytes());
     let mut needed = Vec::new();
-    for (place, program) in [("/bin/busybox", busybox), ("/bin/ip", ip), ("/bin/tests", tests)] {
-        archive.file(Path::new(place), &read(program)?);
-        needed.extend(libraries(program)?);
+    for Program { place, file } in programs {
+        archive.file(place, &read(file)?);
+        needed.extend(libraries(file)?);
     }
     needed.sort();
     needed.dedup();
@@ -58,10 +66,11 @@ pub fn own(module: &Path) -> Result<Vec<u8>> {
 }
 
 /// The guest's first and only process: mounts, runs the tests, switches off.
-fn init() -> String {
+fn init(wanted: &[&str]) -> String {
+    let wanted = wanted.join(" ");
     format!(
         "#!/bin/busybox sh\n\
-         export PATH=/bin CI=1\n\
+         export PATH=/bin CI=1 OPENSSL_CONF=/dev/null\n\
          alias b=/bin/busybox\n\
          b mount -t devtmpfs dev /dev\n\
          exec >{OUTPUT} 2>&1 </dev/null\n\
@@ -73,7 +82,7 @@ fn init() -> String {
          b insmod {MODULE}\n\
          read -r seconds rest </proc/uptime\n\
          echo \"{UP}$seconds s, $(b uname -v)\"\n\
-         tests --test-threads={THREADS} --show-output {TESTS}\n\
+         tests --test-threads={THREADS} --show-output {wanted}\n\
          echo \"{ENDED}$?\"\n\
          b poweroff -f\n"
     )
@@ -123,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_guest_says_what_the_report_waits_for() {
-        let init = init();
+        let init = init(&["one_", "two::"]);
+        assert!(init.contains(" one_ two::\n"));
         assert!(
             init.contains(&format!("echo \"{UP}")) && init.contains(&format!("echo \"{ENDED}"))
         );

@@ -17,8 +17,8 @@ use crate::harness::clock;
 pub const EMULATOR: &str = "qemu-system-x86_64";
 /// Without the processor's help everything takes long; several times what a busy machine needs.
 const LIMIT: Duration = Duration::from_secs(240);
-/// The kernel, 40 MB of initial file system twice while it is unpacked, and the maps.
-const MEMORY_MB: u32 = 768;
+/// The kernel, up to 100 MB of initial file system twice while it is unpacked, and the maps.
+const MEMORY_MB: u32 = 1024;
 /// Two, because a program that is right on one processor may be wrong on two.
 const PROCESSORS: u32 = 2;
 /// The two processors take turns in one thread. In two threads (seen with QEMU 7.2), one that runs
