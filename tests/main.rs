@@ -40,3 +40,5 @@ mod samples;
 mod token;
 mod xdp_live;
 mod xdp_packets;
+mod xdp_tick;
+mod xdp_verifier;

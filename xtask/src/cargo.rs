@@ -63,27 +63,57 @@ fn wait(mut child: Child) -> Result<ExitStatus> {
 pub fn build_release() -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--release", "--package", "gateway", "--bin", "portcullis"]);
+    build(command, ["portcullis"]).map(|[binary]| binary)
+}
+
+/// The product's own tests and the product that they run, as `cargo test` builds them.
+#[derive(Debug)]
+pub struct Tests {
+    /// The binary with the tests in it.
+    pub tests: PathBuf,
+    /// The product; the tests look for it at this very path.
+    pub product: PathBuf,
+}
+
+/// Builds the product's tests, as `cargo test` does.
+///
+/// # Errors
+/// When they do not build.
+pub fn build_tests() -> Result<Tests> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--package", "gateway", "--test", "gateway"]);
+    let [tests, product] = build(command, ["gateway", "portcullis"])?;
+    Ok(Tests { tests, product })
+}
+
+/// Runs a build and gives the paths of the executables of these names that it makes.
+fn build<const N: usize>(mut command: Command, names: [&'static str; N]) -> Result<[PathBuf; N]> {
     eprintln!("→ {}", words(&command));
     command.arg("--message-format=json-render-diagnostics");
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo build")?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo")?;
     let stdout = child.stdout.take().context("piped above")?;
     let reader = std::thread::spawn(move || {
-        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
-        lines.filter_map(|line| executable(&line)).last()
+        let mut found = names.map(|_| None);
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            for (name, found) in names.iter().zip(&mut found) {
+                *found = executable(&line, name).or(found.take());
+            }
+        }
+        found
     });
     let status = wait(child)?;
     if !status.success() {
-        bail!("the product does not build");
+        bail!("{} does not build", names.join(", "));
     }
-    let binary = reader.join().ok().flatten();
-    binary.context("cargo built no portcullis")
+    let found = reader.join().ok().map(|found| found.into_iter().flatten().collect::<Vec<_>>());
+    let found = found.and_then(|found| found.try_into().ok());
+    found.with_context(|| format!("cargo did not build all of {}", names.join(", ")))
 }
 
-/// The binary that a line of cargo's messages tells of.
-fn executable(line: &str) -> Option<PathBuf> {
+/// The executable of that name that a line of cargo's messages tells of.
+fn executable(line: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(line).ok()?;
-    (message["target"]["name"] == "portcullis")
+    (message["target"]["name"] == name)
         .then(|| message["executable"].as_str().map(PathBuf::from))?
 }
 
@@ -102,7 +132,7 @@ mod tests {
             (r#"{"reason":"build-finished","success":true}"#, None),
             ("not JSON", None),
         ] {
-            assert_eq!(executable(line), path.map(PathBuf::from), "{line}");
+            assert_eq!(executable(line, "portcullis"), path.map(PathBuf::from), "{line}");
         }
     }
 }

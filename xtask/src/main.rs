@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod setup;
 mod test;
+mod vm_test;
 
 const HELP: &str = "\
 The repository's commands.
@@ -20,6 +21,9 @@ The repository's commands.
 cargo xtask setup                      installs what the others need; they call it themselves
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
+cargo xtask vm-test [--product] [--refresh] [KERNEL…]
+                                       the XDP program, or the whole product, in emulated machines with
+                                       Debian's kernels 5.10, 6.1 and 6.12
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 
@@ -43,6 +47,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         "setup" => without_arguments(rest, setup::setup),
         "check" => without_arguments(rest, check::check),
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
+        "vm-test" => vm_test::vm_test(rest),
         "demo" => demo::demo(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

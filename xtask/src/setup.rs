@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 /// Programs that the build, the tests and the demo run, and the Debian packages they are in.
-const PROGRAMS: [(&str, &str); 4] =
+const PROGRAMS: [Program; 4] =
     [("cc", "gcc"), ("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl")];
 /// Debian's compiler for BPF, with `core` prebuilt for the target.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -29,14 +29,27 @@ const LINKER_VERSION: &str = "0.13.0";
 const BPF_TARGET: &str = "bpfel-unknown-none";
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// A program and the Debian package it is in.
+pub type Program = (&'static str, &'static str);
+
 /// Installs what is missing.
 ///
 /// # Errors
 ///
 /// When a command fails, or something has to be installed by hand; the text says how.
 pub fn setup() -> anyhow::Result<()> {
+    setup_with(&[])
+}
+
+/// Installs what is missing, for a command that runs these programs besides.
+///
+/// # Errors
+///
+/// As [`setup`].
+pub fn setup_with(more: &[Program]) -> anyhow::Result<()> {
     let workspace = workspace();
-    let missing = look(&workspace);
+    let programs = [&PROGRAMS[..], more].concat();
+    let missing = look(&workspace, &programs);
     if missing.is_empty() {
         eprintln!("setup: nothing is missing");
         return Ok(());
@@ -50,7 +63,7 @@ pub fn setup() -> anyhow::Result<()> {
         if machine.may_install() {
             privileged(&machine, "apt-get", &["update"])?;
         }
-        machine.offered = offered();
+        machine.offered = offered(&programs);
     }
     let (steps, by_hand) = plan(&missing, &machine);
     if !steps.is_empty() && steps.iter().any(Step::is_privileged) && !machine.may_install() {
@@ -66,7 +79,7 @@ pub fn setup() -> anyhow::Result<()> {
     if !by_hand.is_empty() {
         bail!("these have to be installed by hand:\n{}", by_hand.join("\n"));
     }
-    let missing = look(&workspace);
+    let missing = look(&workspace, &programs);
     ensure!(
         missing.is_empty(),
         "still missing after everything was installed: {}",
@@ -240,7 +253,7 @@ fn plan(missing: &[Need], machine: &Machine) -> (Vec<Step>, Vec<String>) {
     (steps, by_hand)
 }
 
-fn look(workspace: &Path) -> Vec<Need> {
+fn look(workspace: &Path, programs: &[Program]) -> Vec<Need> {
     let mut missing = Vec::new();
     if !has_compiler() {
         missing.push(Need::Compiler);
@@ -248,8 +261,8 @@ fn look(workspace: &Path) -> Vec<Need> {
     if !has_linker(workspace) {
         missing.push(Need::Linker);
     }
-    let programs = PROGRAMS.into_iter().filter(|(name, _)| in_path(name).is_none());
-    missing.extend(programs.map(|(name, package)| Need::Program { name, package }));
+    let absent = programs.iter().filter(|(name, _)| in_path(name).is_none());
+    missing.extend(absent.map(|&(name, package)| Need::Program { name, package }));
     missing
 }
 
@@ -307,10 +320,10 @@ fn runs(program: &Path) -> bool {
 }
 
 /// Packages of ours that apt knows a candidate of.
-fn offered() -> BTreeSet<String> {
+fn offered(programs: &[Program]) -> BTreeSet<String> {
     let mut command = Command::new("apt-cache");
     command.arg("policy").args(COMPILER_PACKAGES).args(LINKER_PACKAGES);
-    command.args(PROGRAMS.map(|(_, package)| package)).env("LC_ALL", "C");
+    command.args(programs.iter().map(|(_, package)| package)).env("LC_ALL", "C");
     parse_policy(&output(&mut command).unwrap_or_default())
 }
 
@@ -359,7 +372,7 @@ fn output(command: &mut Command) -> Option<String> {
 }
 
 /// In `PATH`, and where administrators' programs are though users do not look there.
-fn in_path(program: &str) -> Option<PathBuf> {
+pub fn in_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

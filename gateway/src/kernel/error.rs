@@ -87,7 +87,7 @@ pub enum KernelError {
         /// The kernel's tick.
         ns_per_jiffy: u64,
     },
-    /// The kernel's ticks could not be measured.
+    /// The kernel does not tell how long its ticks are.
     Clock,
     /// The kernel would not say what is attached.
     Netlink(io::Error),
@@ -210,8 +210,9 @@ impl fmt::Display for KernelError {
                 ns_per_jiffy / 1_000_000
             ),
             Self::Clock => formatter.write_str(
-                "the length of this kernel's tick cannot be measured (none of 100, 250, 300 and \
-                 1000 Hz fits); is the machine suspended or stopped for long?",
+                "this kernel does not tell how long its ticks are (clock_getres of \
+                 CLOCK_MONOTONIC_COARSE), by which the XDP program measures time; Linux does, so \
+                 the daemon may run on something that only resembles it",
             ),
             Self::Netlink(error) => {
                 write!(formatter, "the kernel does not say which XDP programs run: {error}")

@@ -31,7 +31,7 @@ use super::{
     maps::{self, Maps},
     pin::{self, PinnedProgram, Pins, Undo},
     plan::{self, BanFilter, Prefix},
-    tick::TickReader,
+    tick::{self, TickReader},
 };
 
 /// The longest ban that the program's signed comparison tells from one that is over: 100 years.
@@ -99,7 +99,7 @@ impl Kernel {
         let tick = TickReader::load(object)?;
         let mut in_kernel = maps.settings()?;
         if in_kernel.ns_per_jiffy == 0 {
-            in_kernel.ns_per_jiffy = tick.measure()?;
+            in_kernel.ns_per_jiffy = tick::ns_per_jiffy()?;
             in_kernel.secret = draw_secret()?;
         }
         in_kernel.set_mask = abi::bucket_sets(settings.max_sources) - 1;

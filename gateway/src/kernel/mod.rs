@@ -13,7 +13,7 @@ mod load;
 pub mod maps;
 pub mod pin;
 pub mod plan;
-mod tick;
+pub mod tick;
 
 use std::{fmt, path::PathBuf, time::Duration};
 

@@ -1,0 +1,269 @@
+//! `cargo xtask vm-test`: the XDP program in the kernels that people have.
+//!
+//! The verifier of an old kernel refuses what a new one takes, so nothing but an old kernel tells
+//! whether the program loads there. Debian's kernels are booted in an emulator, with no help from
+//! the processor, and the tests of the XDP program run in them: the very binary that runs them on
+//! this machine, so loader and object are the product's own, and verdicts are compared with user
+//! space's frame by frame. Times measured in an emulator mean nothing and are not looked at.
+
+mod archive;
+mod debian;
+mod guest;
+mod machine;
+mod report;
+
+use std::{env, fs, path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    debian::{Kernel, Kernels},
+    guest::Program,
+    report::Report,
+};
+use crate::{
+    cargo::{build_tests, root},
+    harness::clock,
+    setup,
+};
+
+/// The kernels: the oldest the program is made for, and those of Debian 12.
+const SERIES: [&str; 3] = ["5.10", "6.1", "6.12"];
+/// The tests that ask nothing of a machine but a kernel: each one's name contains this.
+const XDP_TESTS: [&str; 1] = ["xdp_"];
+/// With `--product` also these: the daemon itself in an old kernel, from forged token to ban, and
+/// killed and started again. An emulated processor needs half a minute for their keys and
+/// handshakes.
+const PRODUCT_TESTS: [&str; 3] =
+    [XDP_TESTS[0], "feedback::forged_tokens", "operator::the_kernel_half_outlives"];
+/// What the tests run besides `ip`, when the product is among them.
+const PRODUCT_TOOLS: [&str; 4] = ["curl", "nsenter", "openssl", "setpriv"];
+/// Programs this needs beside what the tests need, and Debian's packages of them.
+const PROGRAMS: [setup::Program; 4] = [
+    (machine::EMULATOR, "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("xz", "xz-utils"),
+];
+
+/// What was asked for on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Options {
+    /// Look for newer kernels than those that are here.
+    refresh: bool,
+    /// Run the whole product, too.
+    product: bool,
+    series: Vec<&'static str>,
+}
+
+impl Options {
+    /// Parts of the names of the tests to run.
+    fn wanted(&self) -> &'static [&'static str] {
+        if self.product { &PRODUCT_TESTS } else { &XDP_TESTS }
+    }
+
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut options = Self { refresh: false, product: false, series: Vec::new() };
+        for word in words {
+            match SERIES.into_iter().find(|series| series == word) {
+                Some(series) => options.series.push(series),
+                None if word == "--refresh" => options.refresh = true,
+                None if word == "--product" => options.product = true,
+                None => bail!(
+                    "vm-test takes --product, --refresh and any of {}; what is `{word}`?",
+                    SERIES.join(", ")
+                ),
+            }
+        }
+        if options.series.is_empty() {
+            options.series = SERIES.to_vec();
+        }
+        Ok(options)
+    }
+}
+
+/// How it went with one kernel.
+enum Outcome {
+    Held,
+    Failed,
+    /// There is no such kernel to be had.
+    Missing,
+}
+
+/// Boots the kernels and runs the tests of the XDP program in each.
+///
+/// # Errors
+/// When nothing could be tried: a tool is missing, the tests do not build, somebody interrupts.
+pub fn vm_test(rest: &[String]) -> Result<ExitCode> {
+    let options = Options::parse(rest)?;
+    if env::consts::ARCH != "x86_64" {
+        bail!("the guests are x86-64 machines and run this machine's binaries, which are not");
+    }
+    let started = clock::now();
+    setup::setup_with(&PROGRAMS)?;
+    let directory = root().join("target/vm");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let common = guest::common(&programs(&options)?, options.wanted())?;
+    let mut kernels = Kernels::new(&directory);
+    let (mut held, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for &series in &options.series {
+        clock::go_on()?;
+        let outcome = match find(&mut kernels, series, options.refresh) {
+            Ok(kernel) => try_kernel(&kernel, &common, options.wanted(), &directory)?,
+            Err(error) => {
+                println!("kernel {series}: NOT RUN, there is none: {error:#}");
+                Outcome::Missing
+            }
+        };
+        match outcome {
+            Outcome::Held => held.push(series),
+            Outcome::Failed => failed.push(series),
+            Outcome::Missing => missing.push(series),
+        }
+    }
+    println!(
+        "vm-test: held: {}; failed: {}; not run: {}; {} s",
+        listed(&held),
+        listed(&failed),
+        listed(&missing),
+        started.elapsed().as_secs()
+    );
+    let is_ci = env::var_os("CI").is_some();
+    Ok(if is_success(held.len(), failed.len(), missing.len(), is_ci) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A kernel that is not to be had fails where every test must run, and where it leaves nothing.
+fn is_success(held: usize, failed: usize, missing: usize, is_ci: bool) -> bool {
+    failed == 0 && held > 0 && (missing == 0 || !is_ci)
+}
+
+/// Builds the tests and finds what they need in a guest.
+fn programs(options: &Options) -> Result<Vec<Program>> {
+    let built = build_tests()?;
+    let mut programs = vec![Program { place: "/bin/tests".into(), file: built.tests }];
+    let mut tools = vec!["busybox", "ip"];
+    if options.product {
+        programs.push(Program { place: built.product.clone(), file: built.product });
+        tools.extend(PRODUCT_TOOLS);
+    }
+    for name in tools {
+        let file = setup::in_path(name).with_context(|| format!("there is no `{name}`"))?;
+        programs.push(Program { place: Path::new("/bin").join(name), file });
+    }
+    Ok(programs)
+}
+
+/// The kernel that is here, or the newest there is.
+fn find(kernels: &mut Kernels, series: &str, refresh: bool) -> Result<Kernel> {
+    let present = kernels.present(series);
+    if let Some(kernel) = present.clone().filter(|_| !refresh) {
+        return Ok(kernel);
+    }
+    eprintln!("vm-test: looking for Debian's newest {series} kernel");
+    match (kernels.fetch(series), present) {
+        (Err(error), Some(kernel)) => {
+            eprintln!("vm-test: {error:#}; {} is here and will do", kernel.release);
+            Ok(kernel)
+        }
+        (fetched, _) => fetched,
+    }
+}
+
+/// Boots one kernel and tells how it went.
+fn try_kernel(
+    kernel: &Kernel,
+    common: &[u8],
+    wanted: &[&str],
+    directory: &Path,
+) -> Result<Outcome> {
+    let started = clock::now();
+    let release = &kernel.release;
+    let files = directory.join(format!("{release}.cpio"));
+    let console = directory.join(format!("{release}.console.txt"));
+    fs::write(&files, [common, &guest::own(&kernel.veth)?].concat())
+        .with_context(|| files.display().to_string())?;
+    eprintln!("vm-test: booting {release}");
+    let booted = machine::boot(&kernel.image, &files, &console);
+    // Tens of megabytes that are made anew each time.
+    fs::remove_file(&files).with_context(|| files.display().to_string())?;
+    clock::go_on()?;
+    let output = match booted {
+        Ok(output) => output,
+        Err(error) => {
+            println!("kernel {release}: FAILED: {error:#}");
+            return Ok(Outcome::Failed);
+        }
+    };
+    let report = Report::read(&output);
+    let verdict = if report.holds(wanted) { "held" } else { "FAILED" };
+    println!(
+        "kernel {release}: {verdict}: {} checks passed, {} failed, {:.1} s in all; up after {}",
+        report.passed.len(),
+        report.failed.len(),
+        started.elapsed().as_secs_f64(),
+        report.up.as_deref().unwrap_or("an untold time")
+    );
+    for line in &report.passed {
+        println!("  ok      {line}");
+    }
+    for line in &report.failed {
+        println!("  FAILED  {line}");
+    }
+    for line in &report.verifier {
+        println!("  verifier: {line}");
+    }
+    if report.holds(wanted) {
+        return Ok(Outcome::Held);
+    }
+    print!("what the guest wrote:\n{output}\n{}", machine::last_lines(&console));
+    Ok(Outcome::Failed)
+}
+
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_series_and_refresh() {
+        let parse = |words: &[&str]| {
+            Options::parse(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()).ok()
+        };
+        let options = |refresh, product, series: &[&'static str]| {
+            Some(Options { refresh, product, series: series.to_vec() })
+        };
+        for (words, parsed) in [
+            (&[][..], options(false, false, &SERIES)),
+            (&["--refresh"], options(true, false, &SERIES)),
+            (&["6.1", "--product", "5.10"], options(false, true, &["6.1", "5.10"])),
+            (&["4.19"], None),
+            (&["--quick"], None),
+        ] {
+            assert_eq!(parse(words), parsed, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_kernel_is_a_failure_in_ci_and_where_nothing_ran() {
+        for (held, failed, missing, is_ci, success) in [
+            (3, 0, 0, true, true),
+            (2, 0, 1, true, false),
+            (2, 0, 1, false, true),
+            (0, 0, 3, false, false),
+            (2, 1, 0, false, false),
+        ] {
+            assert_eq!(
+                is_success(held, failed, missing, is_ci),
+                success,
+                "{held} {failed} {missing}"
+            );
+        }
+    }
+}
