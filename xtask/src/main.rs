@@ -11,6 +11,7 @@ mod harness;
 mod cargo;
 mod check;
 mod demo;
+mod perf;
 mod setup;
 mod test;
 
@@ -20,6 +21,7 @@ The repository's commands.
 cargo xtask setup                      installs what the others need; they call it themselves
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
+cargo xtask perf [xdp] [--json] [--quick]  measures against others, and keeps the results (root)
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 
@@ -44,6 +46,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         "check" => without_arguments(rest, check::check),
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
         "demo" => demo::demo(rest),
+        "perf" => perf::perf(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)
