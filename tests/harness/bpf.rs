@@ -7,15 +7,20 @@
 use std::{
     ffi::{CStr, c_char},
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
 
 /// bpf(2) commands.
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 /// Frames are really sent where the program says; since Linux 5.18.
@@ -43,10 +48,16 @@ pub const R3: Register = Register(3);
 pub const R4: Register = Register(4);
 /// Kept over calls.
 pub const R6: Register = Register(6);
+/// Kept over calls.
+pub const R7: Register = Register(7);
+/// The end of the stack, which grows downwards; read only.
+pub const R10: Register = Register(10);
 
-/// Widths of loads and stores (`BPF_W`, `BPF_H`).
+/// Widths of loads and stores (`BPF_DW`, `BPF_W`, `BPF_H`).
 #[derive(Clone, Copy, Debug)]
 pub enum Width {
+    /// Eight bytes.
+    Double,
     /// Two bytes.
     Half,
     /// Four bytes.
@@ -56,6 +67,7 @@ pub enum Width {
 impl Width {
     fn bits(self) -> u8 {
         match self {
+            Width::Double => 0x18,
             Width::Word => 0x00,
             Width::Half => 0x08,
         }
@@ -128,6 +140,65 @@ impl Instruction {
         Instruction::new(0x2d, left, right, skip, 0)
     }
 
+    /// `to -= from`
+    pub fn subtract_register(to: Register, from: Register) -> Instruction {
+        Instruction::new(0x1f, to, from, 0, 0)
+    }
+
+    /// `to *= value`
+    pub fn multiply(to: Register, value: i32) -> Instruction {
+        Instruction::new(0x27, to, R0, 0, value)
+    }
+
+    /// `to = (to * value) modulo 2^32`
+    pub fn multiply_word(to: Register, value: i32) -> Instruction {
+        Instruction::new(0x24, to, R0, 0, value)
+    }
+
+    /// `to = (to + value) modulo 2^32`
+    pub fn add_word(to: Register, value: i32) -> Instruction {
+        Instruction::new(0x04, to, R0, 0, value)
+    }
+
+    /// `*(to + offset) += from`, atomically, eight bytes
+    pub fn add_atomically(to: Register, offset: i16, from: Register) -> Instruction {
+        Instruction::new(0xdb, to, from, offset, 0)
+    }
+
+    /// `if left != value skip over the next instructions`
+    pub fn skip_unless_equal(left: Register, value: i32, skip: i16) -> Instruction {
+        Instruction::new(0x55, left, R0, skip, value)
+    }
+
+    /// `if left > right skip over the next instructions`, signed
+    pub fn skip_if_signed_greater(left: Register, right: Register, skip: i16) -> Instruction {
+        Instruction::new(0x6d, left, right, skip, 0)
+    }
+
+    /// `if left < value skip over the next instructions`, signed
+    pub fn skip_if_signed_less(left: Register, value: i32, skip: i16) -> Instruction {
+        Instruction::new(0xc5, left, R0, skip, value)
+    }
+
+    /// `to = map`; takes the room of two instructions
+    pub fn set_map(to: Register, map: &Map) -> [Instruction; 2] {
+        // The source register says that the number is a map's descriptor (BPF_PSEUDO_MAP_FD).
+        let first = Instruction::new(0x18, to, R1, 0, map.descriptor.as_raw_fd());
+        [first, Instruction::new(0, R0, R0, 0, 0)]
+    }
+
+    /// `to = value`, all 64 bits; takes the room of two instructions
+    pub fn set_wide(to: Register, value: u64) -> [Instruction; 2] {
+        // The halves are stored as they are; truncation is what splits them.
+        let (low, high) = (value as i32, (value >> 32) as i32);
+        [Instruction::new(0x18, to, R0, 0, low), Instruction::new(0, R0, R0, 0, high)]
+    }
+
+    /// The same instruction with another offset: for a jump, with another distance.
+    pub fn with_offset(self, offset: i16) -> Instruction {
+        Instruction { offset, ..self }
+    }
+
     /// Calls a helper by its number in `bpf.h`.
     pub fn call(helper: i32) -> Instruction {
         Instruction::new(0x85, R0, R0, 0, helper)
@@ -153,6 +224,39 @@ struct LoadAttributes {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
+    device: u32,
+    expected_attach_type: u32,
+}
+
+/// `union bpf_attr` for `BPF_MAP_CREATE`.
+#[derive(Default)]
+#[repr(C)]
+struct MapAttributes {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`.
+#[derive(Default)]
+#[repr(C)]
+struct ElementAttributes {
+    map: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.
+#[derive(Default)]
+#[repr(C)]
+struct IdAttributes {
+    id: u32,
+    next_id: u32,
+    flags: u32,
 }
 
 /// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
@@ -242,6 +346,8 @@ impl Program {
             log_level: 1,
             log_size: u32::try_from(log.len())?,
             log: log.as_mut_ptr().addr() as u64,
+            // As other loaders do: programs that call each other must agree in it.
+            expected_attach_type: BPF_XDP,
             ..LoadAttributes::default()
         };
         // One byte stays zero: the kernel wants the name terminated.
@@ -261,6 +367,17 @@ impl Program {
     /// The kernel's.
     pub fn verdict(name: &CStr, verdict: i32) -> Result<Program> {
         Program::load(name, &[Instruction::set(R0, verdict), Instruction::exit()])
+    }
+
+    /// A program that somebody else loaded, by the kernel's number for it.
+    ///
+    /// # Errors
+    /// The kernel's, when there is none.
+    pub fn by_id(id: u32) -> Result<Program> {
+        let mut attributes = IdAttributes { id, ..IdAttributes::default() };
+        let descriptor = bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes)
+            .with_context(|| format!("there is no program {id}"))?;
+        Ok(Program { descriptor: own(descriptor)? })
     }
 
     /// Runs the program on `frame` `repeat` times, and sends each frame where it says (`XDP_REDIRECT`).
@@ -296,6 +413,95 @@ impl Program {
         let link = bpf(BPF_LINK_CREATE, &mut attributes)
             .with_context(|| format!("cannot attach to interface {interface_index}"))?;
         Ok(Link { _descriptor: own(link)? })
+    }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// What [`run`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// The program's answer to the last frame.
+    pub action: u32,
+    /// Time for one frame as the kernel measured it, rounded down.
+    pub ns_per_frame: u32,
+}
+
+/// Runs an XDP program `repeat` times on one frame, of which the kernel makes one copy: what a run
+/// writes to it the next one reads.
+///
+/// # Errors
+/// The kernel's; `EINTR` when a signal came.
+pub fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Ran> {
+    let mut attributes = TestRunAttributes {
+        program: program.as_raw_fd().unsigned_abs(),
+        data_in_bytes: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_in: address(frame),
+        repeat,
+        ..TestRunAttributes::default()
+    };
+    bpf(BPF_PROG_TEST_RUN, &mut attributes)?;
+    Ok(Ran { action: attributes.returned, ns_per_frame: attributes.duration })
+}
+
+/// A map; gone when dropped, unless a program holds it.
+#[derive(Debug)]
+pub struct Map {
+    descriptor: OwnedFd,
+}
+
+impl Map {
+    /// A hash that forgets what was used longest ago, with keys and values of these sizes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn lru_hash(key_bytes: u32, value_bytes: u32, entries: u32) -> Result<Map> {
+        Map::new(MapAttributes {
+            kind: BPF_MAP_TYPE_LRU_HASH,
+            key_bytes,
+            value_bytes,
+            entries,
+            flags: 0,
+        })
+    }
+
+    /// A place for one program that another calls.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn program_slot() -> Result<Map> {
+        Map::new(MapAttributes {
+            kind: BPF_MAP_TYPE_PROG_ARRAY,
+            key_bytes: 4,
+            value_bytes: 4,
+            entries: 1,
+            flags: 0,
+        })
+    }
+
+    fn new(mut attributes: MapAttributes) -> Result<Map> {
+        let descriptor = bpf(BPF_MAP_CREATE, &mut attributes).context("cannot make a map")?;
+        Ok(Map { descriptor: own(descriptor)? })
+    }
+
+    /// Puts a program into a [`Map::program_slot`] that a loaded program already uses.
+    ///
+    /// # Errors
+    /// The kernel's, also when the two programs cannot call each other.
+    pub fn put_program(&self, program: BorrowedFd<'_>) -> Result<()> {
+        let (key, value) = ([0_u32], [program.as_raw_fd()]);
+        let mut attributes = ElementAttributes {
+            map: raw(&self.descriptor),
+            key: address(&key),
+            value: address(&value),
+            ..ElementAttributes::default()
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).context("cannot chain two programs")?;
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ mod harness;
 mod cargo;
 mod check;
 mod demo;
+mod perf;
 mod setup;
 mod test;
 mod vm_test;
@@ -24,6 +25,7 @@ cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
+cargo xtask perf [xdp] [--json] [--quick]  measures against others, and keeps the results (root)
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 
@@ -49,6 +51,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
         "vm-test" => vm_test::vm_test(rest),
         "demo" => demo::demo(rest),
+        "perf" => perf::perf(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)

@@ -1,0 +1,87 @@
+//! What a result depends on besides the code.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+
+use crate::{cargo::root, harness::process};
+
+/// The kernel's list of what it does about the processor's flaws.
+const VULNERABILITIES: &str = "/sys/devices/system/cpu/vulnerabilities";
+
+/// Processor, kernel and the settings that a BPF program's speed depends on. What cannot be read is
+/// left out.
+pub fn describe(ns_per_jiffy: u64) -> Value {
+    let mut machine = Map::new();
+    let processor = text("/proc/cpuinfo").and_then(|text| processor(&text));
+    for (name, value) in [
+        ("processor", processor),
+        ("kernel", text("/proc/sys/kernel/osrelease")),
+        ("clock_source", text("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
+        ("bpf_jit_enable", text("/proc/sys/net/core/bpf_jit_enable")),
+        ("bpf_jit_harden", text("/proc/sys/net/core/bpf_jit_harden")),
+        ("load_average", text("/proc/loadavg")),
+    ] {
+        if let Some(value) = value {
+            machine.insert(name.to_owned(), Value::String(value));
+        }
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    machine.insert("cores".to_owned(), json!(cores));
+    machine.insert("hz".to_owned(), json!(hz(ns_per_jiffy)));
+    machine.insert("mitigations".to_owned(), Value::Object(mitigations()));
+    Value::Object(machine)
+}
+
+/// Ticks a second, from the length of one.
+pub fn hz(ns_per_jiffy: u64) -> u64 {
+    1_000_000_000 / ns_per_jiffy.max(1)
+}
+
+/// What was measured: the commit, and whether files differed from it.
+///
+/// # Errors
+/// Without git or outside a repository.
+pub fn commit() -> Result<String> {
+    let git =
+        |words: &[&str]| process::succeed(Command::new("git").current_dir(root()).args(words));
+    let commit = git(&["rev-parse", "HEAD"])?.trim().to_owned();
+    let is_clean = git(&["status", "--porcelain"])?.trim().is_empty();
+    Ok(if is_clean { commit } else { format!("{commit}+changes") })
+}
+
+fn text(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn processor(cpuinfo: &str) -> Option<String> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Those that the processor is affected by.
+fn mitigations() -> Map<String, Value> {
+    let Ok(files) = fs::read_dir(VULNERABILITIES) else { return Map::new() };
+    files
+        .flatten()
+        .filter_map(|file| {
+            let state = text(Path::new(&file.path()).to_str()?)?;
+            let name = file.file_name().into_string().ok()?;
+            (state != "Not affected").then_some((name, Value::String(state)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_processor_and_the_tick() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: other\n";
+        assert_eq!(processor(text).as_deref(), Some("AMD EPYC"));
+        assert_eq!(processor(""), None);
+        assert_eq!([10_000_000, 4_000_000, 3_333_333].map(hz), [100, 250, 300]);
+    }
+}
