@@ -19,7 +19,10 @@ use gateway::kernel::{
     Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, Rate, Settings,
     attachment, detach, probe,
 };
-use gateway_ebpf::{Outcome, Source, abi::BANS_MAX};
+use gateway_ebpf::{
+    Outcome, Source,
+    abi::{BANS_MAX, LAYOUT_VERSION},
+};
 use nix::sched::{CloneFlags, setns};
 
 use crate::xdp_packets::may_load_programs;
@@ -75,6 +78,7 @@ impl Pair {
             exempt: vec!["127.0.0.0/8".parse().unwrap()],
             deny: Vec::new(),
             packets: Some(Rate { per_s: 1_000, burst: 1_000 }),
+            connections: None,
             max_sources: 1_000,
             pin: self.pin.clone(),
         }
@@ -415,7 +419,12 @@ fn a_failed_start_says_why_and_leaves_nothing() {
             Settings { interfaces: vec![pair.near.clone(), "pcl-none".into()], ..settings.clone() },
             "pcl-none",
         ),
-        ("a tiny burst", Settings { packets: Some(burst), ..settings.clone() }, "burst"),
+        ("a tiny burst", Settings { packets: Some(burst), ..settings.clone() }, "packets: a burst"),
+        (
+            "of connections",
+            Settings { connections: Some(burst), ..settings.clone() },
+            "connections: a burst",
+        ),
         ("no bpffs", Settings { pin: "/tmp/portcullis-live".into(), ..settings.clone() }, "bpffs"),
     ] {
         let error = Kernel::start(&settings).unwrap_err().to_string();
@@ -442,7 +451,11 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     let (kernel, notices) = Kernel::start(&larger).unwrap();
     assert_eq!(
         notices,
-        [Notice::Wiped { map: "BUCKETS" }, Notice::Adopted { interfaces: 1, bans: 1 }]
+        [
+            Notice::Wiped { map: "BUCKETS" },
+            Notice::Wiped { map: "CONNECTIONS" },
+            Notice::Adopted { interfaces: 1, bans: 1 }
+        ]
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
     assert!(!pair.sockets().passes());
@@ -459,7 +472,7 @@ fn another_versions_filter_is_replaced_without_a_gap() {
     drop(kernel);
     // As if a version with another layout had made it; one of its interfaces is not wanted now.
     let old = pair.pin.join("v0");
-    fs::rename(pair.pin.join("v1"), &old).unwrap();
+    fs::rename(pair.pin.join(format!("v{LAYOUT_VERSION}")), &old).unwrap();
     let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
     let adopted = Notice::Adopted { interfaces: 1, bans: 0 };
     assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone() }]);
@@ -489,6 +502,7 @@ fn daemon_to_be_killed() {
         exempt: Vec::new(),
         deny: Vec::new(),
         packets: None,
+        connections: None,
         max_sources: 1_000,
         pin: pin.into(),
     };

@@ -4,10 +4,14 @@
 //! asserted; no bool and no enum, because any bit pattern may come back from a map. Numbers are in
 //! the machine's byte order, addresses are octets in network order.
 
-use crate::{Outcome, bucket, packet::Address};
+use crate::{
+    Outcome,
+    bucket::{self, Limit},
+    packet::Address,
+};
 
 /// Changes whenever a map or a value changes its meaning; the directory of pinned maps carries it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Name of the XDP program that judges frames.
 pub const PROGRAM: &str = "portcullis_xdp";
@@ -32,8 +36,10 @@ pub const EXEMPT_MAP: &str = "EXEMPT";
 /// Name of the array of [`PrefixWord`] that is the filter in front of both tries, by
 /// [`prefix_bit`].
 pub const PREFIX_FILTER_MAP: &str = "PREFIX_FILTER";
-/// Name of the array of [`bucket::Set`].
+/// Name of the array of [`bucket::Set`] for packets.
 pub const BUCKETS_MAP: &str = "BUCKETS";
+/// Name of the array of [`bucket::Set`] for new connections, as large as the other.
+pub const CONNECTIONS_MAP: &str = "CONNECTIONS";
 /// Name of the per-CPU array of [`Count`], [`CELLS`] for each interface slot.
 pub const COUNTERS_MAP: &str = "COUNTERS";
 /// Name of the array of [`Interface`], one for each slot. Only user space reads it.
@@ -69,20 +75,20 @@ pub const MMAPABLE: u32 = 1 << 10;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Settings {
-    /// Cost of a packet in nanoseconds ([`bucket::Limit::cost_ns`]); 0 means that there is no limit.
-    pub cost_ns: u64,
-    /// [`bucket::Limit::tolerance_ns`].
-    pub tolerance_ns: u64,
+    /// Packets of one source.
+    pub packets: Limit,
+    /// New connections of one source.
+    pub connections: Limit,
     /// Length of a jiffy, the kernel's tick: the unit of the program's clock.
     pub ns_per_jiffy: u64,
     /// Key of [`bucket::hash`], drawn when the maps are made.
     pub secret: u64,
-    /// Number of sets of buckets less one; they are a power of two.
+    /// Number of sets in each table of buckets less one; they are a power of two.
     pub set_mask: u32,
     /// 1: drop what is to be dropped. 0: count it and let it pass.
     pub enforce: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 40);
+const _: () = assert!(size_of::<Settings>() == 56);
 
 /// 64 ports; bit `port % 64` of word `port / 64` is the port's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -224,7 +230,7 @@ pub const fn bucket_sets(sources: u32) -> u32 {
 
 /// Counters of each interface slot: one for each outcome, one for each that only would have been a
 /// drop, and [`EVICTIONS_CELL`]; the rest is free.
-pub const CELLS: u32 = 16;
+pub const CELLS: u32 = 32;
 /// Counts buckets that were forgotten before they were full ([`bucket::Admission::Evicting`]).
 pub const EVICTIONS_CELL: u32 = CELLS - 1;
 /// From an outcome that drops to the cell that counts it while nothing is enforced.
@@ -268,8 +274,8 @@ mod tests {
             .flat_map(|outcome| [cell(outcome, true), cell(outcome, false)])
             .chain([EVICTIONS_CELL])
             .collect();
-        // Nine outcomes, four of them twice, and the evictions.
-        assert_eq!(cells.len(), 14);
+        // Ten outcomes, five of them twice, and the evictions.
+        assert_eq!(cells.len(), 16);
         assert!(cells.iter().all(|&cell| cell < CELLS));
     }
 

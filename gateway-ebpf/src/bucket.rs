@@ -16,9 +16,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Source;
 
 /// What one bucket admits, in time rather than in tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Limit {
-    /// What one token costs: the distance between two events at the sustained rate. At least 1.
+    /// What one token costs: the distance between two events at the sustained rate. 0, and only
+    /// in [`Limit::NONE`]: nothing is limited.
     pub cost_ns: u64,
     /// How far ahead of the present the bucket may be and still admit: one cost less than the
     /// whole burst, because the token being asked for is not charged yet.
@@ -26,6 +28,15 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// No limit: what new maps hold, being all zeroes.
+    pub const NONE: Self = Self { cost_ns: 0, tolerance_ns: 0 };
+
+    /// Whether there is nothing to keep to, so that no bucket need be looked at.
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.cost_ns == 0
+    }
+
     /// `events` in each `period_ns`, and at most `burst` at once. Zeroes count as one, and rates
     /// above one event a nanosecond as that, so every limit admits something and refuses something.
     pub const fn new(events: u32, period_ns: u64, burst: u32) -> Self {

@@ -22,7 +22,7 @@ use gateway_ebpf::{
     },
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Frame, Target},
-    verdict::{Service, Tables, judge},
+    verdict::{Quota, Service, Tables, judge},
 };
 
 // Named as the constants in `abi` name them; the loader compares every map it finds pinned with
@@ -46,6 +46,9 @@ static PREFIX_FILTER: Array<PrefixWord, { abi::PREFIX_FILTER_WORDS as usize }> =
 static BUCKETS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
     Array::new();
 #[btf_map]
+static CONNECTIONS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
 static COUNTERS: PerCpuArray<Count, { (abi::INTERFACES_MAX * abi::CELLS) as usize }> =
     PerCpuArray::new();
 #[btf_map]
@@ -66,7 +69,7 @@ pub fn portcullis_xdp(context: XdpContext) -> u32 {
     let jiffies = unsafe { bpf_jiffies64() };
     let outcome = judge(&frame, &Maps { settings }, jiffies.wrapping_mul(settings.ns_per_jiffy));
     let enforce = settings.enforce != 0;
-    count(cell(outcome, enforce), frame.end.wrapping_sub(frame.data) as u64);
+    count(cell(outcome, enforce), frame.bytes());
     if outcome.drops() && enforce { XDP_DROP } else { XDP_PASS }
 }
 
@@ -95,6 +98,11 @@ struct Received {
 }
 
 impl Frame for Received {
+    #[inline(always)]
+    fn bytes(&self) -> u64 {
+        self.end.wrapping_sub(self.data) as u64
+    }
+
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]> {
         let start = self.data.wrapping_add(at);
@@ -178,14 +186,22 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn admit(&self, source: Source, now_ns: u64) -> Admission {
-        let &Settings { cost_ns, tolerance_ns, set_mask, .. } = self.settings;
-        if cost_ns == 0 {
-            return Admission::Within;
+    fn limit(&self, quota: Quota) -> Limit {
+        match quota {
+            Quota::Packets => self.settings.packets,
+            Quota::Connections => self.settings.connections,
         }
-        let index = bucket_set(self.hash(source), set_mask);
-        let Some(set) = BUCKETS.get(index) else { return Admission::Within };
-        let admission = set.admit(source, &Limit { cost_ns, tolerance_ns }, now_ns);
+    }
+
+    #[inline(always)]
+    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission {
+        let index = bucket_set(self.hash(source), self.settings.set_mask);
+        let set = match quota {
+            Quota::Packets => BUCKETS.get(index),
+            Quota::Connections => CONNECTIONS.get(index),
+        };
+        let Some(set) = set else { return Admission::Within };
+        let admission = set.admit(source, limit, now_ns);
         if matches!(admission, Admission::Evicting) {
             count(abi::EVICTIONS_CELL, 0);
         }

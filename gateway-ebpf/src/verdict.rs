@@ -2,8 +2,8 @@
 
 use crate::{
     Source,
-    bucket::Admission,
-    packet::{self, Address, Frame, Parsed, Target},
+    bucket::{Admission, Limit},
+    packet::{self, Address, Flow, Frame, Parsed, Target},
 };
 
 /// Why a frame passes or is dropped. One closed list: counters, metrics and logs all use it.
@@ -21,21 +21,23 @@ pub enum Outcome {
     Management = 2,
     /// Passes: it would have been dropped, but its source never is.
     Exempt = 3,
-    /// Passes: its source is within its limit.
+    /// Passes: its source is within its limits.
     WithinLimit = 4,
     /// Dropped: its source is banned.
     Banned = 5,
     /// Dropped: its source is on the list of denied ones.
     Denied = 6,
-    /// Dropped: its source sends more than its limit.
+    /// Dropped: its source sends more packets than its limit.
     OverLimit = 7,
+    /// Dropped: its source asks for more new connections than its limit.
+    OverConnections = 8,
     /// Dropped: no host could make sense of it.
-    Malformed = 8,
+    Malformed = 9,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotIp,
         Self::OtherPort,
         Self::Management,
@@ -44,6 +46,7 @@ impl Outcome {
         Self::Banned,
         Self::Denied,
         Self::OverLimit,
+        Self::OverConnections,
         Self::Malformed,
     ];
 
@@ -64,6 +67,7 @@ impl Outcome {
             Self::Banned => "banned",
             Self::Denied => "denied",
             Self::OverLimit => "over_limit",
+            Self::OverConnections => "over_connections",
             Self::Malformed => "malformed",
         }
     }
@@ -80,6 +84,29 @@ pub enum Service {
     Management,
 }
 
+/// What a source has a bucket of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Quota {
+    /// Packets to guarded ports.
+    Packets,
+    /// New connections to them.
+    Connections,
+}
+
+impl Quota {
+    /// Every quota.
+    pub const ALL: [Self; 2] = [Self::Packets, Self::Connections];
+
+    /// What a frame is dropped as that exceeds it.
+    #[inline(always)]
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Self::Packets => Outcome::OverLimit,
+            Self::Connections => Outcome::OverConnections,
+        }
+    }
+}
+
 /// The rules and the state that a verdict depends on: kernel maps there, plain tables in a test.
 pub trait Tables {
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
@@ -90,8 +117,10 @@ pub trait Tables {
     fn is_denied(&self, address: Address) -> bool;
     /// Whether the address is on the list of those never dropped.
     fn is_exempt(&self, address: Address) -> bool;
+    /// What each source may have of this.
+    fn limit(&self, quota: Quota) -> Limit;
     /// Takes one token from the source's bucket.
-    fn admit(&self, source: Source, now_ns: u64) -> Admission;
+    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission;
 }
 
 /// Judges one frame at `now_ns`, a time on the clock of the tables' bans and buckets.
@@ -115,17 +144,18 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
         },
         Target::Fragment | Target::Unreadable => {}
     }
-    let outcome = judge_guarded(flow.address, flow.target, tables, now_ns);
+    let outcome = judge_guarded(&flow, tables, now_ns);
     if outcome.drops() && tables.is_exempt(flow.address) { Outcome::Exempt } else { outcome }
 }
 
 /// A packet that is, or may be, for a guarded port.
 #[inline(always)]
-fn judge_guarded<T: Tables>(address: Address, target: Target, tables: &T, now_ns: u64) -> Outcome {
+fn judge_guarded<T: Tables>(flow: &Flow, tables: &T, now_ns: u64) -> Outcome {
+    let address = flow.address;
     if address.is_link_scoped_ipv6() {
         return Outcome::Exempt;
     }
-    if matches!(target, Target::Unreadable) {
+    if matches!(flow.target, Target::Unreadable) {
         return Outcome::Malformed;
     }
     let source = address.source();
@@ -135,10 +165,22 @@ fn judge_guarded<T: Tables>(address: Address, target: Target, tables: &T, now_ns
     if tables.is_denied(address) {
         return Outcome::Denied;
     }
-    match tables.admit(source, now_ns) {
-        Admission::Over => Outcome::OverLimit,
-        Admission::Within | Admission::Evicting => Outcome::WithinLimit,
+    // Connections first: what is refused there costs the source none of its packets, so a flood of
+    // them does not also end the connections that it has.
+    if flow.opens && is_over(Quota::Connections, source, tables, now_ns) {
+        return Quota::Connections.outcome();
     }
+    if is_over(Quota::Packets, source, tables, now_ns) {
+        return Quota::Packets.outcome();
+    }
+    Outcome::WithinLimit
+}
+
+/// Charges a source, or says that it has nothing left.
+#[inline(always)]
+fn is_over<T: Tables>(quota: Quota, source: Source, tables: &T, now_ns: u64) -> bool {
+    let limit = tables.limit(quota);
+    !limit.is_none() && matches!(tables.admit(quota, source, &limit, now_ns), Admission::Over)
 }
 
 #[cfg(test)]
@@ -158,6 +200,7 @@ mod tests {
         denied: bool,
         exempt: bool,
         over: bool,
+        over_connections: bool,
         admitted: Cell<u32>,
         exempt_asked: Cell<u32>,
     }
@@ -180,17 +223,30 @@ mod tests {
             self.exempt_asked.set(self.exempt_asked.get() + 1);
             self.exempt
         }
-        fn admit(&self, _: Source, _: u64) -> Admission {
+        fn limit(&self, _: Quota) -> Limit {
+            Limit::new(1, 1, 1)
+        }
+        fn admit(&self, quota: Quota, _: Source, _: &Limit, _: u64) -> Admission {
             self.admitted.set(self.admitted.get() + 1);
-            if self.over { Admission::Over } else { Admission::Within }
+            let over = match quota {
+                Quota::Packets => self.over,
+                Quota::Connections => self.over_connections,
+            };
+            if over { Admission::Over } else { Admission::Within }
         }
     }
 
     fn tcp(port: u16) -> Vec<u8> {
+        let ack = 0x10;
+        tcp_with(port, ack)
+    }
+
+    fn tcp_with(port: u16, flags: u8) -> Vec<u8> {
         let mut frame = std::vec![2; 12];
         frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]);
         frame.extend([192, 0, 2, 7, 198, 51, 100, 1, 0x30, 0x39]);
         frame.extend(port.to_be_bytes());
+        frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags]);
         frame
     }
 
@@ -219,6 +275,21 @@ mod tests {
         judge(tcp(8443).as_slice(), &tables, 0);
         judge(tcp(80).as_slice(), &tables, 0);
         assert_eq!((tables.exempt_asked.get(), tables.admitted.get()), (0, 1));
+    }
+
+    #[test]
+    fn only_who_opens_a_connection_is_charged_for_one() {
+        let syn = tcp_with(8443, 0x02);
+        let none = Fixed { over_connections: true, ..Fixed::default() };
+        assert_eq!(judge(tcp(8443).as_slice(), &none, 0), Outcome::WithinLimit);
+        assert_eq!(none.admitted.get(), 1);
+        // Refused as a connection, it costs no packet.
+        assert_eq!(judge(syn.as_slice(), &none, 0), Outcome::OverConnections);
+        assert_eq!(none.admitted.get(), 2);
+        assert_eq!(judge(tcp_with(80, 0x02).as_slice(), &none, 0), Outcome::OtherPort);
+        let some = Fixed { over: true, ..Fixed::default() };
+        assert_eq!(judge(syn.as_slice(), &some, 0), Outcome::OverLimit);
+        assert_eq!(some.admitted.get(), 2);
     }
 
     #[test]

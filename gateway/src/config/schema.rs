@@ -146,7 +146,7 @@ pub(super) const TABLES: &[Known] = &[
             ("deny", "[\"192.0.2.0/24\"]"),
             ("ipv6_prefix", "64"),
             ("packets", "{ rate = \"20000/s\", burst = 40000 }"),
-            ("connections", "{}"),
+            ("connections", "{ rate = \"100/s\", burst = 200 }"),
             ("max_sources", "1_000_000"),
             ("pin", "\"/sys/fs/bpf/portcullis\""),
         ],
@@ -155,6 +155,11 @@ pub(super) const TABLES: &[Known] = &[
         path: "xdp.packets",
         header: "[xdp.packets]",
         keys: &[("rate", "\"20000/s\""), ("burst", "40000")],
+    },
+    Known {
+        path: "xdp.connections",
+        header: "[xdp.connections]",
+        keys: &[("rate", "\"100/s\""), ("burst", "200")],
     },
     Known {
         path: "bans",

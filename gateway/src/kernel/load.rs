@@ -16,16 +16,13 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use gateway_ebpf::{
-    Outcome, Source, abi,
-    bucket::{self, Limit},
-};
+use gateway_ebpf::{Outcome, Source, abi, bucket};
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{
     Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, Count, Fill, InterfaceStatus, Mode,
-    Notice, Settings, Status,
+    Notice, Rate, Settings, Status,
     attachment::{self, Attachments},
     error::KernelError,
     maps::{self, Maps},
@@ -350,10 +347,9 @@ impl Kernel {
             &plan::prefix_filter(&settings.deny, &settings.exempt),
         )?;
         self.maps.write_ports(&plan::ports(&settings.ports, &settings.management))?;
-        let limit = plan::limit(settings.packets);
         let changed = abi::Settings {
-            cost_ns: limit.map_or(0, |Limit { cost_ns, .. }| cost_ns),
-            tolerance_ns: limit.map_or(0, |Limit { tolerance_ns, .. }| tolerance_ns),
+            packets: plan::limit(settings.packets),
+            connections: plan::limit(settings.connections),
             enforce: u32::from(settings.enforce),
             ..self.in_kernel
         };
@@ -683,10 +679,12 @@ fn check_limits(settings: &Settings) -> Result<(), KernelError> {
 }
 
 fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError> {
-    let Some(rate) = settings.packets else { return Ok(()) };
-    let least = plan::least_burst(rate.per_s, ns_per_jiffy);
-    if u64::from(rate.burst) < least {
-        return Err(KernelError::BurstTooSmall { burst: rate.burst, least, ns_per_jiffy });
+    for (setting, rate) in [("packets", settings.packets), ("connections", settings.connections)] {
+        let Some(Rate { per_s, burst }) = rate else { continue };
+        let least = plan::least_burst(per_s, ns_per_jiffy);
+        if u64::from(burst) < least {
+            return Err(KernelError::BurstTooSmall { setting, burst, least, ns_per_jiffy });
+        }
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ pub struct Layout {
 }
 
 /// How every map must be made for so many sources.
-pub fn layouts(max_sources: u32) -> [Layout; 10] {
+pub fn layouts(max_sources: u32) -> [Layout; 11] {
     let array = |name, value_bytes, entries| Layout {
         name,
         kind: MapType::Array,
@@ -53,6 +53,10 @@ pub fn layouts(max_sources: u32) -> [Layout; 10] {
         entries,
         flags: abi::NO_PREALLOC,
     };
+    let buckets = |name| Layout {
+        flags: abi::MMAPABLE,
+        ..array(name, size_of::<Set>(), abi::bucket_sets(max_sources))
+    };
     [
         array(abi::SETTINGS_MAP, size_of::<abi::Settings>(), 1),
         array(abi::PORTS_MAP, size_of::<PortWord>(), abi::PORT_WORDS),
@@ -68,10 +72,8 @@ pub fn layouts(max_sources: u32) -> [Layout; 10] {
         trie(abi::DENY_MAP, abi::DENY_MAX),
         trie(abi::EXEMPT_MAP, abi::EXEMPT_MAX),
         array(abi::PREFIX_FILTER_MAP, size_of::<PrefixWord>(), abi::PREFIX_FILTER_WORDS),
-        Layout {
-            flags: abi::MMAPABLE,
-            ..array(abi::BUCKETS_MAP, size_of::<Set>(), abi::bucket_sets(max_sources))
-        },
+        buckets(abi::BUCKETS_MAP),
+        buckets(abi::CONNECTIONS_MAP),
         Layout {
             kind: MapType::PerCpuArray,
             ..array(abi::COUNTERS_MAP, size_of::<Count>(), abi::INTERFACES_MAX * abi::CELLS)
@@ -109,9 +111,10 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
         return Err(KernelError::NotBuilt);
     }
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global(abi::SLOT_SYMBOL, &slot, true)
-        .map_max_entries(abi::BUCKETS_MAP, abi::bucket_sets(max_sources));
+    loader.override_global(abi::SLOT_SYMBOL, &slot, true);
+    for name in [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP] {
+        loader.map_max_entries(name, abi::bucket_sets(max_sources));
+    }
     if let Some(directory) = pins {
         for layout in layouts(max_sources) {
             loader.map_pin_path(layout.name, directory.join(layout.name));

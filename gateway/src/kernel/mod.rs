@@ -44,6 +44,8 @@ pub struct Settings {
     pub deny: Vec<IpNet>,
     /// Packets for each source (an IPv4 address, an IPv6 /64); `None`: no limit.
     pub packets: Option<Rate>,
+    /// New connections (TCP SYN, QUIC Initial) for each source; `None`: no limit.
+    pub connections: Option<Rate>,
     /// Sources whose buckets are remembered at once.
     pub max_sources: u32,
     /// Directory below a bpffs where program, links and maps are pinned.

@@ -176,9 +176,9 @@ pub fn is_exempt(source: Source, exempt: &[IpNet]) -> bool {
     })
 }
 
-/// The rate as the program takes it; `None` where there is none.
-pub fn limit(rate: Option<Rate>) -> Option<Limit> {
-    rate.map(|rate| Limit::new(rate.per_s, 1_000_000_000, rate.burst))
+/// The rate as the program takes it.
+pub fn limit(rate: Option<Rate>) -> Limit {
+    rate.map_or(Limit::NONE, |rate| Limit::new(rate.per_s, 1_000_000_000, rate.burst))
 }
 
 /// The least burst that this rate needs on a clock with ticks of this length: packets arrive
