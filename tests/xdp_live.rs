@@ -79,6 +79,7 @@ impl Pair {
             deny: Vec::new(),
             packets: Some(Rate { per_s: 1_000, burst: 1_000 }),
             connections: None,
+            bytes: None,
             max_sources: 1_000,
             pin: self.pin.clone(),
         }
@@ -454,6 +455,7 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
         [
             Notice::Wiped { map: "BUCKETS" },
             Notice::Wiped { map: "CONNECTIONS" },
+            Notice::Wiped { map: "BYTES" },
             Notice::Adopted { interfaces: 1, bans: 1 }
         ]
     );
@@ -503,6 +505,7 @@ fn daemon_to_be_killed() {
         deny: Vec::new(),
         packets: None,
         connections: None,
+        bytes: None,
         max_sources: 1_000,
         pin: pin.into(),
     };

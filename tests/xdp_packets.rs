@@ -75,6 +75,7 @@ struct Rules {
     banned: Vec<Source>,
     limit: Limit,
     connections: Limit,
+    bytes: Limit,
     enforce: bool,
 }
 
@@ -95,6 +96,7 @@ impl Loaded {
         self.settings = abi::Settings {
             packets: rules.limit,
             connections: rules.connections,
+            bytes: rules.bytes,
             ns_per_jiffy: 1,
             secret: SECRET,
             set_mask: abi::bucket_sets(MAX_SOURCES) - 1,
@@ -221,6 +223,7 @@ impl Tables for Oracle {
         match quota {
             Quota::Packets => self.rules.limit,
             Quota::Connections => self.rules.connections,
+            Quota::Bytes => self.rules.bytes,
         }
     }
 
@@ -290,6 +293,7 @@ fn rules() -> Rules {
         banned: vec![source("192.0.2.66"), source("192.0.2.99"), source("2001:db8:66::1")],
         limit: Limit::new(1, LONG_NS, 3),
         connections: Limit::new(1, LONG_NS, 2),
+        bytes: Limit::octets(1, 2_000),
         enforce: true,
     }
 }
@@ -309,6 +313,12 @@ fn every_frame_gets_the_verdict_that_user_space_would_give() {
     let datagram = |first: u8, version: u32| {
         [&[0x30, 0x39, 0x20, 0xfb, 4, 0xb8, 0, 0, first][..], &version.to_be_bytes(), &[1; 9]]
             .concat()
+    };
+    // A frame of so many octets.
+    let large = |source: &str, bytes: usize| {
+        let mut frame = udp(source, 443).frame();
+        frame.resize(bytes, 0);
+        frame
     };
     let tagged = |tags: &[u16]| Packet { tags: tags.to_vec(), ..tcp("192.0.2.1", 8443) };
     let chain = |count: usize| {
@@ -412,6 +422,17 @@ fn every_frame_gets_the_verdict_that_user_space_would_give() {
         ("its neighbour's", with(tcp("2001:db8:22::2", 0), &syn), Outcome::WithinLimit),
         ("a third in the /64", with(tcp("2001:db8:22::3", 0), &syn), Outcome::OverConnections),
         ("a SYN of a banned source", with(tcp("192.0.2.66", 0), &syn), Outcome::Banned),
+        ("500 octets", large("192.0.2.30", 500), Outcome::WithinLimit),
+        ("1000 more", large("192.0.2.30", 1_000), Outcome::WithinLimit),
+        ("a frame that no longer fits", large("192.0.2.30", 501), Outcome::OverBytes),
+        ("that of another source", large("192.0.2.31", 501), Outcome::WithinLimit),
+        (
+            "one larger than the burst, of a rested source",
+            large("192.0.2.32", 2_060),
+            Outcome::WithinLimit,
+        ),
+        ("too large, but exempt", large("127.0.0.30", 2_060), Outcome::WithinLimit),
+        ("a second, but exempt", large("127.0.0.30", 2_060), Outcome::Exempt),
         ("ARP", [&[2; 12][..], &[8, 6], &[0; 46]].concat(), Outcome::NotIp),
         ("nothing but addresses", vec![2; 14], Outcome::NotIp),
     ];
@@ -436,7 +457,8 @@ fn no_frame_is_read_otherwise_by_the_kernel() {
         return;
     }
     // Without a limit, so that one frame's verdict does not depend on those before it.
-    let rules = Rules { limit: Limit::NONE, connections: Limit::NONE, ..rules() };
+    let rules =
+        Rules { limit: Limit::NONE, connections: Limit::NONE, bytes: Limit::NONE, ..rules() };
     let loaded = Mutex::new(Loaded::new(&rules));
     let mut addresses: Vec<IpAddr> = rules.banned.iter().map(|source| source.address()).collect();
     addresses.extend(rules.deny.iter().chain(&rules.exempt).map(IpNet::addr));
@@ -496,7 +518,7 @@ fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
         return;
     }
     let limit = Limit::new(1, LONG_NS, 100);
-    let rules = Rules { limit, connections: Limit::NONE, ..rules() };
+    let rules = Rules { limit, connections: Limit::NONE, bytes: Limit::NONE, ..rules() };
     let mut loaded = Loaded::new(&rules);
     let frame = Packet::to_port("192.0.2.1", 17, 443).frame();
     let (within, over) =
@@ -532,7 +554,12 @@ fn a_source_opens_its_burst_of_connections_and_keeps_those_it_has() {
     if !may_load_programs() {
         return;
     }
-    let rules = Rules { limit: Limit::NONE, connections: Limit::new(1, LONG_NS, 50), ..rules() };
+    let rules = Rules {
+        limit: Limit::NONE,
+        connections: Limit::new(1, LONG_NS, 50),
+        bytes: Limit::NONE,
+        ..rules()
+    };
     let loaded = Loaded::new(&rules);
     let segment = |flags| Packet {
         payload: vec![0x30, 0x39, 0x20, 0xfb, 1, 1, 1, 1, 1, 1, 1, 1, 0x50, flags],
@@ -547,6 +574,22 @@ fn a_source_opens_its_burst_of_connections_and_keeps_those_it_has() {
 }
 
 #[test]
+fn a_source_sends_its_octets_to_the_frame() {
+    if !may_load_programs() {
+        return;
+    }
+    let rules = Rules { limit: Limit::NONE, bytes: Limit::octets(1, 100_000), ..rules() };
+    let loaded = Loaded::new(&rules);
+    let mut frame = Packet::to_port("192.0.2.1", 17, 443).frame();
+    frame.resize(1_000, 0);
+    let cell = |outcome| abi::cell(outcome, true);
+    let (within, over) = (cell(Outcome::WithinLimit), cell(Outcome::OverBytes));
+    assert_eq!(loaded.run(&frame, 1_000).1, HashMap::from([(within, 100), (over, 900)]));
+    let unlimited = Loaded::new(&Rules { bytes: Limit::NONE, ..rules });
+    assert_eq!(unlimited.run(&frame, 1_000).1, HashMap::from([(within, 1_000)]));
+}
+
+#[test]
 fn two_cpus_together_get_one_burst() {
     if !may_load_programs() {
         return;
@@ -558,12 +601,12 @@ fn two_cpus_together_get_one_burst() {
     };
     for (rules, frame, outcome) in [
         (
-            Rules { limit: thousand, ..rules() },
+            Rules { limit: thousand, bytes: Limit::NONE, ..rules() },
             Packet::to_port("192.0.2.1", 17, 443).frame(),
             Outcome::OverLimit,
         ),
         (
-            Rules { limit: Limit::NONE, connections: thousand, ..rules() },
+            Rules { limit: Limit::NONE, connections: thousand, bytes: Limit::NONE, ..rules() },
             syn.frame(),
             Outcome::OverConnections,
         ),
@@ -664,7 +707,8 @@ fn the_maps_are_made_as_the_loader_expects_to_find_them() {
         let info = map.info().unwrap();
         assert!(layout.describes(&info), "{layout:?} is made otherwise: {info:?}");
         let smaller = maps::layouts(500_000).into_iter().find(|other| other.name == layout.name);
-        let is_sized_for_sources = [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP].contains(&layout.name);
+        let is_sized_for_sources =
+            [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP, abi::BYTES_MAP].contains(&layout.name);
         assert_eq!(smaller.unwrap().describes(&info), !is_sized_for_sources, "{}", layout.name);
     }
 }

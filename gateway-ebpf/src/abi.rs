@@ -40,6 +40,8 @@ pub const PREFIX_FILTER_MAP: &str = "PREFIX_FILTER";
 pub const BUCKETS_MAP: &str = "BUCKETS";
 /// Name of the array of [`bucket::Set`] for new connections, as large as the other.
 pub const CONNECTIONS_MAP: &str = "CONNECTIONS";
+/// Name of the array of [`bucket::Set`] for octets, as large as the others.
+pub const BYTES_MAP: &str = "BYTES";
 /// Name of the per-CPU array of [`Count`], [`CELLS`] for each interface slot.
 pub const COUNTERS_MAP: &str = "COUNTERS";
 /// Name of the array of [`Interface`], one for each slot. Only user space reads it.
@@ -79,6 +81,8 @@ pub struct Settings {
     pub packets: Limit,
     /// New connections of one source.
     pub connections: Limit,
+    /// Octets of one source ([`Limit::octets`]).
+    pub bytes: Limit,
     /// Length of a jiffy, the kernel's tick: the unit of the program's clock.
     pub ns_per_jiffy: u64,
     /// Key of [`bucket::hash`], drawn when the maps are made.
@@ -88,7 +92,7 @@ pub struct Settings {
     /// 1: drop what is to be dropped. 0: count it and let it pass.
     pub enforce: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 56);
+const _: () = assert!(size_of::<Settings>() == 72);
 
 /// 64 ports; bit `port % 64` of word `port / 64` is the port's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -274,8 +278,8 @@ mod tests {
             .flat_map(|outcome| [cell(outcome, true), cell(outcome, false)])
             .chain([EVICTIONS_CELL])
             .collect();
-        // Ten outcomes, five of them twice, and the evictions.
-        assert_eq!(cells.len(), 16);
+        // Eleven outcomes, six of them twice, and the evictions.
+        assert_eq!(cells.len(), 18);
         assert!(cells.iter().all(|&cell| cell < CELLS));
     }
 

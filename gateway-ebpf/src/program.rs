@@ -49,6 +49,9 @@ static BUCKETS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as 
 static CONNECTIONS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
     Array::new();
 #[btf_map]
+static BYTES: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
 static COUNTERS: PerCpuArray<Count, { (abi::INTERFACES_MAX * abi::CELLS) as usize }> =
     PerCpuArray::new();
 #[btf_map]
@@ -190,6 +193,7 @@ impl Tables for Maps<'_> {
         match quota {
             Quota::Packets => self.settings.packets,
             Quota::Connections => self.settings.connections,
+            Quota::Bytes => self.settings.bytes,
         }
     }
 
@@ -199,6 +203,7 @@ impl Tables for Maps<'_> {
         let set = match quota {
             Quota::Packets => BUCKETS.get(index),
             Quota::Connections => CONNECTIONS.get(index),
+            Quota::Bytes => BYTES.get(index),
         };
         let Some(set) = set else { return Admission::Within };
         let admission = set.admit(source, limit, now_ns);

@@ -31,13 +31,15 @@ pub enum Outcome {
     OverLimit = 7,
     /// Dropped: its source asks for more new connections than its limit.
     OverConnections = 8,
+    /// Dropped: its source sends more octets than its limit.
+    OverBytes = 9,
     /// Dropped: no host could make sense of it.
-    Malformed = 9,
+    Malformed = 10,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NotIp,
         Self::OtherPort,
         Self::Management,
@@ -47,6 +49,7 @@ impl Outcome {
         Self::Denied,
         Self::OverLimit,
         Self::OverConnections,
+        Self::OverBytes,
         Self::Malformed,
     ];
 
@@ -68,6 +71,7 @@ impl Outcome {
             Self::Denied => "denied",
             Self::OverLimit => "over_limit",
             Self::OverConnections => "over_connections",
+            Self::OverBytes => "over_bytes",
             Self::Malformed => "malformed",
         }
     }
@@ -91,11 +95,13 @@ pub enum Quota {
     Packets,
     /// New connections to them.
     Connections,
+    /// Octets of the packets, from the Ethernet header on.
+    Bytes,
 }
 
 impl Quota {
     /// Every quota.
-    pub const ALL: [Self; 2] = [Self::Packets, Self::Connections];
+    pub const ALL: [Self; 3] = [Self::Packets, Self::Connections, Self::Bytes];
 
     /// What a frame is dropped as that exceeds it.
     #[inline(always)]
@@ -103,6 +109,7 @@ impl Quota {
         match self {
             Self::Packets => Outcome::OverLimit,
             Self::Connections => Outcome::OverConnections,
+            Self::Bytes => Outcome::OverBytes,
         }
     }
 }
@@ -117,9 +124,9 @@ pub trait Tables {
     fn is_denied(&self, address: Address) -> bool;
     /// Whether the address is on the list of those never dropped.
     fn is_exempt(&self, address: Address) -> bool;
-    /// What each source may have of this.
+    /// What each source may have of this; of octets as [`Limit::octets`] tells it.
     fn limit(&self, quota: Quota) -> Limit;
-    /// Takes one token from the source's bucket.
+    /// Takes what the limit says from the source's bucket.
     fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission;
 }
 
@@ -144,13 +151,18 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
         },
         Target::Fragment | Target::Unreadable => {}
     }
-    let outcome = judge_guarded(&flow, tables, now_ns);
+    let outcome = judge_guarded(frame, &flow, tables, now_ns);
     if outcome.drops() && tables.is_exempt(flow.address) { Outcome::Exempt } else { outcome }
 }
 
 /// A packet that is, or may be, for a guarded port.
 #[inline(always)]
-fn judge_guarded<T: Tables>(flow: &Flow, tables: &T, now_ns: u64) -> Outcome {
+fn judge_guarded<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    flow: &Flow,
+    tables: &T,
+    now_ns: u64,
+) -> Outcome {
     let address = flow.address;
     if address.is_link_scoped_ipv6() {
         return Outcome::Exempt;
@@ -167,20 +179,36 @@ fn judge_guarded<T: Tables>(flow: &Flow, tables: &T, now_ns: u64) -> Outcome {
     }
     // Connections first: what is refused there costs the source none of its packets, so a flood of
     // them does not also end the connections that it has.
-    if flow.opens && is_over(Quota::Connections, source, tables, now_ns) {
+    if flow.opens && is_over(Quota::Connections, frame, source, tables, now_ns) {
         return Quota::Connections.outcome();
     }
-    if is_over(Quota::Packets, source, tables, now_ns) {
+    if is_over(Quota::Packets, frame, source, tables, now_ns) {
         return Quota::Packets.outcome();
+    }
+    if is_over(Quota::Bytes, frame, source, tables, now_ns) {
+        return Quota::Bytes.outcome();
     }
     Outcome::WithinLimit
 }
 
 /// Charges a source, or says that it has nothing left.
 #[inline(always)]
-fn is_over<T: Tables>(quota: Quota, source: Source, tables: &T, now_ns: u64) -> bool {
+fn is_over<F: Frame + ?Sized, T: Tables>(
+    quota: Quota,
+    frame: &F,
+    source: Source,
+    tables: &T,
+    now_ns: u64,
+) -> bool {
     let limit = tables.limit(quota);
-    !limit.is_none() && matches!(tables.admit(quota, source, &limit, now_ns), Admission::Over)
+    if limit.is_none() {
+        return false;
+    }
+    let limit = match quota {
+        Quota::Packets | Quota::Connections => limit,
+        Quota::Bytes => limit.of_frame(frame.bytes()),
+    };
+    matches!(tables.admit(quota, source, &limit, now_ns), Admission::Over)
 }
 
 #[cfg(test)]
@@ -201,6 +229,7 @@ mod tests {
         exempt: bool,
         over: bool,
         over_connections: bool,
+        over_bytes: bool,
         admitted: Cell<u32>,
         exempt_asked: Cell<u32>,
     }
@@ -223,14 +252,18 @@ mod tests {
             self.exempt_asked.set(self.exempt_asked.get() + 1);
             self.exempt
         }
-        fn limit(&self, _: Quota) -> Limit {
-            Limit::new(1, 1, 1)
+        fn limit(&self, quota: Quota) -> Limit {
+            match quota {
+                Quota::Bytes if !self.over_bytes => Limit::NONE,
+                _ => Limit::new(1, 1, 1),
+            }
         }
         fn admit(&self, quota: Quota, _: Source, _: &Limit, _: u64) -> Admission {
             self.admitted.set(self.admitted.get() + 1);
             let over = match quota {
                 Quota::Packets => self.over,
                 Quota::Connections => self.over_connections,
+                Quota::Bytes => self.over_bytes,
             };
             if over { Admission::Over } else { Admission::Within }
         }
@@ -290,6 +323,16 @@ mod tests {
         let some = Fixed { over: true, ..Fixed::default() };
         assert_eq!(judge(syn.as_slice(), &some, 0), Outcome::OverLimit);
         assert_eq!(some.admitted.get(), 2);
+    }
+
+    #[test]
+    fn octets_are_looked_at_last_and_only_where_they_are_limited() {
+        let over = Fixed { over_bytes: true, ..Fixed::default() };
+        assert_eq!(judge(tcp(8443).as_slice(), &over, 0), Outcome::OverBytes);
+        assert_eq!(over.admitted.get(), 2);
+        let both = Fixed { over_bytes: true, over: true, ..Fixed::default() };
+        assert_eq!(judge(tcp(8443).as_slice(), &both, 0), Outcome::OverLimit);
+        assert_eq!(both.admitted.get(), 1);
     }
 
     #[test]

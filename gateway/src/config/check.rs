@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     identity::token::TokenRules,
-    kernel::{self, Rate, Service, Transport},
+    kernel::{self, ByteRate, Rate, Service, Transport},
 };
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
@@ -483,6 +483,7 @@ impl Check<'_> {
         let rate = |name, rate: &Option<_>| rate.as_ref().and_then(|rate| self.rate(name, rate));
         let packets = rate("packets", &written.packets);
         let connections = rate("connections", &written.connections);
+        let bytes = written.bytes.as_ref().map(|rate| self.byte_rate(rate));
         let interfaces = written.interfaces.clone()?;
         if interfaces.is_empty() {
             return Some(None);
@@ -497,6 +498,7 @@ impl Check<'_> {
             deny: written.deny.iter().map(|network| network.value).collect(),
             packets: Some(packets?),
             connections: Some(connections?),
+            bytes: bytes.map_or(Some(None), |rate| rate.map(Some))?,
             max_sources: written.max_sources.value,
             pin: written.pin.value.clone(),
         }))
@@ -612,6 +614,21 @@ impl Check<'_> {
             self.contradiction(burst.place, text);
         }
         Some(Rate { per_s, burst: burst.value })
+    }
+
+    fn byte_rate(&self, written: &file::ByteRateFile) -> Option<ByteRate> {
+        let (rate, burst) = (written.bytes_per_s.as_ref()?, written.burst_bytes.as_ref()?);
+        let least = rate.value.div_ceil(BURSTS_PER_S).max(kernel::FRAME_MAX_BYTES);
+        if burst.value < least {
+            let text = format!(
+                "xdp.bytes.burst is {}, which is less than 20 ms at the rate (two ticks of the \
+                 kernel's clock) or than one frame; write at least \"{}KiB\"",
+                burst.value,
+                least.div_ceil(1024)
+            );
+            self.contradiction(burst.place, text);
+        }
+        Some(ByteRate { bytes_per_s: rate.value, burst_bytes: burst.value })
     }
 
     fn bans(&self, written: &file::Bans) -> Bans {
@@ -817,6 +834,7 @@ interfaces = ["eth0"]
             deny: Vec::new(),
             packets: Some(Rate { per_s: 20_000, burst: 40_000 }),
             connections: Some(Rate { per_s: 100, burst: 200 }),
+            bytes: None,
             max_sources: 1_000_000,
             pin: "/sys/fs/bpf/portcullis".into(),
         };
@@ -840,6 +858,7 @@ allow = ["192.0.2.9", "198.51.100.0/24"]
 deny = ["203.0.113.0/24"]
 packets = { rate = "6000/m", burst = 2 }
 connections = { rate = "3600/h", burst = 7 }
+bytes = { rate = "50MiB/s", burst = "64MiB" }
 max_sources = 1024
 pin = "/sys/fs/bpf/other"
 [server]
@@ -883,6 +902,7 @@ access = false
             deny: networks(&["203.0.113.0/24"]),
             packets: Some(Rate { per_s: 100, burst: 2 }),
             connections: Some(Rate { per_s: 1, burst: 7 }),
+            bytes: Some(ByteRate { bytes_per_s: 50 << 20, burst_bytes: 64 << 20 }),
             max_sources: 1024,
             pin: "/sys/fs/bpf/other".into(),
         };
@@ -1029,6 +1049,12 @@ access = false
                 "interfaces = [\"eth0\"]\nconnections = { rate = \"1000/s\", burst = 19 }",
                 &["23:42: xdp.connections.burst is 19, which at 1000/s is less than 20 ms, two \
                    ticks of the kernel's clock; write at least 20"],
+            ),
+            (
+                "interfaces = [\"eth0\"]",
+                "interfaces = [\"eth0\"]\nbytes = { rate = \"50MiB/s\", burst = \"1000KiB\" }",
+                &["23:39: xdp.bytes.burst is 1024000, which is less than 20 ms at the rate (two \
+                   ticks of the kernel's clock) or than one frame; write at least \"1024KiB\""],
             ),
             (
                 "interfaces = [\"eth0\"]",

@@ -119,6 +119,7 @@ pub(super) struct Xdp {
     pub(super) deny: Vec<At<IpNet>>,
     pub(super) packets: Option<RateFile>,
     pub(super) connections: Option<RateFile>,
+    pub(super) bytes: Option<ByteRateFile>,
     pub(super) max_sources: At<u32>,
     pub(super) pin: At<PathBuf>,
 }
@@ -128,6 +129,13 @@ pub(super) struct Xdp {
 pub(super) struct RateFile {
     pub(super) rate_per_s: Option<At<u32>>,
     pub(super) burst: Option<At<u32>>,
+}
+
+/// `[xdp.bytes]`; a value that is missing or refused was noted.
+#[derive(Debug)]
+pub(super) struct ByteRateFile {
+    pub(super) bytes_per_s: Option<At<u64>>,
+    pub(super) burst_bytes: Option<At<u64>>,
 }
 
 /// `[bans]`.
@@ -388,6 +396,10 @@ fn xdp(section: &Section<'_>) -> Xdp {
             "connections admitted at once after a pause",
             (100, 200),
         ),
+        bytes: section.child("bytes", "xdp.bytes").map(|section| ByteRateFile {
+            bytes_per_s: section.must("rate", text(value::bytes_per_s)),
+            burst_bytes: section.must("burst", text(value::bytes)),
+        }),
         max_sources: section.or(
             "max_sources",
             integer(1..=16_777_216, "the kernel keeps memory for all of them"),

@@ -147,6 +147,7 @@ pub(super) const TABLES: &[Known] = &[
             ("ipv6_prefix", "64"),
             ("packets", "{ rate = \"20000/s\", burst = 40000 }"),
             ("connections", "{ rate = \"100/s\", burst = 200 }"),
+            ("bytes", "{ rate = \"50MiB/s\", burst = \"64MiB\" }"),
             ("max_sources", "1_000_000"),
             ("pin", "\"/sys/fs/bpf/portcullis\""),
         ],
@@ -160,6 +161,11 @@ pub(super) const TABLES: &[Known] = &[
         path: "xdp.connections",
         header: "[xdp.connections]",
         keys: &[("rate", "\"100/s\""), ("burst", "200")],
+    },
+    Known {
+        path: "xdp.bytes",
+        header: "[xdp.bytes]",
+        keys: &[("rate", "\"50MiB/s\""), ("burst", "\"64MiB\"")],
     },
     Known {
         path: "bans",

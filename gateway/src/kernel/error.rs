@@ -83,7 +83,7 @@ pub enum KernelError {
         /// The limit's name below `[xdp]`.
         setting: &'static str,
         /// What was configured.
-        burst: u32,
+        burst: u64,
         /// The least burst at this rate on this kernel.
         least: u64,
         /// The kernel's tick.
@@ -208,7 +208,8 @@ impl fmt::Display for KernelError {
             Self::BurstTooSmall { setting, burst, least, ns_per_jiffy } => write!(
                 formatter,
                 "[xdp].{setting}: a burst of {burst} is spent within two ticks of this kernel's clock \
-                 ({} ms each), so less than the rate would pass; set burst to at least {least}",
+                 ({} ms each) or by one frame, so less than the rate would pass; set burst to at \
+                 least {least}",
                 ns_per_jiffy / 1_000_000
             ),
             Self::Clock => formatter.write_str(

@@ -21,8 +21,8 @@ use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{
-    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, Count, Fill, InterfaceStatus, Mode,
-    Notice, Rate, Settings, Status,
+    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Count, FRAME_MAX_BYTES,
+    Fill, InterfaceStatus, Mode, Notice, Rate, Settings, Status,
     attachment::{self, Attachments},
     error::KernelError,
     maps::{self, Maps},
@@ -350,6 +350,7 @@ impl Kernel {
         let changed = abi::Settings {
             packets: plan::limit(settings.packets),
             connections: plan::limit(settings.connections),
+            bytes: plan::byte_limit(settings.bytes),
             enforce: u32::from(settings.enforce),
             ..self.in_kernel
         };
@@ -679,10 +680,16 @@ fn check_limits(settings: &Settings) -> Result<(), KernelError> {
 }
 
 fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError> {
-    for (setting, rate) in [("packets", settings.packets), ("connections", settings.connections)] {
-        let Some(Rate { per_s, burst }) = rate else { continue };
-        let least = plan::least_burst(per_s, ns_per_jiffy);
-        if u64::from(burst) < least {
+    let events = |rate: Rate| (u64::from(rate.per_s), u64::from(rate.burst), 1);
+    let octets = |rate: ByteRate| (rate.bytes_per_s, rate.burst_bytes, FRAME_MAX_BYTES);
+    for (setting, rate) in [
+        ("packets", settings.packets.map(events)),
+        ("connections", settings.connections.map(events)),
+        ("bytes", settings.bytes.map(octets)),
+    ] {
+        let Some((per_s, burst, least)) = rate else { continue };
+        let least = plan::least_burst(per_s, ns_per_jiffy).max(least);
+        if burst < least {
             return Err(KernelError::BurstTooSmall { setting, burst, least, ns_per_jiffy });
         }
     }

@@ -36,7 +36,7 @@ pub struct Layout {
 }
 
 /// How every map must be made for so many sources.
-pub fn layouts(max_sources: u32) -> [Layout; 11] {
+pub fn layouts(max_sources: u32) -> [Layout; 12] {
     let array = |name, value_bytes, entries| Layout {
         name,
         kind: MapType::Array,
@@ -74,6 +74,7 @@ pub fn layouts(max_sources: u32) -> [Layout; 11] {
         array(abi::PREFIX_FILTER_MAP, size_of::<PrefixWord>(), abi::PREFIX_FILTER_WORDS),
         buckets(abi::BUCKETS_MAP),
         buckets(abi::CONNECTIONS_MAP),
+        buckets(abi::BYTES_MAP),
         Layout {
             kind: MapType::PerCpuArray,
             ..array(abi::COUNTERS_MAP, size_of::<Count>(), abi::INTERFACES_MAX * abi::CELLS)
@@ -112,7 +113,7 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
     }
     let mut loader = EbpfLoader::new();
     loader.override_global(abi::SLOT_SYMBOL, &slot, true);
-    for name in [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP] {
+    for name in [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP, abi::BYTES_MAP] {
         loader.map_max_entries(name, abi::bucket_sets(max_sources));
     }
     if let Some(directory) = pins {

@@ -46,6 +46,8 @@ pub struct Settings {
     pub packets: Option<Rate>,
     /// New connections (TCP SYN, QUIC Initial) for each source; `None`: no limit.
     pub connections: Option<Rate>,
+    /// Octets for each source; `None`: no limit.
+    pub bytes: Option<ByteRate>,
     /// Sources whose buckets are remembered at once.
     pub max_sources: u32,
     /// Directory below a bpffs where program, links and maps are pinned.
@@ -89,6 +91,19 @@ pub struct Rate {
     /// At once, after a pause; at least 1.
     pub burst: u32,
 }
+
+/// Octets: a sustained rate and the burst above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteRate {
+    /// Sustained, for each second; not 0.
+    pub bytes_per_s: u64,
+    /// At once, after a pause; at least [`FRAME_MAX_BYTES`].
+    pub burst_bytes: u64,
+}
+
+/// The largest frame there is: what the kernel joins in generic mode has up to 64 KiB. A burst
+/// that did not hold it would let it pass only after a pause.
+pub const FRAME_MAX_BYTES: u64 = 65_536;
 
 /// A ban to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use gateway_ebpf::{
 };
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Rate, Service, Transport};
+use super::{ByteRate, Rate, Service, Transport};
 
 /// A prefix as the kernel's tries hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,10 +181,15 @@ pub fn limit(rate: Option<Rate>) -> Limit {
     rate.map_or(Limit::NONE, |rate| Limit::new(rate.per_s, 1_000_000_000, rate.burst))
 }
 
+/// The rate of octets as the program takes it.
+pub fn byte_limit(rate: Option<ByteRate>) -> Limit {
+    rate.map_or(Limit::NONE, |rate| Limit::octets(rate.bytes_per_s, rate.burst_bytes))
+}
+
 /// The least burst that this rate needs on a clock with ticks of this length: packets arrive
 /// between two ticks, but the bucket refills at the tick, so it must hold two ticks' worth.
-pub fn least_burst(per_s: u32, ns_per_jiffy: u64) -> u64 {
-    (2 * ns_per_jiffy * u64::from(per_s)).div_ceil(1_000_000_000).max(1)
+pub fn least_burst(per_s: u64, ns_per_jiffy: u64) -> u64 {
+    (2 * ns_per_jiffy).saturating_mul(per_s).div_ceil(1_000_000_000).max(1)
 }
 
 /// An IPv4-mapped IPv6 prefix means IPv4; and no host bits.
@@ -304,7 +309,7 @@ mod tests {
             (20_000, 4_000_000, 160),
             (20_000, 10_000_000, 400),
             (1, 10_000_000, 1),
-            (u32::MAX, 10_000_000, 85_899_346),
+            (u64::from(u32::MAX), 10_000_000, 85_899_346),
         ] {
             assert_eq!(least_burst(per_s, ns_per_jiffy), least, "{per_s}/s");
         }
