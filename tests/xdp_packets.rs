@@ -590,6 +590,46 @@ fn a_source_sends_its_octets_to_the_frame() {
 }
 
 #[test]
+fn the_sources_of_one_site_share_sixteen_times_the_limit_of_one() {
+    if !may_load_programs() {
+        return;
+    }
+    let three = Limit::new(1, LONG_NS, 3);
+    let payload = vec![0x30, 0x39, 0x20, 0xfb, 1, 1, 1, 1, 1, 1, 1, 1, 0x50, 0x02];
+    for (rules, over) in [
+        (Rules { limit: three, connections: Limit::NONE, ..rules() }, Outcome::OverLimit),
+        (Rules { limit: Limit::NONE, connections: three, ..rules() }, Outcome::OverConnections),
+    ] {
+        let rules = Rules { bytes: Limit::NONE, ..rules };
+        let (loaded, oracle) = (Loaded::new(&rules), Oracle::new(&rules));
+        let mut within = 0;
+        let mut send = |site: u16, network: u16| {
+            let source = format!("2001:db8:{site:x}:{network:x}::1");
+            let frame =
+                Packet { payload: payload.clone(), ..Packet::to_port(&source, 6, 0) }.frame();
+            let (action, cell) = oracle.judge(&frame);
+            assert_eq!(loaded.run(&frame, 1), (action, HashMap::from([(cell, 1)])), "{source}");
+            if cell == abi::cell(Outcome::WithinLimit, true) {
+                within += 1;
+            } else {
+                assert_eq!(cell, abi::cell(over, true), "{source}");
+            }
+            within
+        };
+        // One after the other, so that none is over its own limit.
+        for network in 0..60 {
+            send(7, network);
+        }
+        // The next site has its own; one of its networks still has no more than a source.
+        assert_eq!(send(8, 1), 48 + 1);
+        for _ in 0..10 {
+            send(8, 2);
+        }
+        assert_eq!(send(8, 1), 48 + 1 + 3 + 1);
+    }
+}
+
+#[test]
 fn two_cpus_together_get_one_burst() {
     if !may_load_programs() {
         return;

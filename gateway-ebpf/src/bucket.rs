@@ -47,6 +47,17 @@ impl Limit {
         Self { cost_ns, tolerance_ns: self.tolerance_ns.saturating_sub(cost_ns) }
     }
 
+    /// The limit with rate and burst doubled so many times.
+    #[inline(always)]
+    pub const fn doubled(&self, times: u32) -> Self {
+        let cost_ns = match self.cost_ns >> times {
+            0 => 1,
+            cost_ns => cost_ns,
+        };
+        // The time that the whole burst lasts stays the same.
+        Self { cost_ns, tolerance_ns: self.burst_ns().saturating_sub(cost_ns) }
+    }
+
     /// Whether there is nothing to keep to, so that no bucket need be looked at.
     #[inline(always)]
     pub const fn is_none(&self) -> bool {
@@ -66,6 +77,7 @@ impl Limit {
     }
 
     /// The time in which an empty bucket fills: the burst at the sustained rate.
+    #[inline(always)]
     pub const fn burst_ns(&self) -> u64 {
         self.tolerance_ns.saturating_add(self.cost_ns)
     }
@@ -383,6 +395,18 @@ mod tests {
         let mut bucket = Bucket::full(0);
         assert!(bucket.take(&limit, 0) && !bucket.take(&limit, 0));
         assert!(Limit::octets(0, 0).cost_ns > 0 && Limit::octets(u64::MAX, 1).cost_ns > 0);
+    }
+
+    #[test]
+    fn a_doubled_limit_is_that_of_twice_the_rate_and_burst() {
+        for (per_s, burst) in [(20_000, 40_000), (100, 200), (1, 1), (125, 3)] {
+            let limit = Limit::new(per_s, S, burst);
+            assert_eq!(limit.doubled(0), limit);
+            assert_eq!(limit.doubled(1), Limit::new(2 * per_s, S, 2 * burst));
+            assert_eq!(limit.doubled(4), Limit::new(16 * per_s, S, 16 * burst));
+        }
+        let fastest = Limit { cost_ns: 3, tolerance_ns: 30 }.doubled(4);
+        assert_eq!(fastest, Limit { cost_ns: 1, tolerance_ns: 32 });
     }
 
     #[test]

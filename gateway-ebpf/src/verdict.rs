@@ -114,6 +114,11 @@ impl Quota {
     }
 }
 
+/// How many times rate and burst are doubled for an IPv6 /48: it gets sixteen times what a source
+/// gets. Enough for a site whose many networks call at once; without it, whoever has a /48 has
+/// 65,536 times a source's limit.
+pub const NETWORK_DOUBLINGS: u32 = 4;
+
 /// The rules and the state that a verdict depends on: kernel maps there, plain tables in a test.
 pub trait Tables {
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
@@ -191,7 +196,7 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     Outcome::WithinLimit
 }
 
-/// Charges a source, or says that it has nothing left.
+/// Charges a source and the network it lies in, or says that one of them has nothing left.
 #[inline(always)]
 fn is_over<F: Frame + ?Sized, T: Tables>(
     quota: Quota,
@@ -204,11 +209,21 @@ fn is_over<F: Frame + ?Sized, T: Tables>(
     if limit.is_none() {
         return false;
     }
-    let limit = match quota {
-        Quota::Packets | Quota::Connections => limit,
-        Quota::Bytes => limit.of_frame(frame.bytes()),
+    let is_refused = |source, limit: &Limit| {
+        matches!(tables.admit(quota, source, limit, now_ns), Admission::Over)
     };
-    matches!(tables.admit(quota, source, &limit, now_ns), Admission::Over)
+    // Octets are limited where a link is short, and there is no reason why a site's should be
+    // sixteen times as wide.
+    if matches!(quota, Quota::Bytes) {
+        return is_refused(source, &limit.of_frame(frame.bytes()));
+    }
+    if is_refused(source, &limit) {
+        return true;
+    }
+    match source.network() {
+        Some(network) => is_refused(network.word(), &limit.doubled(NETWORK_DOUBLINGS)),
+        None => false,
+    }
 }
 
 #[cfg(test)]
