@@ -28,7 +28,7 @@ use gateway_ebpf::{
     abi::{self, Ban},
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Target},
-    verdict::{self, Quota, Tables, judge},
+    verdict::{self, Listed, Quota, Tables, judge},
 };
 use ipnet::IpNet;
 use proptest::{
@@ -73,6 +73,7 @@ struct Rules {
     deny: Vec<IpNet>,
     exempt: Vec<IpNet>,
     banned: Vec<Source>,
+    banned_nets: Vec<IpNet>,
     limit: Limit,
     connections: Limit,
     bytes: Limit,
@@ -105,7 +106,7 @@ impl Loaded {
         self.maps.write_settings(&self.settings).unwrap();
         self.maps.write_ports(&plan::ports(&rules.ports, &rules.management)).unwrap();
         let prefixes = |nets: &[IpNet]| nets.iter().map(Prefix::from).collect::<BTreeSet<_>>();
-        let filter = plan::prefix_filter(&rules.deny, &rules.exempt);
+        let filter = plan::prefix_filter(&rules.deny, &rules.exempt, &rules.banned_nets);
         self.maps
             .write_prefixes(&prefixes(&rules.deny), &prefixes(&rules.exempt), &filter)
             .unwrap();
@@ -115,10 +116,18 @@ impl Loaded {
         for &source in &rules.banned {
             self.ban_until(source, now_ns + LONG_NS);
         }
+        for net in &rules.banned_nets {
+            self.ban_net_until(net, now_ns + LONG_NS);
+        }
     }
 
     fn ban_until(&mut self, source: Source, expires_ns: u64) {
         assert!(self.maps.insert_ban(source, &Ban { expires_ns, ..Ban::default() }).unwrap());
+    }
+
+    fn ban_net_until(&mut self, net: &IpNet, until_ns: u64) {
+        let ban = abi::PrefixBan { until_ns, ..abi::PrefixBan::default() };
+        assert!(self.maps.insert_prefix_ban(Prefix::from(net), &ban).unwrap());
     }
 
     fn program(&self, name: &str) -> &Xdp {
@@ -211,8 +220,15 @@ impl Tables for Oracle {
         self.rules.banned.contains(&source)
     }
 
-    fn is_denied(&self, address: Address) -> bool {
-        self.rules.deny.iter().any(|net| net.contains(&ip(address)))
+    fn listed(&self, address: Address, _: u64) -> Listed {
+        let covers = |net: &IpNet| net.contains(&ip(address));
+        if self.rules.banned_nets.iter().any(covers) {
+            Listed::Banned
+        } else if self.rules.deny.iter().any(covers) {
+            Listed::Denied
+        } else {
+            Listed::Nowhere
+        }
     }
 
     fn is_exempt(&self, address: Address) -> bool {
@@ -291,6 +307,7 @@ fn rules() -> Rules {
         deny: nets(&["203.0.113.0/24", "2001:db8:bad::/48", "198.18.0.0/15", "3000::/4"]),
         exempt: nets(&["203.0.113.7/32", "127.0.0.0/8", "2001:db8:bad:1::5/128", "192.0.2.99/32"]),
         banned: vec![source("192.0.2.66"), source("192.0.2.99"), source("2001:db8:66::1")],
+        banned_nets: nets(&["198.51.100.0/25", "203.0.113.128/25", "2001:db8:77::/48"]),
         limit: Limit::new(1, LONG_NS, 3),
         connections: Limit::new(1, LONG_NS, 2),
         bytes: Limit::octets(1, 2_000),
@@ -394,6 +411,12 @@ fn every_frame_gets_the_verdict_that_user_space_would_give() {
         ("from the link", tcp("fe80::1", 8443).frame(), Outcome::Exempt),
         ("from nowhere", tcp("::", 8443).frame(), Outcome::Exempt),
         ("an IPv4-mapped source", tcp("::ffff:127.0.0.1", 8443).frame(), Outcome::Malformed),
+        ("of a banned /25", tcp("198.51.100.127", 443).frame(), Outcome::Banned),
+        ("beside it", tcp("198.51.100.128", 443).frame(), Outcome::WithinLimit),
+        ("of one that is denied too", tcp("203.0.113.200", 443).frame(), Outcome::Banned),
+        ("of a banned /48", udp("2001:db8:77:abcd::1", 443).frame(), Outcome::Banned),
+        ("beside that", udp("2001:db8:78::1", 443).frame(), Outcome::WithinLimit),
+        ("management of a banned prefix", tcp("198.51.100.1", 22).frame(), Outcome::Management),
         ("a SYN", with(tcp("192.0.2.20", 0), &syn), Outcome::WithinLimit),
         ("its ACK", with(tcp("192.0.2.20", 0), &ack), Outcome::WithinLimit),
         ("a SYN of another source", with(tcp("192.0.2.21", 0), &syn), Outcome::WithinLimit),
@@ -461,7 +484,8 @@ fn no_frame_is_read_otherwise_by_the_kernel() {
         Rules { limit: Limit::NONE, connections: Limit::NONE, bytes: Limit::NONE, ..rules() };
     let loaded = Mutex::new(Loaded::new(&rules));
     let mut addresses: Vec<IpAddr> = rules.banned.iter().map(|source| source.address()).collect();
-    addresses.extend(rules.deny.iter().chain(&rules.exempt).map(IpNet::addr));
+    let nets = rules.deny.iter().chain(&rules.exempt).chain(&rules.banned_nets);
+    addresses.extend(nets.map(IpNet::addr));
     addresses.extend(
         ["192.0.2.1", "fe80::1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()),
     );
@@ -698,6 +722,30 @@ fn a_ban_ends_by_itself_and_a_filter_without_a_ban_is_none() {
     assert_eq!(loaded.run(&frame, 1), (XDP_DROP, cell(Outcome::Banned)));
     assert!(loaded.maps.remove_ban(source).unwrap() && !loaded.maps.remove_ban(source).unwrap());
     assert_eq!(loaded.run(&frame, 1), (XDP_PASS, cell(Outcome::WithinLimit)));
+}
+
+#[test]
+fn a_prefixs_ban_ends_by_itself_and_the_list_of_denied_holds_on() {
+    if !may_load_programs() {
+        return;
+    }
+    let mut loaded = Loaded::new(&rules());
+    let cell = |outcome| HashMap::from([(abi::cell(outcome, true), 1)]);
+    for (net, source, after) in [
+        ("198.51.100.0/25", "198.51.100.5", Outcome::WithinLimit),
+        ("203.0.113.128/25", "203.0.113.200", Outcome::Denied),
+        ("2001:db8:77::/48", "2001:db8:77::5", Outcome::WithinLimit),
+    ] {
+        let net: IpNet = net.parse().unwrap();
+        let frame = Packet::to_port(source, 17, 443).frame();
+        let now_ns = loaded.now_ns();
+        loaded.ban_net_until(&net, now_ns);
+        assert_eq!(loaded.run(&frame, 1).1, cell(after), "{net}");
+        loaded.ban_net_until(&net, now_ns + LONG_NS);
+        assert_eq!(loaded.run(&frame, 1).1, cell(Outcome::Banned), "{net}");
+        loaded.maps.remove_prefix_ban(Prefix::from(&net)).unwrap();
+        assert_eq!(loaded.run(&frame, 1).1, cell(after), "{net}");
+    }
 }
 
 #[test]

@@ -29,11 +29,13 @@ pub const PORTS_MAP: &str = "PORTS";
 pub const BANS_MAP: &str = "BANS";
 /// Name of the array of words that are the filter in front of the bans, by [`ban_bit`].
 pub const BAN_FILTER_MAP: &str = "BAN_FILTER";
+/// Name of the trie of banned prefixes, each with its [`PrefixBan`].
+pub const BAN_PREFIXES_MAP: &str = "BAN_PREFIXES";
 /// Name of the trie of prefixes that are always dropped.
 pub const DENY_MAP: &str = "DENY";
 /// Name of the trie of prefixes that are never dropped.
 pub const EXEMPT_MAP: &str = "EXEMPT";
-/// Name of the array of [`PrefixWord`] that is the filter in front of both tries, by
+/// Name of the array of [`PrefixWord`] that is the filter in front of the tries, by
 /// [`prefix_bit`].
 pub const PREFIX_FILTER_MAP: &str = "PREFIX_FILTER";
 /// Name of the array of [`bucket::Set`] for packets.
@@ -53,6 +55,9 @@ pub const INTERFACES_MAX: u32 = 64;
 /// Bans that can be in force at once: 6 MB of kernel memory, set aside when the map is made, so
 /// that a ban never fails for lack of memory.
 pub const BANS_MAX: u32 = 65_536;
+/// Prefixes that can be banned at once: operators write them, by hand or from a list of the day's
+/// networks; what lasts belongs on the list of denied sources.
+pub const BAN_PREFIXES_MAX: u32 = 4_096;
 /// Prefixes on the list of denied sources: room for a large public blocklist.
 pub const DENY_MAX: u32 = 262_144;
 /// Prefixes on the list of exempt sources.
@@ -128,6 +133,20 @@ pub struct Ban {
 }
 const _: () = assert!(size_of::<Ban>() == 32);
 
+/// One banned prefix.
+///
+/// A trie finds the longest prefix only, so each carries how long any that covers it is in force:
+/// one that is over does not hide a longer ban of a shorter prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PrefixBan {
+    /// Its own ban.
+    pub ban: Ban,
+    /// The latest end of its own and of those of the prefixes that cover it.
+    pub until_ns: u64,
+}
+const _: () = assert!(size_of::<PrefixBan>() == 40);
+
 /// 64 bits of the filters in front of the tries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -136,8 +155,12 @@ pub struct PrefixWord {
     pub deny: u64,
     /// An exempt prefix may cover the address.
     pub exempt: u64,
+    /// A banned prefix may cover the address.
+    pub ban: u64,
+    /// To a power of two.
+    pub _pad: u64,
 }
-const _: () = assert!(size_of::<PrefixWord>() == 16);
+const _: () = assert!(size_of::<PrefixWord>() == 32);
 
 /// What one CPU counted of one thing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,8 +196,9 @@ const _: () = assert!(size_of::<Tick>() == 16);
 /// The data part of a trie's key: the family, then the address, in network byte order.
 ///
 /// The family is part of the prefix, so that `::/0` covers no IPv4 address, as it would if IPv4
-/// were written as ::ffff:a.b.c.d.
-pub type PrefixData = [u32; 5];
+/// were written as ::ffff:a.b.c.d. The last word is always 0: the kernel places a trie's value right
+/// behind the key, where eight octets must be aligned.
+pub type PrefixData = [u32; 6];
 /// Bits of [`PrefixData`] before the address; add the prefix's own length.
 pub const FAMILY_BITS: u32 = 32;
 
@@ -182,13 +206,14 @@ pub const FAMILY_BITS: u32 = 32;
 #[inline(always)]
 pub const fn prefix_data(address: Address) -> PrefixData {
     match address {
-        Address::V4(address) => [4u32.to_be(), address.to_be(), 0, 0, 0],
+        Address::V4(address) => [4u32.to_be(), address.to_be(), 0, 0, 0, 0],
         Address::V6(upper, lower) => [
             6u32.to_be(),
             ((upper >> 32) as u32).to_be(),
             (upper as u32).to_be(),
             ((lower >> 32) as u32).to_be(),
             (lower as u32).to_be(),
+            0,
         ],
     }
 }
@@ -256,6 +281,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Ban {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::PrefixBan {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::PrefixWord {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Count {}
@@ -303,11 +330,11 @@ mod tests {
         let octets = |address| prefix_data(address).map(u32::to_ne_bytes).concat();
         assert_eq!(
             octets(Address::V4(0xc000_0207)),
-            [0, 0, 0, 4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+            [0, 0, 0, 4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         );
         assert_eq!(
             octets(Address::V6(0x2001_0db8_0001_0002, 5)),
-            [0, 0, 0, 6, 0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5]
+            [0, 0, 0, 6, 0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0]
         );
     }
 

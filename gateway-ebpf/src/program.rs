@@ -17,12 +17,12 @@ use aya_ebpf::{
 use gateway_ebpf::{
     Source,
     abi::{
-        self, Ban, Count, Interface, PortWord, PrefixData, PrefixWord, Settings, Tick, ban_bit,
-        bucket_set, cell, prefix_bit, prefix_data,
+        self, Ban, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord, Settings, Tick,
+        ban_bit, bucket_set, cell, prefix_bit, prefix_data,
     },
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Frame, Target},
-    verdict::{Quota, Service, Tables, judge},
+    verdict::{Listed, Quota, Service, Tables, judge},
 };
 
 // Named as the constants in `abi` name them; the loader compares every map it finds pinned with
@@ -35,6 +35,9 @@ static PORTS: Array<PortWord, { abi::PORT_WORDS as usize }> = Array::new();
 static BANS: HashMap<u64, Ban, { abi::BANS_MAX as usize }> = HashMap::new();
 #[btf_map]
 static BAN_FILTER: Array<u64, { abi::BAN_FILTER_WORDS as usize }> = Array::new();
+#[btf_map]
+static BAN_PREFIXES: LpmTrie<PrefixData, PrefixBan, { abi::BAN_PREFIXES_MAX as usize }> =
+    LpmTrie::new();
 #[btf_map]
 static DENY: LpmTrie<PrefixData, u32, { abi::DENY_MAX as usize }> = LpmTrie::new();
 #[btf_map]
@@ -167,14 +170,24 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn is_denied(&self, address: Address) -> bool {
+    fn listed(&self, address: Address, now_ns: u64) -> Listed {
         let bit = prefix_bit(address);
-        match PREFIX_FILTER.get(bit / 64) {
-            Some(word) if word.deny >> (bit % 64) & 1 != 0 => {
-                DENY.get(&whole_address(address)).is_some()
-            }
-            _ => false,
+        let Some(word) = PREFIX_FILTER.get(bit / 64) else { return Listed::Nowhere };
+        let bit = bit % 64;
+        if (word.ban | word.deny) >> bit & 1 == 0 {
+            return Listed::Nowhere;
         }
+        let key = whole_address(address);
+        if word.ban >> bit & 1 != 0
+            && let Some(ban) = BAN_PREFIXES.get(&key)
+            && (ban.until_ns.wrapping_sub(now_ns) as i64) > 0
+        {
+            return Listed::Banned;
+        }
+        if word.deny >> bit & 1 != 0 && DENY.get(&key).is_some() {
+            return Listed::Denied;
+        }
+        Listed::Nowhere
     }
 
     #[inline(always)]

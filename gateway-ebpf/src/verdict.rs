@@ -119,14 +119,25 @@ impl Quota {
 /// 65,536 times a source's limit.
 pub const NETWORK_DOUBLINGS: u32 = 4;
 
+/// Which list of prefixes an address is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// On none.
+    Nowhere,
+    /// A ban on a prefix that covers it is in force.
+    Banned,
+    /// A denied prefix covers it.
+    Denied,
+}
+
 /// The rules and the state that a verdict depends on: kernel maps there, plain tables in a test.
 pub trait Tables {
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
     fn service(&self, target: Target) -> Service;
     /// Whether a ban on the source is in force at `now_ns`.
     fn is_banned(&self, source: Source, now_ns: u64) -> bool;
-    /// Whether the address is on the list of denied ones.
-    fn is_denied(&self, address: Address) -> bool;
+    /// Which prefixes cover the address at `now_ns`; a ban before the list of denied ones.
+    fn listed(&self, address: Address, now_ns: u64) -> Listed;
     /// Whether the address is on the list of those never dropped.
     fn is_exempt(&self, address: Address) -> bool;
     /// What each source may have of this; of octets as [`Limit::octets`] tells it.
@@ -179,8 +190,10 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     if tables.is_banned(source, now_ns) {
         return Outcome::Banned;
     }
-    if tables.is_denied(address) {
-        return Outcome::Denied;
+    match tables.listed(address, now_ns) {
+        Listed::Nowhere => {}
+        Listed::Banned => return Outcome::Banned,
+        Listed::Denied => return Outcome::Denied,
     }
     // Connections first: what is refused there costs the source none of its packets, so a flood of
     // them does not also end the connections that it has.
@@ -260,8 +273,8 @@ mod tests {
         fn is_banned(&self, _: Source, _: u64) -> bool {
             self.banned
         }
-        fn is_denied(&self, _: Address) -> bool {
-            self.denied
+        fn listed(&self, _: Address, _: u64) -> Listed {
+            if self.denied { Listed::Denied } else { Listed::Nowhere }
         }
         fn is_exempt(&self, _: Address) -> bool {
             self.exempt_asked.set(self.exempt_asked.get() + 1);

@@ -135,6 +135,50 @@ pub enum BanOutcome {
     Failed(KernelError),
 }
 
+/// A ban on all sources of a prefix, to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixBan {
+    /// Whom.
+    pub net: IpNet,
+    /// For how long from now.
+    pub lasts: Duration,
+    /// As in [`Ban::reason`].
+    pub reason: u32,
+    /// As in [`Ban::origin`].
+    pub origin: u32,
+}
+
+/// What became of a [`PrefixBan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixBanOutcome {
+    /// In force.
+    Set,
+    /// In force; it replaced one that the prefix had.
+    Replaced,
+    /// Refused: it has addresses that are never dropped.
+    Exempt {
+        /// The exempt prefix that it shares them with.
+        by: IpNet,
+    },
+    /// Refused: as many prefixes are banned as there can be.
+    TableFull,
+}
+
+/// A ban on a prefix that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixBanEntry {
+    /// Whom.
+    pub net: IpNet,
+    /// For how long still.
+    pub remaining: Duration,
+    /// How long ago it was set.
+    pub age: Duration,
+    /// As in [`Ban::reason`].
+    pub reason: u32,
+    /// As in [`Ban::origin`].
+    pub origin: u32,
+}
+
 /// A ban that is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BanEntry {
@@ -243,7 +287,7 @@ impl AttachedMode {
 /// How full a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// What it holds: `bans`, `deny` or `exempt`.
+    /// What it holds: `bans`, `ban_prefixes`, `deny` or `exempt`.
     pub map: &'static str,
     /// Entries in use; among bans also those that expired and were not swept yet.
     pub used: usize,
