@@ -16,10 +16,14 @@ use std::{
 };
 
 use gateway::kernel::{
-    Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, Rate, Settings,
-    attachment, detach, probe,
+    Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, PrefixBan,
+    PrefixBanOutcome, Rate, Settings, attachment, detach, probe,
 };
-use gateway_ebpf::{Outcome, Source, abi::BANS_MAX};
+use gateway_ebpf::{
+    Outcome, Source,
+    abi::{BANS_MAX, LAYOUT_VERSION},
+};
+use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 
 use crate::xdp_packets::may_load_programs;
@@ -75,6 +79,8 @@ impl Pair {
             exempt: vec!["127.0.0.0/8".parse().unwrap()],
             deny: Vec::new(),
             packets: Some(Rate { per_s: 1_000, burst: 1_000 }),
+            connections: None,
+            bytes: None,
             max_sources: 1_000,
             pin: self.pin.clone(),
         }
@@ -232,6 +238,54 @@ fn a_full_table_refuses_until_bans_are_over() {
     // One that is banned already can be banned for longer even so.
     let again = kernel.ban(&bans(0, 1, 2 * hour));
     assert!(matches!(again[..], [(_, BanOutcome::Replaced)]));
+}
+
+#[test]
+fn a_banned_prefix_is_dropped_until_it_is_over_and_outlives_the_daemon() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let net = |length| IpNet::new(pair.peer.into(), length).unwrap().trunc();
+    let ban = |length, lasts| PrefixBan { net: net(length), lasts, reason: 4, origin: 1 };
+    let (hour, nothing) = (Duration::from_secs(3600), Duration::ZERO);
+    let (mut kernel, _) = Kernel::start(&pair.settings()).unwrap();
+    let wire = pair.sockets();
+    assert!(wire.passes());
+    assert_eq!(kernel.ban_prefix(&ban(24, hour)).unwrap(), PrefixBanOutcome::Set);
+    assert!(!wire.passes());
+    // A ban of a part of it that is over does not hide it.
+    assert_eq!(kernel.ban_prefix(&ban(30, nothing)).unwrap(), PrefixBanOutcome::Set);
+    assert!(!wire.passes());
+    assert_eq!(kernel.prefix_bans().unwrap().len(), 1);
+    // A longer one of a part goes on when the whole is lifted.
+    assert_eq!(kernel.ban_prefix(&ban(30, hour)).unwrap(), PrefixBanOutcome::Set);
+    assert_eq!(kernel.ban_prefix(&ban(30, 2 * hour)).unwrap(), PrefixBanOutcome::Replaced);
+    assert!(kernel.unban_prefix(net(24)).unwrap() && !kernel.unban_prefix(net(24)).unwrap());
+    assert!(!wire.passes());
+    drop(kernel);
+
+    let (mut kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    assert_eq!(notices, [Notice::Adopted { interfaces: 1, bans: 1 }]);
+    let [entry] = kernel.prefix_bans().unwrap()[..] else { panic!("one prefix is banned") };
+    assert_eq!((entry.net, entry.reason, entry.origin), (net(30), 4, 1));
+    assert!(entry.remaining > hour && entry.remaining <= 2 * hour);
+    assert!(!wire.passes());
+    // A reload keeps it, too.
+    kernel.apply(&pair.settings()).unwrap();
+    assert!(!wire.passes());
+    assert!(kernel.unban_prefix(net(30)).unwrap());
+    assert!(wire.passes());
+
+    // One that has an exempt address is refused, and says which.
+    let by = IpNet::from(IpAddr::V4(pair.peer));
+    let exempt = Settings { exempt: vec![by], ..pair.settings() };
+    kernel.apply(&exempt).unwrap();
+    assert_eq!(kernel.ban_prefix(&ban(16, hour)).unwrap(), PrefixBanOutcome::Exempt { by });
+    assert!(wire.passes());
+    kernel.apply(&pair.settings()).unwrap();
+    kernel.ban_prefix(&ban(24, nothing)).unwrap();
+    assert_eq!((kernel.sweep().unwrap(), kernel.sweep().unwrap()), (1, 0));
 }
 
 #[test]
@@ -415,7 +469,12 @@ fn a_failed_start_says_why_and_leaves_nothing() {
             Settings { interfaces: vec![pair.near.clone(), "pcl-none".into()], ..settings.clone() },
             "pcl-none",
         ),
-        ("a tiny burst", Settings { packets: Some(burst), ..settings.clone() }, "burst"),
+        ("a tiny burst", Settings { packets: Some(burst), ..settings.clone() }, "packets: a burst"),
+        (
+            "of connections",
+            Settings { connections: Some(burst), ..settings.clone() },
+            "connections: a burst",
+        ),
         ("no bpffs", Settings { pin: "/tmp/portcullis-live".into(), ..settings.clone() }, "bpffs"),
     ] {
         let error = Kernel::start(&settings).unwrap_err().to_string();
@@ -442,7 +501,12 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     let (kernel, notices) = Kernel::start(&larger).unwrap();
     assert_eq!(
         notices,
-        [Notice::Wiped { map: "BUCKETS" }, Notice::Adopted { interfaces: 1, bans: 1 }]
+        [
+            Notice::Wiped { map: "BUCKETS" },
+            Notice::Wiped { map: "CONNECTIONS" },
+            Notice::Wiped { map: "BYTES" },
+            Notice::Adopted { interfaces: 1, bans: 1 }
+        ]
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
     assert!(!pair.sockets().passes());
@@ -459,7 +523,7 @@ fn another_versions_filter_is_replaced_without_a_gap() {
     drop(kernel);
     // As if a version with another layout had made it; one of its interfaces is not wanted now.
     let old = pair.pin.join("v0");
-    fs::rename(pair.pin.join("v1"), &old).unwrap();
+    fs::rename(pair.pin.join(format!("v{LAYOUT_VERSION}")), &old).unwrap();
     let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
     let adopted = Notice::Adopted { interfaces: 1, bans: 0 };
     assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone() }]);
@@ -486,6 +550,8 @@ fn daemon_to_be_killed(text: &str) {
         exempt: Vec::new(),
         deny: Vec::new(),
         packets: None,
+        connections: None,
+        bytes: None,
         max_sources: 1_000,
         pin: pin.into(),
     };

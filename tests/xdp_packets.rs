@@ -28,7 +28,7 @@ use gateway_ebpf::{
     abi::{self, Ban},
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Target},
-    verdict::{self, Tables, judge},
+    verdict::{self, Listed, Quota, Tables, judge},
 };
 use ipnet::IpNet;
 use proptest::{
@@ -73,7 +73,10 @@ struct Rules {
     deny: Vec<IpNet>,
     exempt: Vec<IpNet>,
     banned: Vec<Source>,
-    limit: Option<Limit>,
+    banned_nets: Vec<IpNet>,
+    limit: Limit,
+    connections: Limit,
+    bytes: Limit,
     enforce: bool,
 }
 
@@ -92,8 +95,9 @@ impl Loaded {
 
     fn write(&mut self, rules: &Rules) {
         self.settings = abi::Settings {
-            cost_ns: rules.limit.map_or(0, |limit| limit.cost_ns),
-            tolerance_ns: rules.limit.map_or(0, |limit| limit.tolerance_ns),
+            packets: rules.limit,
+            connections: rules.connections,
+            bytes: rules.bytes,
             ns_per_jiffy: 1,
             secret: SECRET,
             set_mask: abi::bucket_sets(MAX_SOURCES) - 1,
@@ -102,7 +106,7 @@ impl Loaded {
         self.maps.write_settings(&self.settings).unwrap();
         self.maps.write_ports(&plan::ports(&rules.ports, &rules.management)).unwrap();
         let prefixes = |nets: &[IpNet]| nets.iter().map(Prefix::from).collect::<BTreeSet<_>>();
-        let filter = plan::prefix_filter(&rules.deny, &rules.exempt);
+        let filter = plan::prefix_filter(&rules.deny, &rules.exempt, &rules.banned_nets);
         self.maps
             .write_prefixes(&prefixes(&rules.deny), &prefixes(&rules.exempt), &filter)
             .unwrap();
@@ -112,10 +116,18 @@ impl Loaded {
         for &source in &rules.banned {
             self.ban_until(source, now_ns + LONG_NS);
         }
+        for net in &rules.banned_nets {
+            self.ban_net_until(net, now_ns + LONG_NS);
+        }
     }
 
     fn ban_until(&mut self, source: Source, expires_ns: u64) {
         assert!(self.maps.insert_ban(source, &Ban { expires_ns, ..Ban::default() }).unwrap());
+    }
+
+    fn ban_net_until(&mut self, net: &IpNet, until_ns: u64) {
+        let ban = abi::PrefixBan { until_ns, ..abi::PrefixBan::default() };
+        assert!(self.maps.insert_prefix_ban(Prefix::from(net), &ban).unwrap());
     }
 
     fn program(&self, name: &str) -> &Xdp {
@@ -161,7 +173,7 @@ impl Loaded {
 /// User space's own tables for the same rules.
 struct Oracle {
     rules: Rules,
-    sets: RefCell<HashMap<u32, Set>>,
+    sets: RefCell<HashMap<(Quota, u32), Set>>,
 }
 
 impl Oracle {
@@ -208,19 +220,33 @@ impl Tables for Oracle {
         self.rules.banned.contains(&source)
     }
 
-    fn is_denied(&self, address: Address) -> bool {
-        self.rules.deny.iter().any(|net| net.contains(&ip(address)))
+    fn listed(&self, address: Address, _: u64) -> Listed {
+        let covers = |net: &IpNet| net.contains(&ip(address));
+        if self.rules.banned_nets.iter().any(covers) {
+            Listed::Banned
+        } else if self.rules.deny.iter().any(covers) {
+            Listed::Denied
+        } else {
+            Listed::Nowhere
+        }
     }
 
     fn is_exempt(&self, address: Address) -> bool {
         self.rules.exempt.iter().any(|net| net.contains(&ip(address)))
     }
 
-    fn admit(&self, source: Source, now_ns: u64) -> Admission {
-        let Some(limit) = self.rules.limit else { return Admission::Within };
+    fn limit(&self, quota: Quota) -> Limit {
+        match quota {
+            Quota::Packets => self.rules.limit,
+            Quota::Connections => self.rules.connections,
+            Quota::Bytes => self.rules.bytes,
+        }
+    }
+
+    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission {
         let index =
             abi::bucket_set(bucket::hash(source, SECRET), abi::bucket_sets(MAX_SOURCES) - 1);
-        self.sets.borrow_mut().entry(index).or_default().admit(source, &limit, now_ns)
+        self.sets.borrow_mut().entry((quota, index)).or_default().admit(source, limit, now_ns)
     }
 }
 
@@ -281,7 +307,10 @@ fn rules() -> Rules {
         deny: nets(&["203.0.113.0/24", "2001:db8:bad::/48", "198.18.0.0/15", "3000::/4"]),
         exempt: nets(&["203.0.113.7/32", "127.0.0.0/8", "2001:db8:bad:1::5/128", "192.0.2.99/32"]),
         banned: vec![source("192.0.2.66"), source("192.0.2.99"), source("2001:db8:66::1")],
-        limit: Some(Limit::new(1, LONG_NS, 3)),
+        banned_nets: nets(&["198.51.100.0/25", "203.0.113.128/25", "2001:db8:77::/48"]),
+        limit: Limit::new(1, LONG_NS, 3),
+        connections: Limit::new(1, LONG_NS, 2),
+        bytes: Limit::octets(1, 2_000),
         enforce: true,
     }
 }
@@ -293,6 +322,21 @@ fn every_frame_gets_the_verdict_that_user_space_would_give() {
     }
     let tcp = |source: &str, port| Packet::to_port(source, 6, port);
     let udp = |source: &str, port| Packet::to_port(source, 17, port);
+    let with = |packet: Packet, bytes: &[u8]| Packet { payload: bytes.to_vec(), ..packet }.frame();
+    // Ports, sequence and acknowledgement, then the length and the flags.
+    let segment =
+        |flags: u8| [&[0x30, 0x39, 0x20, 0xfb][..], &[1; 8], &[0x50, flags, 0, 0]].concat();
+    let (syn, ack) = (segment(0x02), segment(0x10));
+    let datagram = |first: u8, version: u32| {
+        [&[0x30, 0x39, 0x20, 0xfb, 4, 0xb8, 0, 0, first][..], &version.to_be_bytes(), &[1; 9]]
+            .concat()
+    };
+    // A frame of so many octets.
+    let large = |source: &str, bytes: usize| {
+        let mut frame = udp(source, 443).frame();
+        frame.resize(bytes, 0);
+        frame
+    };
     let tagged = |tags: &[u16]| Packet { tags: tags.to_vec(), ..tcp("192.0.2.1", 8443) };
     let chain = |count: usize| {
         let packet = tcp("2001:db8:5::1", 8443);
@@ -367,6 +411,51 @@ fn every_frame_gets_the_verdict_that_user_space_would_give() {
         ("from the link", tcp("fe80::1", 8443).frame(), Outcome::Exempt),
         ("from nowhere", tcp("::", 8443).frame(), Outcome::Exempt),
         ("an IPv4-mapped source", tcp("::ffff:127.0.0.1", 8443).frame(), Outcome::Malformed),
+        ("of a banned /25", tcp("198.51.100.127", 443).frame(), Outcome::Banned),
+        ("beside it", tcp("198.51.100.128", 443).frame(), Outcome::WithinLimit),
+        ("of one that is denied too", tcp("203.0.113.200", 443).frame(), Outcome::Banned),
+        ("of a banned /48", udp("2001:db8:77:abcd::1", 443).frame(), Outcome::Banned),
+        ("beside that", udp("2001:db8:78::1", 443).frame(), Outcome::WithinLimit),
+        ("management of a banned prefix", tcp("198.51.100.1", 22).frame(), Outcome::Management),
+        ("a SYN", with(tcp("192.0.2.20", 0), &syn), Outcome::WithinLimit),
+        ("its ACK", with(tcp("192.0.2.20", 0), &ack), Outcome::WithinLimit),
+        ("a SYN of another source", with(tcp("192.0.2.21", 0), &syn), Outcome::WithinLimit),
+        ("the second SYN", with(tcp("192.0.2.21", 0), &syn), Outcome::WithinLimit),
+        ("the third SYN", with(tcp("192.0.2.21", 0), &syn), Outcome::OverConnections),
+        ("an ACK after it", with(tcp("192.0.2.21", 0), &ack), Outcome::WithinLimit),
+        ("and one too many", with(tcp("192.0.2.21", 0), &ack), Outcome::OverLimit),
+        ("a SYN to another port", tcp("192.0.2.21", 80).frame(), Outcome::OtherPort),
+        ("a SYN of the exempt", with(tcp("127.0.0.9", 0), &syn), Outcome::WithinLimit),
+        ("another", with(tcp("127.0.0.9", 0), &syn), Outcome::WithinLimit),
+        ("too many, but exempt", with(tcp("127.0.0.9", 0), &syn), Outcome::Exempt),
+        ("an Initial", with(udp("192.0.2.22", 0), &datagram(0xc3, 1)), Outcome::WithinLimit),
+        (
+            "an Initial of version 2",
+            with(udp("192.0.2.22", 0), &datagram(0xd3, 0x6b33_43cf)),
+            Outcome::WithinLimit,
+        ),
+        (
+            "of a version nobody knows",
+            with(udp("192.0.2.22", 0), &datagram(0xf0, 0x1a2a_3a4a)),
+            Outcome::OverConnections,
+        ),
+        ("a SYN after them", with(tcp("192.0.2.22", 0), &syn), Outcome::OverConnections),
+        ("a Handshake", with(udp("192.0.2.22", 0), &datagram(0xe3, 1)), Outcome::WithinLimit),
+        ("a SYN over IPv6", with(tcp("2001:db8:22::1", 0), &syn), Outcome::WithinLimit),
+        ("its neighbour's", with(tcp("2001:db8:22::2", 0), &syn), Outcome::WithinLimit),
+        ("a third in the /64", with(tcp("2001:db8:22::3", 0), &syn), Outcome::OverConnections),
+        ("a SYN of a banned source", with(tcp("192.0.2.66", 0), &syn), Outcome::Banned),
+        ("500 octets", large("192.0.2.30", 500), Outcome::WithinLimit),
+        ("1000 more", large("192.0.2.30", 1_000), Outcome::WithinLimit),
+        ("a frame that no longer fits", large("192.0.2.30", 501), Outcome::OverBytes),
+        ("that of another source", large("192.0.2.31", 501), Outcome::WithinLimit),
+        (
+            "one larger than the burst, of a rested source",
+            large("192.0.2.32", 2_060),
+            Outcome::WithinLimit,
+        ),
+        ("too large, but exempt", large("127.0.0.30", 2_060), Outcome::WithinLimit),
+        ("a second, but exempt", large("127.0.0.30", 2_060), Outcome::Exempt),
         ("ARP", [&[2; 12][..], &[8, 6], &[0; 46]].concat(), Outcome::NotIp),
         ("nothing but addresses", vec![2; 14], Outcome::NotIp),
     ];
@@ -391,10 +480,12 @@ fn no_frame_is_read_otherwise_by_the_kernel() {
         return;
     }
     // Without a limit, so that one frame's verdict does not depend on those before it.
-    let rules = Rules { limit: None, ..rules() };
+    let rules =
+        Rules { limit: Limit::NONE, connections: Limit::NONE, bytes: Limit::NONE, ..rules() };
     let loaded = Mutex::new(Loaded::new(&rules));
     let mut addresses: Vec<IpAddr> = rules.banned.iter().map(|source| source.address()).collect();
-    addresses.extend(rules.deny.iter().chain(&rules.exempt).map(IpNet::addr));
+    let nets = rules.deny.iter().chain(&rules.exempt).chain(&rules.banned_nets);
+    addresses.extend(nets.map(IpNet::addr));
     addresses.extend(
         ["192.0.2.1", "fe80::1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()),
     );
@@ -451,7 +542,7 @@ fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
         return;
     }
     let limit = Limit::new(1, LONG_NS, 100);
-    let rules = Rules { limit: Some(limit), ..rules() };
+    let rules = Rules { limit, connections: Limit::NONE, bytes: Limit::NONE, ..rules() };
     let mut loaded = Loaded::new(&rules);
     let frame = Packet::to_port("192.0.2.1", 17, 443).frame();
     let (within, over) =
@@ -483,21 +574,122 @@ fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
 }
 
 #[test]
+fn a_source_opens_its_burst_of_connections_and_keeps_those_it_has() {
+    if !may_load_programs() {
+        return;
+    }
+    let rules = Rules {
+        limit: Limit::NONE,
+        connections: Limit::new(1, LONG_NS, 50),
+        bytes: Limit::NONE,
+        ..rules()
+    };
+    let loaded = Loaded::new(&rules);
+    let segment = |flags| Packet {
+        payload: vec![0x30, 0x39, 0x20, 0xfb, 1, 1, 1, 1, 1, 1, 1, 1, 0x50, flags],
+        ..Packet::to_port("192.0.2.1", 6, 0)
+    };
+    let cell = |outcome| abi::cell(outcome, true);
+    let (within, over) = (cell(Outcome::WithinLimit), cell(Outcome::OverConnections));
+    let counted = loaded.run(&segment(0x02).frame(), 1_000).1;
+    assert_eq!(counted, HashMap::from([(within, 50), (over, 950)]));
+    let counted = loaded.run(&segment(0x10).frame(), 1_000).1;
+    assert_eq!(counted, HashMap::from([(within, 1_000)]));
+}
+
+#[test]
+fn a_source_sends_its_octets_to_the_frame() {
+    if !may_load_programs() {
+        return;
+    }
+    let rules = Rules { limit: Limit::NONE, bytes: Limit::octets(1, 100_000), ..rules() };
+    let loaded = Loaded::new(&rules);
+    let mut frame = Packet::to_port("192.0.2.1", 17, 443).frame();
+    frame.resize(1_000, 0);
+    let cell = |outcome| abi::cell(outcome, true);
+    let (within, over) = (cell(Outcome::WithinLimit), cell(Outcome::OverBytes));
+    assert_eq!(loaded.run(&frame, 1_000).1, HashMap::from([(within, 100), (over, 900)]));
+    let unlimited = Loaded::new(&Rules { bytes: Limit::NONE, ..rules });
+    assert_eq!(unlimited.run(&frame, 1_000).1, HashMap::from([(within, 1_000)]));
+}
+
+#[test]
+fn the_sources_of_one_site_share_sixteen_times_the_limit_of_one() {
+    if !may_load_programs() {
+        return;
+    }
+    let three = Limit::new(1, LONG_NS, 3);
+    let payload = vec![0x30, 0x39, 0x20, 0xfb, 1, 1, 1, 1, 1, 1, 1, 1, 0x50, 0x02];
+    for (rules, over) in [
+        (Rules { limit: three, connections: Limit::NONE, ..rules() }, Outcome::OverLimit),
+        (Rules { limit: Limit::NONE, connections: three, ..rules() }, Outcome::OverConnections),
+    ] {
+        let rules = Rules { bytes: Limit::NONE, ..rules };
+        let (loaded, oracle) = (Loaded::new(&rules), Oracle::new(&rules));
+        let mut within = 0;
+        let mut send = |site: u16, network: u16| {
+            let source = format!("2001:db8:{site:x}:{network:x}::1");
+            let frame =
+                Packet { payload: payload.clone(), ..Packet::to_port(&source, 6, 0) }.frame();
+            let (action, cell) = oracle.judge(&frame);
+            assert_eq!(loaded.run(&frame, 1), (action, HashMap::from([(cell, 1)])), "{source}");
+            if cell == abi::cell(Outcome::WithinLimit, true) {
+                within += 1;
+            } else {
+                assert_eq!(cell, abi::cell(over, true), "{source}");
+            }
+            within
+        };
+        // One after the other, so that none is over its own limit.
+        for network in 0..60 {
+            send(7, network);
+        }
+        // The next site has its own; one of its networks still has no more than a source.
+        assert_eq!(send(8, 1), 48 + 1);
+        for _ in 0..10 {
+            send(8, 2);
+        }
+        assert_eq!(send(8, 1), 48 + 1 + 3 + 1);
+    }
+}
+
+#[test]
 fn two_cpus_together_get_one_burst() {
     if !may_load_programs() {
         return;
     }
-    let rules = Rules { limit: Some(Limit::new(1, LONG_NS, 1_000)), ..rules() };
-    let loaded = Loaded::new(&rules);
-    let frame = Packet::to_port("192.0.2.1", 17, 443).frame();
+    let thousand = Limit::new(1, LONG_NS, 1_000);
+    let syn = Packet {
+        payload: vec![0x30, 0x39, 0x20, 0xfb, 1, 1, 1, 1, 1, 1, 1, 1, 0x50, 0x02],
+        ..Packet::to_port("192.0.2.1", 6, 0)
+    };
+    for (rules, frame, outcome) in [
+        (
+            Rules { limit: thousand, bytes: Limit::NONE, ..rules() },
+            Packet::to_port("192.0.2.1", 17, 443).frame(),
+            Outcome::OverLimit,
+        ),
+        (
+            Rules { limit: Limit::NONE, connections: thousand, bytes: Limit::NONE, ..rules() },
+            syn.frame(),
+            Outcome::OverConnections,
+        ),
+    ] {
+        two_cpus_spend(&rules, &frame, outcome);
+    }
+}
+
+/// Both CPUs ask for what a source may have a thousand of.
+fn two_cpus_spend(rules: &Rules, frame: &[u8], outcome: Outcome) {
+    let loaded = Loaded::new(rules);
     // The bucket is there before the two begin, so they only ever add to it.
-    loaded.run(&frame, 1);
+    loaded.run(frame, 1);
     let program = loaded.program(abi::PROGRAM);
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 let options = TestRunOptions {
-                    data_in: Some(&frame),
+                    data_in: Some(frame),
                     repeat: 200_000,
                     ..TestRunOptions::new()
                 };
@@ -506,7 +698,7 @@ fn two_cpus_together_get_one_burst() {
         }
     });
     let count = |outcome| loaded.maps.count(SLOT, abi::cell(outcome, true)).unwrap().packets;
-    let (within, over) = (count(Outcome::WithinLimit), count(Outcome::OverLimit));
+    let (within, over) = (count(Outcome::WithinLimit), count(outcome));
     assert_eq!(within + over, 400_001, "every packet is counted");
     // Two CPUs that look at the last token at once both take it.
     assert!((1_000..=1_001).contains(&within), "{within} of 1000 passed");
@@ -517,7 +709,7 @@ fn a_ban_ends_by_itself_and_a_filter_without_a_ban_is_none() {
     if !may_load_programs() {
         return;
     }
-    let rules = Rules { limit: None, ..rules() };
+    let rules = Rules { limit: Limit::NONE, ..rules() };
     let mut loaded = Loaded::new(&rules);
     let frame = Packet::to_port("192.0.2.66", 6, 8443).frame();
     let source = rules.banned[0];
@@ -533,11 +725,35 @@ fn a_ban_ends_by_itself_and_a_filter_without_a_ban_is_none() {
 }
 
 #[test]
+fn a_prefixs_ban_ends_by_itself_and_the_list_of_denied_holds_on() {
+    if !may_load_programs() {
+        return;
+    }
+    let mut loaded = Loaded::new(&rules());
+    let cell = |outcome| HashMap::from([(abi::cell(outcome, true), 1)]);
+    for (net, source, after) in [
+        ("198.51.100.0/25", "198.51.100.5", Outcome::WithinLimit),
+        ("203.0.113.128/25", "203.0.113.200", Outcome::Denied),
+        ("2001:db8:77::/48", "2001:db8:77::5", Outcome::WithinLimit),
+    ] {
+        let net: IpNet = net.parse().unwrap();
+        let frame = Packet::to_port(source, 17, 443).frame();
+        let now_ns = loaded.now_ns();
+        loaded.ban_net_until(&net, now_ns);
+        assert_eq!(loaded.run(&frame, 1).1, cell(after), "{net}");
+        loaded.ban_net_until(&net, now_ns + LONG_NS);
+        assert_eq!(loaded.run(&frame, 1).1, cell(Outcome::Banned), "{net}");
+        loaded.maps.remove_prefix_ban(Prefix::from(&net)).unwrap();
+        assert_eq!(loaded.run(&frame, 1).1, cell(after), "{net}");
+    }
+}
+
+#[test]
 fn lists_and_ports_change_while_the_program_runs() {
     if !may_load_programs() {
         return;
     }
-    let mut rules = Rules { limit: None, ..rules() };
+    let mut rules = Rules { limit: Limit::NONE, ..rules() };
     let mut loaded = Loaded::new(&rules);
     let frame = Packet::to_port("203.0.113.8", 6, 8443).frame();
     let mut expect = |rules: &Rules, outcome: Outcome| {
@@ -579,7 +795,8 @@ fn the_maps_are_made_as_the_loader_expects_to_find_them() {
         let info = map.info().unwrap();
         assert!(layout.describes(&info), "{layout:?} is made otherwise: {info:?}");
         let smaller = maps::layouts(500_000).into_iter().find(|other| other.name == layout.name);
-        let is_sized_for_sources = layout.name == abi::BUCKETS_MAP;
+        let is_sized_for_sources =
+            [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP, abi::BYTES_MAP].contains(&layout.name);
         assert_eq!(smaller.unwrap().describes(&info), !is_sized_for_sources, "{}", layout.name);
     }
 }

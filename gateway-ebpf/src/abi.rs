@@ -4,10 +4,14 @@
 //! asserted; no bool and no enum, because any bit pattern may come back from a map. Numbers are in
 //! the machine's byte order, addresses are octets in network order.
 
-use crate::{Outcome, bucket, packet::Address};
+use crate::{
+    Outcome,
+    bucket::{self, Limit},
+    packet::Address,
+};
 
 /// Changes whenever a map or a value changes its meaning; the directory of pinned maps carries it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Name of the XDP program that judges frames.
 pub const PROGRAM: &str = "portcullis_xdp";
@@ -25,15 +29,21 @@ pub const PORTS_MAP: &str = "PORTS";
 pub const BANS_MAP: &str = "BANS";
 /// Name of the array of words that are the filter in front of the bans, by [`ban_bit`].
 pub const BAN_FILTER_MAP: &str = "BAN_FILTER";
+/// Name of the trie of banned prefixes, each with its [`PrefixBan`].
+pub const BAN_PREFIXES_MAP: &str = "BAN_PREFIXES";
 /// Name of the trie of prefixes that are always dropped.
 pub const DENY_MAP: &str = "DENY";
 /// Name of the trie of prefixes that are never dropped.
 pub const EXEMPT_MAP: &str = "EXEMPT";
-/// Name of the array of [`PrefixWord`] that is the filter in front of both tries, by
+/// Name of the array of [`PrefixWord`] that is the filter in front of the tries, by
 /// [`prefix_bit`].
 pub const PREFIX_FILTER_MAP: &str = "PREFIX_FILTER";
-/// Name of the array of [`bucket::Set`].
+/// Name of the array of [`bucket::Set`] for packets.
 pub const BUCKETS_MAP: &str = "BUCKETS";
+/// Name of the array of [`bucket::Set`] for new connections, as large as the other.
+pub const CONNECTIONS_MAP: &str = "CONNECTIONS";
+/// Name of the array of [`bucket::Set`] for octets, as large as the others.
+pub const BYTES_MAP: &str = "BYTES";
 /// Name of the per-CPU array of [`Count`], [`CELLS`] for each interface slot.
 pub const COUNTERS_MAP: &str = "COUNTERS";
 /// Name of the array of [`Interface`], one for each slot. Only user space reads it.
@@ -45,6 +55,9 @@ pub const INTERFACES_MAX: u32 = 64;
 /// Bans that can be in force at once: 6 MB of kernel memory, set aside when the map is made, so
 /// that a ban never fails for lack of memory.
 pub const BANS_MAX: u32 = 65_536;
+/// Prefixes that can be banned at once: operators write them, by hand or from a list of the day's
+/// networks; what lasts belongs on the list of denied sources.
+pub const BAN_PREFIXES_MAX: u32 = 4_096;
 /// Prefixes on the list of denied sources: room for a large public blocklist.
 pub const DENY_MAX: u32 = 262_144;
 /// Prefixes on the list of exempt sources.
@@ -69,20 +82,22 @@ pub const MMAPABLE: u32 = 1 << 10;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Settings {
-    /// Cost of a packet in nanoseconds ([`bucket::Limit::cost_ns`]); 0 means that there is no limit.
-    pub cost_ns: u64,
-    /// [`bucket::Limit::tolerance_ns`].
-    pub tolerance_ns: u64,
+    /// Packets of one source.
+    pub packets: Limit,
+    /// New connections of one source.
+    pub connections: Limit,
+    /// Octets of one source ([`Limit::octets`]).
+    pub bytes: Limit,
     /// Length of a jiffy, the kernel's tick: the unit of the program's clock.
     pub ns_per_jiffy: u64,
     /// Key of [`bucket::hash`], drawn when the maps are made.
     pub secret: u64,
-    /// Number of sets of buckets less one; they are a power of two.
+    /// Number of sets in each table of buckets less one; they are a power of two.
     pub set_mask: u32,
     /// 1: drop what is to be dropped. 0: count it and let it pass.
     pub enforce: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 40);
+const _: () = assert!(size_of::<Settings>() == 72);
 
 /// 64 ports; bit `port % 64` of word `port / 64` is the port's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +133,20 @@ pub struct Ban {
 }
 const _: () = assert!(size_of::<Ban>() == 32);
 
+/// One banned prefix.
+///
+/// A trie finds the longest prefix only, so each carries how long any that covers it is in force:
+/// one that is over does not hide a longer ban of a shorter prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PrefixBan {
+    /// Its own ban.
+    pub ban: Ban,
+    /// The latest end of its own and of those of the prefixes that cover it.
+    pub until_ns: u64,
+}
+const _: () = assert!(size_of::<PrefixBan>() == 40);
+
 /// 64 bits of the filters in front of the tries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -126,8 +155,12 @@ pub struct PrefixWord {
     pub deny: u64,
     /// An exempt prefix may cover the address.
     pub exempt: u64,
+    /// A banned prefix may cover the address.
+    pub ban: u64,
+    /// To a power of two.
+    pub _pad: u64,
 }
-const _: () = assert!(size_of::<PrefixWord>() == 16);
+const _: () = assert!(size_of::<PrefixWord>() == 32);
 
 /// What one CPU counted of one thing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,8 +196,9 @@ const _: () = assert!(size_of::<Tick>() == 16);
 /// The data part of a trie's key: the family, then the address, in network byte order.
 ///
 /// The family is part of the prefix, so that `::/0` covers no IPv4 address, as it would if IPv4
-/// were written as ::ffff:a.b.c.d.
-pub type PrefixData = [u32; 5];
+/// were written as ::ffff:a.b.c.d. The last word is always 0: the kernel places a trie's value right
+/// behind the key, where eight octets must be aligned.
+pub type PrefixData = [u32; 6];
 /// Bits of [`PrefixData`] before the address; add the prefix's own length.
 pub const FAMILY_BITS: u32 = 32;
 
@@ -172,13 +206,14 @@ pub const FAMILY_BITS: u32 = 32;
 #[inline(always)]
 pub const fn prefix_data(address: Address) -> PrefixData {
     match address {
-        Address::V4(address) => [4u32.to_be(), address.to_be(), 0, 0, 0],
+        Address::V4(address) => [4u32.to_be(), address.to_be(), 0, 0, 0, 0],
         Address::V6(upper, lower) => [
             6u32.to_be(),
             ((upper >> 32) as u32).to_be(),
             (upper as u32).to_be(),
             ((lower >> 32) as u32).to_be(),
             (lower as u32).to_be(),
+            0,
         ],
     }
 }
@@ -224,7 +259,7 @@ pub const fn bucket_sets(sources: u32) -> u32 {
 
 /// Counters of each interface slot: one for each outcome, one for each that only would have been a
 /// drop, and [`EVICTIONS_CELL`]; the rest is free.
-pub const CELLS: u32 = 16;
+pub const CELLS: u32 = 32;
 /// Counts buckets that were forgotten before they were full ([`bucket::Admission::Evicting`]).
 pub const EVICTIONS_CELL: u32 = CELLS - 1;
 /// From an outcome that drops to the cell that counts it while nothing is enforced.
@@ -245,6 +280,8 @@ mod pod {
     unsafe impl aya::Pod for super::PortWord {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Ban {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::PrefixBan {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PrefixWord {}
     // SAFETY: as above.
@@ -268,8 +305,8 @@ mod tests {
             .flat_map(|outcome| [cell(outcome, true), cell(outcome, false)])
             .chain([EVICTIONS_CELL])
             .collect();
-        // Nine outcomes, four of them twice, and the evictions.
-        assert_eq!(cells.len(), 14);
+        // Eleven outcomes, six of them twice, and the evictions.
+        assert_eq!(cells.len(), 18);
         assert!(cells.iter().all(|&cell| cell < CELLS));
     }
 
@@ -293,11 +330,11 @@ mod tests {
         let octets = |address| prefix_data(address).map(u32::to_ne_bytes).concat();
         assert_eq!(
             octets(Address::V4(0xc000_0207)),
-            [0, 0, 0, 4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+            [0, 0, 0, 4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         );
         assert_eq!(
             octets(Address::V6(0x2001_0db8_0001_0002, 5)),
-            [0, 0, 0, 6, 0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5]
+            [0, 0, 0, 6, 0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0]
         );
     }
 

@@ -16,9 +16,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Source;
 
 /// What one bucket admits, in time rather than in tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Limit {
-    /// What one token costs: the distance between two events at the sustained rate. At least 1.
+    /// What one token costs: the distance between two events at the sustained rate. 0, and only
+    /// in [`Limit::NONE`]: nothing is limited.
     pub cost_ns: u64,
     /// How far ahead of the present the bucket may be and still admit: one cost less than the
     /// whole burst, because the token being asked for is not charged yet.
@@ -26,6 +28,42 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// No limit: what new maps hold, being all zeroes.
+    pub const NONE: Self = Self { cost_ns: 0, tolerance_ns: 0 };
+
+    /// `per_s` octets in each second, and at most `burst` at once. Told for [`OCTETS`] of them, and
+    /// with the whole burst as tolerance: [`Limit::of_frame`] makes of it what one frame meets.
+    /// Zeroes count as one.
+    pub const fn octets(per_s: u64, burst: u64) -> Self {
+        Self { cost_ns: octets_ns(OCTETS, per_s), tolerance_ns: octets_ns(burst, per_s) }
+    }
+
+    /// A limit of [`Limit::octets`] for one frame: what it costs, and how far ahead the bucket may
+    /// be for it still to fit into the burst.
+    #[inline(always)]
+    pub const fn of_frame(&self, octets: u64) -> Self {
+        // Rounded up, as the cost itself is, so that no size of frame gets more than the rate.
+        let cost_ns = self.cost_ns.wrapping_mul(octets).wrapping_add(OCTETS - 1) >> OCTETS_SHIFT;
+        Self { cost_ns, tolerance_ns: self.tolerance_ns.saturating_sub(cost_ns) }
+    }
+
+    /// The limit with rate and burst doubled so many times.
+    #[inline(always)]
+    pub const fn doubled(&self, times: u32) -> Self {
+        let cost_ns = match self.cost_ns >> times {
+            0 => 1,
+            cost_ns => cost_ns,
+        };
+        // The time that the whole burst lasts stays the same.
+        Self { cost_ns, tolerance_ns: self.burst_ns().saturating_sub(cost_ns) }
+    }
+
+    /// Whether there is nothing to keep to, so that no bucket need be looked at.
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.cost_ns == 0
+    }
+
     /// `events` in each `period_ns`, and at most `burst` at once. Zeroes count as one, and rates
     /// above one event a nanosecond as that, so every limit admits something and refuses something.
     pub const fn new(events: u32, period_ns: u64, burst: u32) -> Self {
@@ -39,6 +77,7 @@ impl Limit {
     }
 
     /// The time in which an empty bucket fills: the burst at the sustained rate.
+    #[inline(always)]
     pub const fn burst_ns(&self) -> u64 {
         self.tolerance_ns.saturating_add(self.cost_ns)
     }
@@ -54,6 +93,21 @@ impl Limit {
         } else {
             Step::Charge(self.cost_ns)
         }
+    }
+}
+
+/// Octets whose cost a limit on octets is told in: so many that the cost is a number with digits
+/// enough at 100 Gbit/s (5 µs), so few that a frame's share of it does not overflow at 1 KiB/s.
+pub const OCTETS: u64 = 1 << OCTETS_SHIFT;
+const OCTETS_SHIFT: u32 = 16;
+
+/// How long so many octets last; at least 1, at most what fits.
+const fn octets_ns(octets: u64, per_s: u64) -> u64 {
+    let octets = if octets == 0 { 1 } else { octets as u128 };
+    let per_s = if per_s == 0 { 1 } else { per_s as u128 };
+    match (octets * 1_000_000_000).div_ceil(per_s) {
+        long if long > u64::MAX as u128 => u64::MAX,
+        long => long as u64,
     }
 }
 
@@ -310,6 +364,49 @@ mod tests {
         ] {
             assert_eq!((limit.cost_ns, limit.burst_ns()), (cost_ns, burst_ns), "{limit:?}");
         }
+    }
+
+    #[test]
+    fn a_limit_on_octets_admits_the_burst_then_the_rate_whatever_the_frames() {
+        const MIB: u64 = 1 << 20;
+        for (per_s, burst, frame) in [
+            (50 * MIB, 64 * MIB, 1514),
+            (50 * MIB, 64 * MIB, 60),
+            (1024, 65_536, 65_536),
+            (12_500_000_000, 250_000_000, 9_014),
+        ] {
+            let limit = Limit::octets(per_s, burst).of_frame(frame);
+            let admitted = |bucket: &mut Bucket, now_ns| {
+                (0..).take_while(|_| bucket.take(&limit, now_ns)).count() as u64 * frame
+            };
+            let mut bucket = Bucket::full(S);
+            let at_once = admitted(&mut bucket, S);
+            assert!(
+                at_once <= burst + frame && at_once + frame + burst / 100 >= burst,
+                "{at_once}"
+            );
+            // The second later as much as the rate says, to a hundredth, and no more than the burst.
+            let later = admitted(&mut bucket, 2 * S);
+            let expected = per_s.min(burst);
+            assert!(later.abs_diff(expected) <= frame + expected / 50, "{later} of {expected}");
+        }
+        // A frame larger than the burst passes a full bucket only.
+        let limit = Limit::octets(1024, 100).of_frame(1_000);
+        let mut bucket = Bucket::full(0);
+        assert!(bucket.take(&limit, 0) && !bucket.take(&limit, 0));
+        assert!(Limit::octets(0, 0).cost_ns > 0 && Limit::octets(u64::MAX, 1).cost_ns > 0);
+    }
+
+    #[test]
+    fn a_doubled_limit_is_that_of_twice_the_rate_and_burst() {
+        for (per_s, burst) in [(20_000, 40_000), (100, 200), (1, 1), (125, 3)] {
+            let limit = Limit::new(per_s, S, burst);
+            assert_eq!(limit.doubled(0), limit);
+            assert_eq!(limit.doubled(1), Limit::new(2 * per_s, S, 2 * burst));
+            assert_eq!(limit.doubled(4), Limit::new(16 * per_s, S, 16 * burst));
+        }
+        let fastest = Limit { cost_ns: 3, tolerance_ns: 30 }.doubled(4);
+        assert_eq!(fastest, Limit { cost_ns: 1, tolerance_ns: 32 });
     }
 
     #[test]

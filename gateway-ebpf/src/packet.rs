@@ -12,6 +12,9 @@ use crate::Source;
 /// even addresses; so sixteen bits are the unit, which the BPF machine loads in one step where
 /// single octets would cost a load, a shift and an addition each.
 pub trait Frame {
+    /// Octets in the frame, from its Ethernet header on.
+    fn bytes(&self) -> u64;
+
     /// The `N` pairs of octets that start `at` octets into the frame, in network byte order as
     /// they lie in memory; `None` when the frame ends before them.
     fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]>;
@@ -20,6 +23,10 @@ pub trait Frame {
 /// User space reads frames from slices.
 #[cfg(not(target_arch = "bpf"))]
 impl Frame for [u8] {
+    fn bytes(&self) -> u64 {
+        self.len() as u64
+    }
+
     fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]> {
         let octets = self.get(at..at.checked_add(N.checked_mul(2)?)?)?;
         let mut pairs = [0; N];
@@ -48,6 +55,8 @@ pub struct Flow {
     pub address: Address,
     /// What it is sent to on this host.
     pub target: Target,
+    /// Whether it asks for a new connection: TCP's SYN without ACK, or a QUIC Initial.
+    pub opens: bool,
 }
 
 /// A source address, as numbers.
@@ -109,6 +118,18 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
 
+/// Flags of TCP (RFC 9293 section 3.1).
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+/// Pairs of octets from UDP's ports to the end of a QUIC version.
+const QUIC_PAIRS: usize = 7;
+/// The version that means "choose one of these" (RFC 9000 section 17.2.1); servers send it.
+const QUIC_NEGOTIATION: u32 = 0;
+/// RFC 9000 section 15.
+const QUIC_1: u32 = 1;
+/// RFC 9369 section 3.1.
+const QUIC_2: u32 = 0x6b33_43cf;
+
 const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -152,13 +173,13 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Parsed {
     }
     let protocol = lower(header[4]);
     let is_later_fragment = u16::from_be(header[3]) & 0x1fff != 0;
-    let target = match protocol {
-        TCP | UDP if is_later_fragment => Target::Fragment,
-        TCP | UDP => port(frame, at + header_bytes, protocol),
-        _ => Target::Other,
+    let inner = match protocol {
+        TCP | UDP if is_later_fragment => Inner::Without(Target::Fragment),
+        TCP | UDP => Inner::Transport(protocol, at + header_bytes),
+        _ => Inner::Without(Target::Other),
     };
     let address = (u16::from_be(header[6]) as u32) << 16 | u16::from_be(header[7]) as u32;
-    Parsed::Flow(Flow { address: Address::V4(address), target })
+    flow(frame, Address::V4(address), inner)
 }
 
 /// RFC 8200 section 3.
@@ -175,23 +196,33 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Parsed {
     if source_upper == 0 && source_lower >> 32 == 0xffff {
         return Parsed::Malformed;
     }
-    let target = ipv6_target(frame, at + 40, upper(header[3]));
-    Parsed::Flow(Flow { address: Address::V6(source_upper, source_lower), target })
+    let inner = ipv6_inner(frame, at + 40, upper(header[3]));
+    flow(frame, Address::V6(source_upper, source_lower), inner)
+}
+
+/// What lies behind an IP header.
+enum Inner {
+    /// TCP or UDP, by its number, at this offset.
+    Transport(u8, usize),
+    /// Nothing that shows a port.
+    Without(Target),
 }
 
 /// Walks the extension headers (RFC 8200 section 4) to the port.
 #[inline(always)]
-fn ipv6_target<F: Frame + ?Sized>(frame: &F, start: usize, first: u8) -> Target {
+fn ipv6_inner<F: Frame + ?Sized>(frame: &F, start: usize, first: u8) -> Inner {
     let mut at = start;
     let mut next = first;
     for _ in 0..EXTENSION_HEADERS_MAX {
         match next {
-            TCP | UDP => return port(frame, at, next),
+            TCP | UDP => return Inner::Transport(next, at),
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | MOBILITY
             | HOST_IDENTITY | SHIM6 => {}
-            _ => return Target::Other,
+            _ => return Inner::Without(Target::Other),
         }
-        let Some(header) = frame.pairs::<2>(at) else { return Target::Unreadable };
+        let Some(header) = frame.pairs::<2>(at) else {
+            return Inner::Without(Target::Unreadable);
+        };
         let length = lower(header[0]) as usize;
         let is_later_fragment = next == FRAGMENT && u16::from_be(header[1]) & 0xfff8 != 0;
         // The unit is that of the header at hand, not of the one it names: four octets for the
@@ -204,29 +235,69 @@ fn ipv6_target<F: Frame + ?Sized>(frame: &F, start: usize, first: u8) -> Target 
         };
         next = upper(header[0]);
         if is_later_fragment {
-            return match next {
+            return Inner::Without(match next {
                 TCP | UDP | HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION
                 | FRAGMENT | MOBILITY | HOST_IDENTITY | SHIM6 => Target::Fragment,
                 _ => Target::Other,
-            };
+            });
         }
     }
     match next {
-        TCP | UDP => port(frame, at, next),
+        TCP | UDP => Inner::Transport(next, at),
         HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | MOBILITY
-        | HOST_IDENTITY | SHIM6 => Target::Unreadable,
-        _ => Target::Other,
+        | HOST_IDENTITY | SHIM6 => Inner::Without(Target::Unreadable),
+        _ => Inner::Without(Target::Other),
     }
 }
 
-/// The destination port, which TCP (RFC 9293 section 3.1) and UDP (RFC 768) keep in one place.
+/// The destination port, which TCP (RFC 9293 section 3.1) and UDP (RFC 768) keep in one place, and
+/// whether a connection is asked for.
 #[inline(always)]
-fn port<F: Frame + ?Sized>(frame: &F, at: usize, protocol: u8) -> Target {
-    match frame.pairs::<2>(at) {
-        None => Target::Unreadable,
-        Some(ports) if protocol == TCP => Target::Tcp(u16::from_be(ports[1])),
-        Some(ports) => Target::Udp(u16::from_be(ports[1])),
+fn flow<F: Frame + ?Sized>(frame: &F, address: Address, inner: Inner) -> Parsed {
+    let (target, opens) = match inner {
+        Inner::Without(target) => (target, false),
+        Inner::Transport(protocol, at) => match frame.pairs::<2>(at) {
+            None => (Target::Unreadable, false),
+            Some(ports) if protocol == TCP => (Target::Tcp(u16::from_be(ports[1])), syn(frame, at)),
+            Some(ports) => (Target::Udp(u16::from_be(ports[1])), initial(frame, at)),
+        },
+    };
+    Parsed::Flow(Flow { address, target, opens })
+}
+
+/// Whether a TCP segment asks for a connection. One that is cut before its flags does: a fragment
+/// that small is made to hide them (RFC 1858 section 3).
+#[inline(always)]
+fn syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
+    match frame.pairs::<1>(at + 12) {
+        Some(pair) => lower(pair[0]) & (SYN | ACK) == SYN,
+        None => true,
     }
+}
+
+/// Whether a UDP datagram is a QUIC Initial (RFC 9000 section 17.2.2). Of a version that nobody
+/// knows every long header counts, because a server answers each with the versions it has (RFC
+/// 8999 section 6). A datagram that says it is longer than the frame hides its start.
+#[inline(always)]
+fn initial<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
+    let Some(start) = frame.pairs::<QUIC_PAIRS>(at) else {
+        return match frame.pairs::<3>(at) {
+            Some(start) => u16::from_be(start[2]) >= 2 * QUIC_PAIRS as u16,
+            None => true,
+        };
+    };
+    let first = upper(start[4]);
+    let version = (lower(start[4]) as u32) << 24
+        | (u16::from_be(start[5]) as u32) << 8
+        | upper(start[6]) as u32;
+    let kind = first >> 4 & 3;
+    first & 0x80 != 0
+        && match version {
+            QUIC_NEGOTIATION => false,
+            QUIC_1 => kind == 0,
+            QUIC_2 => kind == 1,
+            _ => true,
+        }
 }
 
 /// The first octet of a pair in network order.
@@ -299,12 +370,25 @@ mod tests {
         header
     }
 
+    /// What a frame turned out to be, but for whether it opens a connection.
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        NotIp,
+        Malformed,
+        Flow(Address, Target),
+    }
+
     const PORTS: [u8; 4] = [0x30, 0x39, 0x20, 0xfb]; // 12345 → 8443
 
     #[test]
     fn finds_the_sender_and_the_port() {
-        let v4 = |target| Parsed::Flow(Flow { address: V4, target });
-        let v6 = |target| Parsed::Flow(Flow { address: V6, target });
+        let tell = |frame: &[u8]| match parse(frame) {
+            Parsed::Flow(flow) => Told::Flow(flow.address, flow.target),
+            Parsed::NotIp => Told::NotIp,
+            Parsed::Malformed => Told::Malformed,
+        };
+        let v4 = |target| Told::Flow(V4, target);
+        let v6 = |target| Told::Flow(V6, target);
         let tcp4 = ipv4_packet(5, 6, 0, &PORTS);
         let options = |count: usize| {
             (0..count).fold((6, PORTS.to_vec()), |(next, payload), _| {
@@ -322,11 +406,11 @@ mod tests {
             ("UDP over IPv4", ipv4(&ipv4_packet(5, 17, 0, &PORTS)), v4(Target::Udp(8443))),
             ("one tag", ethernet(&[0x8100], 0x0800, &tcp4), v4(Target::Tcp(8443))),
             ("two tags", ethernet(&[0x88a8, 0x8100], 0x0800, &tcp4), v4(Target::Tcp(8443))),
-            ("three tags", ethernet(&[0x8100; 3], 0x0800, &tcp4), Parsed::NotIp),
+            ("three tags", ethernet(&[0x8100; 3], 0x0800, &tcp4), Told::NotIp),
             ("IPv4 options", ipv4(&ipv4_packet(15, 6, 0, &PORTS)), v4(Target::Tcp(8443))),
-            ("IPv4 header too short", ipv4(&ipv4_packet(4, 6, 0, &PORTS)), Parsed::Malformed),
-            ("IPv4 type, version 6", ipv4(&ipv6_packet(6, &PORTS)), Parsed::Malformed),
-            ("IPv4 cut", ipv4(&tcp4[..19]), Parsed::Malformed),
+            ("IPv4 header too short", ipv4(&ipv4_packet(4, 6, 0, &PORTS)), Told::Malformed),
+            ("IPv4 type, version 6", ipv4(&ipv6_packet(6, &PORTS)), Told::Malformed),
+            ("IPv4 cut", ipv4(&tcp4[..19]), Told::Malformed),
             ("first fragment", ipv4(&ipv4_packet(5, 17, 0x2000, &PORTS)), v4(Target::Udp(8443))),
             ("later fragment", ipv4(&ipv4_packet(5, 17, 0x2001, &PORTS)), v4(Target::Fragment)),
             ("last fragment", ipv4(&ipv4_packet(5, 6, 0x00b9, &PORTS)), v4(Target::Fragment)),
@@ -339,8 +423,8 @@ mod tests {
             ("ICMPv6", ipv6(58, &PORTS), v6(Target::Other)),
             ("no next header", ipv6(59, &[]), v6(Target::Other)),
             ("ESP", ipv6(50, &PORTS), v6(Target::Other)),
-            ("IPv6 cut", ethernet(&[], 0x86dd, &ipv6_packet(6, &[])[..39]), Parsed::Malformed),
-            ("IPv6 type, version 4", ethernet(&[], 0x86dd, &[0x45; 60]), Parsed::Malformed),
+            ("IPv6 cut", ethernet(&[], 0x86dd, &ipv6_packet(6, &[])[..39]), Told::Malformed),
+            ("IPv6 type, version 4", ethernet(&[], 0x86dd, &[0x45; 60]), Told::Malformed),
             ("1 extension header", chained(1), v6(Target::Tcp(8443))),
             ("6 extension headers", chained(6), v6(Target::Tcp(8443))),
             ("7 extension headers", chained(7), v6(Target::Unreadable)),
@@ -373,18 +457,63 @@ mod tests {
             ("of a chain", ipv6(44, &[60, 0, 0, 8, 0, 0, 0, 9]), v6(Target::Fragment)),
             ("of ICMPv6", ipv6(44, &[58, 0, 0, 8, 0, 0, 0, 9]), v6(Target::Other)),
             ("extension cut", ipv6(60, &[6, 0, 0]), v6(Target::Unreadable)),
-            ("ARP", ethernet(&[], 0x0806, &[0; 46]), Parsed::NotIp),
-            ("PPPoE", ethernet(&[], 0x8864, &tcp4), Parsed::NotIp),
-            ("802.3 length", ethernet(&[], 0x0026, &[0; 46]), Parsed::NotIp),
-            ("half a tag", ethernet(&[0x8100], 0x0800, &[])[..17].to_vec(), Parsed::Malformed),
-            ("nothing", Vec::new(), Parsed::Malformed),
+            ("ARP", ethernet(&[], 0x0806, &[0; 46]), Told::NotIp),
+            ("PPPoE", ethernet(&[], 0x8864, &tcp4), Told::NotIp),
+            ("802.3 length", ethernet(&[], 0x0026, &[0; 46]), Told::NotIp),
+            ("half a tag", ethernet(&[0x8100], 0x0800, &[])[..17].to_vec(), Told::Malformed),
+            ("nothing", Vec::new(), Told::Malformed),
         ] {
-            assert_eq!(parse(frame.as_slice()), parsed, "{what}");
+            assert_eq!(tell(&frame), parsed, "{what}");
         }
     }
 
     fn tcp4_cut(header_words: u8) -> Vec<u8> {
         ipv4_packet(header_words, 6, 0, &[])[..40].to_vec()
+    }
+
+    #[test]
+    fn knows_who_asks_for_a_connection() {
+        let tcp = |flags: u8| [&PORTS[..], &[0; 8], &[0x50, flags, 0, 0, 0, 0, 0, 0]].concat();
+        let udp =
+            |length: u16, data: &[u8]| [&PORTS[..], &length.to_be_bytes(), &[0, 0], data].concat();
+        let quic = |first: u8, version: u32| {
+            udp(1208, &[&[first][..], &version.to_be_bytes(), &[8; 20]].concat())
+        };
+        for (what, protocol, payload, opens) in [
+            ("SYN", 6, tcp(0x02), true),
+            ("SYN with ECN", 6, tcp(0xc2), true),
+            ("SYN, ACK", 6, tcp(0x12), false),
+            ("ACK", 6, tcp(0x10), false),
+            ("RST", 6, tcp(0x04), false),
+            ("SYN, FIN", 6, tcp(0x03), true),
+            ("cut before the flags", 6, tcp(0x10)[..13].to_vec(), true),
+            ("cut after the flags", 6, tcp(0x10)[..14].to_vec(), false),
+            ("Initial", 17, quic(0xc0, 1), true),
+            ("Initial, protected bits", 17, quic(0xcf, 1), true),
+            ("0-RTT", 17, quic(0xd0, 1), false),
+            ("Handshake", 17, quic(0xe0, 1), false),
+            ("Retry", 17, quic(0xf0, 1), false),
+            ("Initial of version 2", 17, quic(0xd0, 0x6b33_43cf), true),
+            ("Retry of version 2", 17, quic(0xc0, 0x6b33_43cf), false),
+            ("a version nobody knows", 17, quic(0xe0, 0x0a0a_0a0a), true),
+            ("version negotiation", 17, quic(0xc0, 0), false),
+            ("a short header", 17, quic(0x40, 1), false),
+            ("a short datagram", 17, udp(10, &[0xc0, 0]), false),
+            ("one whose start is in another fragment", 17, udp(1208, &[]), true),
+            ("cut before its length", 17, PORTS.to_vec(), true),
+        ] {
+            for frame in [
+                ethernet(&[], 0x0800, &ipv4_packet(5, protocol, 0, &payload)),
+                ethernet(&[0x8100], 0x0800, &ipv4_packet(9, protocol, 0, &payload)),
+                ethernet(&[], 0x86dd, &ipv6_packet(protocol, &payload)),
+                ethernet(&[], 0x86dd, &ipv6_packet(60, &extension(protocol, 0, 8, &payload))),
+            ] {
+                let Parsed::Flow(flow) = parse(frame.as_slice()) else { panic!("{what}") };
+                assert_eq!(flow.opens, opens, "{what}");
+            }
+        }
+        let later = ethernet(&[], 0x0800, &ipv4_packet(5, 6, 1, &tcp(0x02)));
+        assert!(matches!(parse(later.as_slice()), Parsed::Flow(Flow { opens: false, .. })));
     }
 
     #[test]
@@ -434,7 +563,8 @@ mod tests {
                 prop_assert_eq!(flow.address, V6);
                 // Whatever was read stays the same when more octets follow.
                 if flow.target != Target::Unreadable {
-                    prop_assert_eq!(parse(frame.as_slice()), parsed);
+                    let Parsed::Flow(whole) = parse(frame.as_slice()) else { panic!("a flow") };
+                    prop_assert_eq!(whole.target, flow.target);
                 }
             }
         }

@@ -17,12 +17,12 @@ use aya_ebpf::{
 use gateway_ebpf::{
     Source,
     abi::{
-        self, Ban, Count, Interface, PortWord, PrefixData, PrefixWord, Settings, Tick, ban_bit,
-        bucket_set, cell, prefix_bit, prefix_data,
+        self, Ban, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord, Settings, Tick,
+        ban_bit, bucket_set, cell, prefix_bit, prefix_data,
     },
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Frame, Target},
-    verdict::{Service, Tables, judge},
+    verdict::{Listed, Quota, Service, Tables, judge},
 };
 
 // Named as the constants in `abi` name them; the loader compares every map it finds pinned with
@@ -36,6 +36,9 @@ static BANS: HashMap<u64, Ban, { abi::BANS_MAX as usize }> = HashMap::new();
 #[btf_map]
 static BAN_FILTER: Array<u64, { abi::BAN_FILTER_WORDS as usize }> = Array::new();
 #[btf_map]
+static BAN_PREFIXES: LpmTrie<PrefixData, PrefixBan, { abi::BAN_PREFIXES_MAX as usize }> =
+    LpmTrie::new();
+#[btf_map]
 static DENY: LpmTrie<PrefixData, u32, { abi::DENY_MAX as usize }> = LpmTrie::new();
 #[btf_map]
 static EXEMPT: LpmTrie<PrefixData, u32, { abi::EXEMPT_MAX as usize }> = LpmTrie::new();
@@ -44,6 +47,12 @@ static PREFIX_FILTER: Array<PrefixWord, { abi::PREFIX_FILTER_WORDS as usize }> =
 /// As many sets as the smallest table has; the loader asks for what the configuration says.
 #[btf_map]
 static BUCKETS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
+static CONNECTIONS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
+static BYTES: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
     Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Count, { (abi::INTERFACES_MAX * abi::CELLS) as usize }> =
@@ -66,7 +75,7 @@ pub fn portcullis_xdp(context: XdpContext) -> u32 {
     let jiffies = unsafe { bpf_jiffies64() };
     let outcome = judge(&frame, &Maps { settings }, jiffies.wrapping_mul(settings.ns_per_jiffy));
     let enforce = settings.enforce != 0;
-    count(cell(outcome, enforce), frame.end.wrapping_sub(frame.data) as u64);
+    count(cell(outcome, enforce), frame.bytes());
     if outcome.drops() && enforce { XDP_DROP } else { XDP_PASS }
 }
 
@@ -95,6 +104,11 @@ struct Received {
 }
 
 impl Frame for Received {
+    #[inline(always)]
+    fn bytes(&self) -> u64 {
+        self.end.wrapping_sub(self.data) as u64
+    }
+
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]> {
         let start = self.data.wrapping_add(at);
@@ -156,14 +170,24 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn is_denied(&self, address: Address) -> bool {
+    fn listed(&self, address: Address, now_ns: u64) -> Listed {
         let bit = prefix_bit(address);
-        match PREFIX_FILTER.get(bit / 64) {
-            Some(word) if word.deny >> (bit % 64) & 1 != 0 => {
-                DENY.get(&whole_address(address)).is_some()
-            }
-            _ => false,
+        let Some(word) = PREFIX_FILTER.get(bit / 64) else { return Listed::Nowhere };
+        let bit = bit % 64;
+        if (word.ban | word.deny) >> bit & 1 == 0 {
+            return Listed::Nowhere;
         }
+        let key = whole_address(address);
+        if word.ban >> bit & 1 != 0
+            && let Some(ban) = BAN_PREFIXES.get(&key)
+            && (ban.until_ns.wrapping_sub(now_ns) as i64) > 0
+        {
+            return Listed::Banned;
+        }
+        if word.deny >> bit & 1 != 0 && DENY.get(&key).is_some() {
+            return Listed::Denied;
+        }
+        Listed::Nowhere
     }
 
     #[inline(always)]
@@ -178,14 +202,24 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn admit(&self, source: Source, now_ns: u64) -> Admission {
-        let &Settings { cost_ns, tolerance_ns, set_mask, .. } = self.settings;
-        if cost_ns == 0 {
-            return Admission::Within;
+    fn limit(&self, quota: Quota) -> Limit {
+        match quota {
+            Quota::Packets => self.settings.packets,
+            Quota::Connections => self.settings.connections,
+            Quota::Bytes => self.settings.bytes,
         }
-        let index = bucket_set(self.hash(source), set_mask);
-        let Some(set) = BUCKETS.get(index) else { return Admission::Within };
-        let admission = set.admit(source, &Limit { cost_ns, tolerance_ns }, now_ns);
+    }
+
+    #[inline(always)]
+    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission {
+        let index = bucket_set(self.hash(source), self.settings.set_mask);
+        let set = match quota {
+            Quota::Packets => BUCKETS.get(index),
+            Quota::Connections => CONNECTIONS.get(index),
+            Quota::Bytes => BYTES.get(index),
+        };
+        let Some(set) = set else { return Admission::Within };
+        let admission = set.admit(source, limit, now_ns);
         if matches!(admission, Admission::Evicting) {
             count(abi::EVICTIONS_CELL, 0);
         }

@@ -12,6 +12,22 @@ pub struct Source(u64);
 
 /// The upper half of the word of every IPv4 source.
 const IPV4_TAG: u64 = 0xffff_ffff;
+/// The upper sixteen bits of the word of every [`Network`]: of the multicast block too, and not
+/// those of the tag above.
+const NETWORK_TAG: u64 = 0xfffe;
+
+/// An IPv6 /48, what a site is given (RFC 6177): the 65,536 sources in it share buckets, besides
+/// those that each has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network(u64);
+
+impl Network {
+    /// As it stands where sources do, which no source's word is.
+    #[inline(always)]
+    pub const fn word(self) -> Source {
+        Source(self.0)
+    }
+}
 
 impl Source {
     /// The source of an IPv4 address given as a number (192.0.2.7 is 0xc000_0207).
@@ -24,6 +40,17 @@ impl Source {
     #[inline(always)]
     pub const fn ipv6(upper: u64) -> Self {
         Self(upper)
+    }
+
+    /// The /48 that an IPv6 source lies in. An IPv4 source lies in none: its neighbours are other
+    /// people.
+    #[inline(always)]
+    pub const fn network(self) -> Option<Network> {
+        if self.0 >> 32 == IPV4_TAG {
+            None
+        } else {
+            Some(Network(NETWORK_TAG << 48 | self.0 >> 16))
+        }
     }
 
     /// The word that kernel maps are keyed by.
@@ -123,6 +150,18 @@ mod tests {
             assert_eq!(Source::from_word(source.word()), source, "{address}");
             assert_eq!(Source::from(source.address()), source, "{address}");
         }
+    }
+
+    #[test]
+    fn a_network_is_the_same_for_all_its_sources_and_no_source() {
+        let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+        let network = |text: &str| source(text).network();
+        assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:ffff::1"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:2:2::1"));
+        assert_eq!(network("192.0.2.7"), None);
+        assert_eq!(network("255.255.255.255"), None);
+        let word = network("2001:db8:1:2::1").unwrap().word().word();
+        assert_eq!(word, 0xfffe_2001_0db8_0001);
     }
 
     #[test]

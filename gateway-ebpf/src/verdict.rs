@@ -2,8 +2,8 @@
 
 use crate::{
     Source,
-    bucket::Admission,
-    packet::{self, Address, Frame, Parsed, Target},
+    bucket::{Admission, Limit},
+    packet::{self, Address, Flow, Frame, Parsed, Target},
 };
 
 /// Why a frame passes or is dropped. One closed list: counters, metrics and logs all use it.
@@ -21,21 +21,25 @@ pub enum Outcome {
     Management = 2,
     /// Passes: it would have been dropped, but its source never is.
     Exempt = 3,
-    /// Passes: its source is within its limit.
+    /// Passes: its source is within its limits.
     WithinLimit = 4,
     /// Dropped: its source is banned.
     Banned = 5,
     /// Dropped: its source is on the list of denied ones.
     Denied = 6,
-    /// Dropped: its source sends more than its limit.
+    /// Dropped: its source sends more packets than its limit.
     OverLimit = 7,
+    /// Dropped: its source asks for more new connections than its limit.
+    OverConnections = 8,
+    /// Dropped: its source sends more octets than its limit.
+    OverBytes = 9,
     /// Dropped: no host could make sense of it.
-    Malformed = 8,
+    Malformed = 10,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NotIp,
         Self::OtherPort,
         Self::Management,
@@ -44,6 +48,8 @@ impl Outcome {
         Self::Banned,
         Self::Denied,
         Self::OverLimit,
+        Self::OverConnections,
+        Self::OverBytes,
         Self::Malformed,
     ];
 
@@ -64,6 +70,8 @@ impl Outcome {
             Self::Banned => "banned",
             Self::Denied => "denied",
             Self::OverLimit => "over_limit",
+            Self::OverConnections => "over_connections",
+            Self::OverBytes => "over_bytes",
             Self::Malformed => "malformed",
         }
     }
@@ -80,18 +88,62 @@ pub enum Service {
     Management,
 }
 
+/// What a source has a bucket of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Quota {
+    /// Packets to guarded ports.
+    Packets,
+    /// New connections to them.
+    Connections,
+    /// Octets of the packets, from the Ethernet header on.
+    Bytes,
+}
+
+impl Quota {
+    /// Every quota.
+    pub const ALL: [Self; 3] = [Self::Packets, Self::Connections, Self::Bytes];
+
+    /// What a frame is dropped as that exceeds it.
+    #[inline(always)]
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Self::Packets => Outcome::OverLimit,
+            Self::Connections => Outcome::OverConnections,
+            Self::Bytes => Outcome::OverBytes,
+        }
+    }
+}
+
+/// How many times rate and burst are doubled for an IPv6 /48: it gets sixteen times what a source
+/// gets. Enough for a site whose many networks call at once; without it, whoever has a /48 has
+/// 65,536 times a source's limit.
+pub const NETWORK_DOUBLINGS: u32 = 4;
+
+/// Which list of prefixes an address is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// On none.
+    Nowhere,
+    /// A ban on a prefix that covers it is in force.
+    Banned,
+    /// A denied prefix covers it.
+    Denied,
+}
+
 /// The rules and the state that a verdict depends on: kernel maps there, plain tables in a test.
 pub trait Tables {
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
     fn service(&self, target: Target) -> Service;
     /// Whether a ban on the source is in force at `now_ns`.
     fn is_banned(&self, source: Source, now_ns: u64) -> bool;
-    /// Whether the address is on the list of denied ones.
-    fn is_denied(&self, address: Address) -> bool;
+    /// Which prefixes cover the address at `now_ns`; a ban before the list of denied ones.
+    fn listed(&self, address: Address, now_ns: u64) -> Listed;
     /// Whether the address is on the list of those never dropped.
     fn is_exempt(&self, address: Address) -> bool;
-    /// Takes one token from the source's bucket.
-    fn admit(&self, source: Source, now_ns: u64) -> Admission;
+    /// What each source may have of this; of octets as [`Limit::octets`] tells it.
+    fn limit(&self, quota: Quota) -> Limit;
+    /// Takes what the limit says from the source's bucket.
+    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission;
 }
 
 /// Judges one frame at `now_ns`, a time on the clock of the tables' bans and buckets.
@@ -115,29 +167,75 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
         },
         Target::Fragment | Target::Unreadable => {}
     }
-    let outcome = judge_guarded(flow.address, flow.target, tables, now_ns);
+    let outcome = judge_guarded(frame, &flow, tables, now_ns);
     if outcome.drops() && tables.is_exempt(flow.address) { Outcome::Exempt } else { outcome }
 }
 
 /// A packet that is, or may be, for a guarded port.
 #[inline(always)]
-fn judge_guarded<T: Tables>(address: Address, target: Target, tables: &T, now_ns: u64) -> Outcome {
+fn judge_guarded<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    flow: &Flow,
+    tables: &T,
+    now_ns: u64,
+) -> Outcome {
+    let address = flow.address;
     if address.is_link_scoped_ipv6() {
         return Outcome::Exempt;
     }
-    if matches!(target, Target::Unreadable) {
+    if matches!(flow.target, Target::Unreadable) {
         return Outcome::Malformed;
     }
     let source = address.source();
     if tables.is_banned(source, now_ns) {
         return Outcome::Banned;
     }
-    if tables.is_denied(address) {
-        return Outcome::Denied;
+    match tables.listed(address, now_ns) {
+        Listed::Nowhere => {}
+        Listed::Banned => return Outcome::Banned,
+        Listed::Denied => return Outcome::Denied,
     }
-    match tables.admit(source, now_ns) {
-        Admission::Over => Outcome::OverLimit,
-        Admission::Within | Admission::Evicting => Outcome::WithinLimit,
+    // Connections first: what is refused there costs the source none of its packets, so a flood of
+    // them does not also end the connections that it has.
+    if flow.opens && is_over(Quota::Connections, frame, source, tables, now_ns) {
+        return Quota::Connections.outcome();
+    }
+    if is_over(Quota::Packets, frame, source, tables, now_ns) {
+        return Quota::Packets.outcome();
+    }
+    if is_over(Quota::Bytes, frame, source, tables, now_ns) {
+        return Quota::Bytes.outcome();
+    }
+    Outcome::WithinLimit
+}
+
+/// Charges a source and the network it lies in, or says that one of them has nothing left.
+#[inline(always)]
+fn is_over<F: Frame + ?Sized, T: Tables>(
+    quota: Quota,
+    frame: &F,
+    source: Source,
+    tables: &T,
+    now_ns: u64,
+) -> bool {
+    let limit = tables.limit(quota);
+    if limit.is_none() {
+        return false;
+    }
+    let is_refused = |source, limit: &Limit| {
+        matches!(tables.admit(quota, source, limit, now_ns), Admission::Over)
+    };
+    // Octets are limited where a link is short, and there is no reason why a site's should be
+    // sixteen times as wide.
+    if matches!(quota, Quota::Bytes) {
+        return is_refused(source, &limit.of_frame(frame.bytes()));
+    }
+    if is_refused(source, &limit) {
+        return true;
+    }
+    match source.network() {
+        Some(network) => is_refused(network.word(), &limit.doubled(NETWORK_DOUBLINGS)),
+        None => false,
     }
 }
 
@@ -158,6 +256,8 @@ mod tests {
         denied: bool,
         exempt: bool,
         over: bool,
+        over_connections: bool,
+        over_bytes: bool,
         admitted: Cell<u32>,
         exempt_asked: Cell<u32>,
     }
@@ -173,24 +273,41 @@ mod tests {
         fn is_banned(&self, _: Source, _: u64) -> bool {
             self.banned
         }
-        fn is_denied(&self, _: Address) -> bool {
-            self.denied
+        fn listed(&self, _: Address, _: u64) -> Listed {
+            if self.denied { Listed::Denied } else { Listed::Nowhere }
         }
         fn is_exempt(&self, _: Address) -> bool {
             self.exempt_asked.set(self.exempt_asked.get() + 1);
             self.exempt
         }
-        fn admit(&self, _: Source, _: u64) -> Admission {
+        fn limit(&self, quota: Quota) -> Limit {
+            match quota {
+                Quota::Bytes if !self.over_bytes => Limit::NONE,
+                _ => Limit::new(1, 1, 1),
+            }
+        }
+        fn admit(&self, quota: Quota, _: Source, _: &Limit, _: u64) -> Admission {
             self.admitted.set(self.admitted.get() + 1);
-            if self.over { Admission::Over } else { Admission::Within }
+            let over = match quota {
+                Quota::Packets => self.over,
+                Quota::Connections => self.over_connections,
+                Quota::Bytes => self.over_bytes,
+            };
+            if over { Admission::Over } else { Admission::Within }
         }
     }
 
     fn tcp(port: u16) -> Vec<u8> {
+        let ack = 0x10;
+        tcp_with(port, ack)
+    }
+
+    fn tcp_with(port: u16, flags: u8) -> Vec<u8> {
         let mut frame = std::vec![2; 12];
         frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]);
         frame.extend([192, 0, 2, 7, 198, 51, 100, 1, 0x30, 0x39]);
         frame.extend(port.to_be_bytes());
+        frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags]);
         frame
     }
 
@@ -219,6 +336,31 @@ mod tests {
         judge(tcp(8443).as_slice(), &tables, 0);
         judge(tcp(80).as_slice(), &tables, 0);
         assert_eq!((tables.exempt_asked.get(), tables.admitted.get()), (0, 1));
+    }
+
+    #[test]
+    fn only_who_opens_a_connection_is_charged_for_one() {
+        let syn = tcp_with(8443, 0x02);
+        let none = Fixed { over_connections: true, ..Fixed::default() };
+        assert_eq!(judge(tcp(8443).as_slice(), &none, 0), Outcome::WithinLimit);
+        assert_eq!(none.admitted.get(), 1);
+        // Refused as a connection, it costs no packet.
+        assert_eq!(judge(syn.as_slice(), &none, 0), Outcome::OverConnections);
+        assert_eq!(none.admitted.get(), 2);
+        assert_eq!(judge(tcp_with(80, 0x02).as_slice(), &none, 0), Outcome::OtherPort);
+        let some = Fixed { over: true, ..Fixed::default() };
+        assert_eq!(judge(syn.as_slice(), &some, 0), Outcome::OverLimit);
+        assert_eq!(some.admitted.get(), 2);
+    }
+
+    #[test]
+    fn octets_are_looked_at_last_and_only_where_they_are_limited() {
+        let over = Fixed { over_bytes: true, ..Fixed::default() };
+        assert_eq!(judge(tcp(8443).as_slice(), &over, 0), Outcome::OverBytes);
+        assert_eq!(over.admitted.get(), 2);
+        let both = Fixed { over_bytes: true, over: true, ..Fixed::default() };
+        assert_eq!(judge(tcp(8443).as_slice(), &both, 0), Outcome::OverLimit);
+        assert_eq!(both.admitted.get(), 1);
     }
 
     #[test]

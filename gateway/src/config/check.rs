@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     identity::token::TokenRules,
-    kernel::{self, Rate, Service, Transport},
+    kernel::{self, ByteRate, Rate, Service, Transport},
 };
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
@@ -480,7 +480,10 @@ impl Check<'_> {
         self.without_interfaces(written);
         let ports = written.ports.as_ref().map(|ports| self.ports(ports, file));
         let exempt = self.exempt(file);
-        let packets = written.packets.as_ref().and_then(|packets| self.packets(packets));
+        let rate = |name, rate: &Option<_>| rate.as_ref().and_then(|rate| self.rate(name, rate));
+        let packets = rate("packets", &written.packets);
+        let connections = rate("connections", &written.connections);
+        let bytes = written.bytes.as_ref().map(|rate| self.byte_rate(rate));
         let interfaces = written.interfaces.clone()?;
         if interfaces.is_empty() {
             return Some(None);
@@ -494,6 +497,8 @@ impl Check<'_> {
             exempt,
             deny: written.deny.iter().map(|network| network.value).collect(),
             packets: Some(packets?),
+            connections: Some(connections?),
+            bytes: bytes.map_or(Some(None), |rate| rate.map(Some))?,
             max_sources: written.max_sources.value,
             pin: written.pin.value.clone(),
         }))
@@ -596,19 +601,34 @@ impl Check<'_> {
         }
     }
 
-    fn packets(&self, written: &file::Packets) -> Option<Rate> {
+    fn rate(&self, name: &str, written: &file::RateFile) -> Option<Rate> {
         let (rate, burst) = (written.rate_per_s.as_ref()?, written.burst.as_ref()?);
         let per_s = rate.value;
         let least = u64::from(per_s).div_ceil(BURSTS_PER_S);
         if u64::from(burst.value) < least {
             let text = format!(
-                "xdp.packets.burst is {}, which at {per_s}/s is less than 20 ms, two ticks of the \
+                "xdp.{name}.burst is {}, which at {per_s}/s is less than 20 ms, two ticks of the \
                  kernel's clock; write at least {least}",
                 burst.value
             );
             self.contradiction(burst.place, text);
         }
         Some(Rate { per_s, burst: burst.value })
+    }
+
+    fn byte_rate(&self, written: &file::ByteRateFile) -> Option<ByteRate> {
+        let (rate, burst) = (written.bytes_per_s.as_ref()?, written.burst_bytes.as_ref()?);
+        let least = rate.value.div_ceil(BURSTS_PER_S).max(kernel::FRAME_MAX_BYTES);
+        if burst.value < least {
+            let text = format!(
+                "xdp.bytes.burst is {}, which is less than 20 ms at the rate (two ticks of the \
+                 kernel's clock) or than one frame; write at least \"{}KiB\"",
+                burst.value,
+                least.div_ceil(1024)
+            );
+            self.contradiction(burst.place, text);
+        }
+        Some(ByteRate { bytes_per_s: rate.value, burst_bytes: burst.value })
     }
 
     fn bans(&self, written: &file::Bans) -> Bans {
@@ -813,6 +833,8 @@ interfaces = ["eth0"]
             exempt: networks(&["127.0.0.0/8", "::1/128", "192.0.2.9/32"]),
             deny: Vec::new(),
             packets: Some(Rate { per_s: 20_000, burst: 40_000 }),
+            connections: Some(Rate { per_s: 100, burst: 200 }),
+            bytes: None,
             max_sources: 1_000_000,
             pin: "/sys/fs/bpf/portcullis".into(),
         };
@@ -835,6 +857,8 @@ management = ["22/tcp", "53/udp"]
 allow = ["192.0.2.9", "198.51.100.0/24"]
 deny = ["203.0.113.0/24"]
 packets = { rate = "6000/m", burst = 2 }
+connections = { rate = "3600/h", burst = 7 }
+bytes = { rate = "50MiB/s", burst = "64MiB" }
 max_sources = 1024
 pin = "/sys/fs/bpf/other"
 [server]
@@ -877,6 +901,8 @@ access = false
             exempt: networks(&["192.0.2.9/32", "198.51.100.0/24", "127.0.0.0/8", "::1/128"]),
             deny: networks(&["203.0.113.0/24"]),
             packets: Some(Rate { per_s: 100, burst: 2 }),
+            connections: Some(Rate { per_s: 1, burst: 7 }),
+            bytes: Some(ByteRate { bytes_per_s: 50 << 20, burst_bytes: 64 << 20 }),
             max_sources: 1024,
             pin: "/sys/fs/bpf/other".into(),
         };
@@ -1017,6 +1043,18 @@ access = false
                     "23:39: xdp.packets.burst is 399, which at 20000/s is less than 20 ms, two ticks \
                    of the kernel's clock; write at least 400",
                 ],
+            ),
+            (
+                "interfaces = [\"eth0\"]",
+                "interfaces = [\"eth0\"]\nconnections = { rate = \"1000/s\", burst = 19 }",
+                &["23:42: xdp.connections.burst is 19, which at 1000/s is less than 20 ms, two \
+                   ticks of the kernel's clock; write at least 20"],
+            ),
+            (
+                "interfaces = [\"eth0\"]",
+                "interfaces = [\"eth0\"]\nbytes = { rate = \"50MiB/s\", burst = \"1000KiB\" }",
+                &["23:39: xdp.bytes.burst is 1024000, which is less than 20 ms at the rate (two \
+                   ticks of the kernel's clock) or than one frame; write at least \"1024KiB\""],
             ),
             (
                 "interfaces = [\"eth0\"]",

@@ -117,16 +117,25 @@ pub(super) struct Xdp {
     pub(super) management: At<Vec<At<Service>>>,
     pub(super) allow: Vec<At<IpNet>>,
     pub(super) deny: Vec<At<IpNet>>,
-    pub(super) packets: Option<Packets>,
+    pub(super) packets: Option<RateFile>,
+    pub(super) connections: Option<RateFile>,
+    pub(super) bytes: Option<ByteRateFile>,
     pub(super) max_sources: At<u32>,
     pub(super) pin: At<PathBuf>,
 }
 
-/// `[xdp.packets]`; a value that is missing or refused was noted.
+/// `[xdp.packets]` and `[xdp.connections]`; a value that is missing or refused was noted.
 #[derive(Debug)]
-pub(super) struct Packets {
+pub(super) struct RateFile {
     pub(super) rate_per_s: Option<At<u32>>,
     pub(super) burst: Option<At<u32>>,
+}
+
+/// `[xdp.bytes]`; a value that is missing or refused was noted.
+#[derive(Debug)]
+pub(super) struct ByteRateFile {
+    pub(super) bytes_per_s: Option<At<u64>>,
+    pub(super) burst_bytes: Option<At<u64>>,
 }
 
 /// `[bans]`.
@@ -353,14 +362,16 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
 
 fn xdp(section: &Section<'_>) -> Xdp {
     section.not_yet("ipv6_prefix", Neutral::Number(64), "write 64 or leave it out");
-    section.not_yet("connections", Neutral::Empty, "leave it out, packets limits each source");
     let ssh = || Service { port: 22, transport: Transport::Tcp };
     let default = |value| At { value, place: section.place() };
-    let packets = section.child("packets", "xdp.packets").map(|section| Packets {
-        rate_per_s: section.must("rate", text(value::rate_per_s)),
-        burst: section
-            .must("burst", integer(1..=1_000_000_000, "packets admitted at once after a pause")),
-    });
+    let rate = |key, path, admitted, (per_s, burst)| {
+        let written = section.child(key, path).map(|section| RateFile {
+            rate_per_s: section.must("rate", text(value::rate_per_s)),
+            burst: section.must("burst", integer(1..=1_000_000_000, admitted)),
+        });
+        let at = |value| Some(At { value, place: section.place() });
+        Some(written.unwrap_or_else(|| RateFile { rate_per_s: at(per_s), burst: at(burst) }))
+    };
     Xdp {
         interfaces: section
             .list_or_empty("interfaces", text(value::interface))
@@ -373,10 +384,21 @@ fn xdp(section: &Section<'_>) -> Xdp {
             .unwrap_or_else(|| default(vec![At { value: ssh(), place: section.place() }])),
         allow: section.list("allow", text(value::network)).map_or_else(Vec::new, |list| list.value),
         deny: section.list("deny", text(value::network)).map_or_else(Vec::new, |list| list.value),
-        packets: packets.or_else(|| {
-            let (rate_per_s, burst) = (20_000, 40_000);
-            let at = |value| Some(At { value, place: section.place() });
-            Some(Packets { rate_per_s: at(rate_per_s), burst: at(burst) })
+        packets: rate(
+            "packets",
+            "xdp.packets",
+            "packets admitted at once after a pause",
+            (20_000, 40_000),
+        ),
+        connections: rate(
+            "connections",
+            "xdp.connections",
+            "connections admitted at once after a pause",
+            (100, 200),
+        ),
+        bytes: section.child("bytes", "xdp.bytes").map(|section| ByteRateFile {
+            bytes_per_s: section.must("rate", text(value::bytes_per_s)),
+            burst_bytes: section.must("burst", text(value::bytes)),
         }),
         max_sources: section.or(
             "max_sources",
@@ -564,7 +586,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
-        let table: [(&str, &[(&str, bool)]); 18] = [
+        let table: [(&str, &[(&str, bool)]); 17] = [
             ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
             ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
@@ -588,7 +610,6 @@ mod tests {
             ("[[route]]\nbound_token", &[("false", true), ("true", false)]),
             ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
-            ("[xdp]\nconnections", &[("{ rate = \"1/s\", burst = 1 }", false)]),
         ];
         for (key, values) in table {
             for (value, accepted) in values {

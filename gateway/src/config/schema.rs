@@ -146,7 +146,8 @@ pub(super) const TABLES: &[Known] = &[
             ("deny", "[\"192.0.2.0/24\"]"),
             ("ipv6_prefix", "64"),
             ("packets", "{ rate = \"20000/s\", burst = 40000 }"),
-            ("connections", "{}"),
+            ("connections", "{ rate = \"100/s\", burst = 200 }"),
+            ("bytes", "{ rate = \"50MiB/s\", burst = \"64MiB\" }"),
             ("max_sources", "1_000_000"),
             ("pin", "\"/sys/fs/bpf/portcullis\""),
         ],
@@ -155,6 +156,16 @@ pub(super) const TABLES: &[Known] = &[
         path: "xdp.packets",
         header: "[xdp.packets]",
         keys: &[("rate", "\"20000/s\""), ("burst", "40000")],
+    },
+    Known {
+        path: "xdp.connections",
+        header: "[xdp.connections]",
+        keys: &[("rate", "\"100/s\""), ("burst", "200")],
+    },
+    Known {
+        path: "xdp.bytes",
+        header: "[xdp.bytes]",
+        keys: &[("rate", "\"50MiB/s\""), ("burst", "\"64MiB\"")],
     },
     Known {
         path: "bans",

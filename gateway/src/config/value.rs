@@ -57,6 +57,43 @@ pub(super) fn duration_between(bounds: Between) -> impl Fn(&str) -> Result<Durat
     }
 }
 
+/// A number of octets, as in `64KiB`: 1 KiB to 16 GiB, which is more than a second of the fastest
+/// link there is.
+pub(super) fn bytes(text: &str) -> Result<u64, Refused> {
+    const BYTES_MAX: u64 = 16 << 30;
+    let malformed = || {
+        let text = shown(text);
+        Refused::bad(format!(
+            "is {text}, which is no number of octets; write it as in \"64KiB\", \"50MiB\", \"1GiB\""
+        ))
+    };
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(malformed()),
+    };
+    let number: u64 = number.parse().map_err(|_| malformed())?;
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err(Refused::bad(format!(
+            "is {text}, which would let nothing through; write at least \"1KiB\""
+        ))),
+        Some(bytes) if bytes <= BYTES_MAX => Ok(bytes),
+        _ => Err(Refused::bad(format!("is {text}; write at most \"16GiB\""))),
+    }
+}
+
+/// A rate of octets, as in `50MiB/s`.
+pub(super) fn bytes_per_s(text: &str) -> Result<u64, Refused> {
+    let amount = text.strip_suffix("/s").ok_or_else(|| {
+        let text = shown(text);
+        Refused::bad(format!("is {text}, which is no rate of octets; write it as in \"50MiB/s\""))
+    })?;
+    bytes(amount)
+}
+
 /// `100/s`, `6000/m`, `10000/h`, as a number for each second. A rate that is not a whole number for
 /// each second is refused, because it would have to be rounded.
 pub(super) fn rate_per_s(text: &str) -> Result<u32, Refused> {
@@ -552,6 +589,37 @@ mod tests {
     }
 
     #[test]
+    fn octets() {
+        const MALFORMED: &str = ", which is no number of octets; write it as in \"64KiB\", \
+                                 \"50MiB\", \"1GiB\"";
+        check(
+            bytes,
+            &[
+                ("1KiB", Ok(1024)),
+                ("64MiB", Ok(64 << 20)),
+                ("16GiB", Ok(16 << 30)),
+                ("17179869185KiB", Err("is 17179869185KiB; write at most \"16GiB\"")),
+                ("17GiB", Err("is 17GiB; write at most \"16GiB\"")),
+                ("0KiB", Err("is 0KiB, which would let nothing through; write at least \"1KiB\"")),
+                ("64", Err(&format!("is \"64\"{MALFORMED}"))),
+                ("64MB", Err(&format!("is \"64MB\"{MALFORMED}"))),
+                ("+1KiB", Err(&format!("is \"+1KiB\"{MALFORMED}"))),
+                ("KiB", Err(&format!("is \"KiB\"{MALFORMED}"))),
+            ],
+        );
+        let rate = ", which is no rate of octets; write it as in \"50MiB/s\"";
+        check(
+            bytes_per_s,
+            &[
+                ("50MiB/s", Ok(50 << 20)),
+                ("50MiB", Err(&format!("is \"50MiB\"{rate}"))),
+                ("50MiB/m", Err(&format!("is \"50MiB/m\"{rate}"))),
+                ("50/s", Err(&format!("is \"50\"{MALFORMED}"))),
+            ],
+        );
+    }
+
+    #[test]
     fn rates() {
         const MALFORMED: &str = ", which is no rate; write a number for each second, minute or \
                                  hour, as in \"100/s\", \"6000/m\", \"36000/h\"";
@@ -931,6 +999,7 @@ mod tests {
             let _ = (socket_address(&text), name(&text), words(&text), path(&text));
             let _ = (interface(&text), host(&text), route_path(&text), method(&text));
             let _ = (endpoint(&text), endpoint(&format!("http://{text}")), scope(&text));
+            let _ = (bytes(&text), bytes_per_s(&text));
             let _ = (protocol(&text), algorithm(&text), xdp_mode(&text));
         }
 

@@ -80,8 +80,10 @@ pub enum KernelError {
     },
     /// The burst is shorter than the kernel's clock can tell.
     BurstTooSmall {
+        /// The limit's name below `[xdp]`.
+        setting: &'static str,
         /// What was configured.
-        burst: u32,
+        burst: u64,
         /// The least burst at this rate on this kernel.
         least: u64,
         /// The kernel's tick.
@@ -203,10 +205,11 @@ impl fmt::Display for KernelError {
                 formatter,
                 "{count} {what}, but there is room for {limit}; join neighbours into shorter prefixes"
             ),
-            Self::BurstTooSmall { burst, least, ns_per_jiffy } => write!(
+            Self::BurstTooSmall { setting, burst, least, ns_per_jiffy } => write!(
                 formatter,
-                "[xdp].packets: a burst of {burst} is spent within two ticks of this kernel's clock \
-                 ({} ms each), so less than the rate would pass; set burst to at least {least}",
+                "[xdp].{setting}: a burst of {burst} is spent within two ticks of this kernel's clock \
+                 ({} ms each) or by one frame, so less than the rate would pass; set burst to at \
+                 least {least}",
                 ns_per_jiffy / 1_000_000
             ),
             Self::Clock => formatter.write_str(
@@ -298,8 +301,13 @@ mod tests {
             (refused(libc::EOPNOTSUPP), vec!["lro"]),
             (KernelError::NeedsRestart { setting: "pin" }, vec!["[xdp].pin", "restart"]),
             (
-                KernelError::BurstTooSmall { burst: 1, least: 160, ns_per_jiffy: 4_000_000 },
-                vec!["4 ms", "160"],
+                KernelError::BurstTooSmall {
+                    setting: "connections",
+                    burst: 1,
+                    least: 160,
+                    ns_per_jiffy: 4_000_000,
+                },
+                vec!["[xdp].connections", "4 ms", "160"],
             ),
         ] {
             let text = error.to_string();

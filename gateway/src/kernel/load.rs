@@ -1,7 +1,7 @@
 //! Attaching the program, keeping it attached, and taking it away.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -16,16 +16,14 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use gateway_ebpf::{
-    Outcome, Source, abi,
-    bucket::{self, Limit},
-};
+use gateway_ebpf::{Outcome, Source, abi, bucket};
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{
-    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, Count, Fill, InterfaceStatus, Mode,
-    Notice, Settings, Status,
+    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Count, FRAME_MAX_BYTES,
+    Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry, PrefixBanOutcome, Rate,
+    Settings, Status,
     attachment::{self, Attachments},
     error::KernelError,
     maps::{self, Maps},
@@ -49,6 +47,8 @@ pub struct Kernel {
     slots: Vec<u32>,
     banned: HashSet<Source>,
     ban_filter: BanFilter,
+    /// Banned prefixes, as the trie holds them, expired ones among them.
+    banned_nets: BTreeMap<IpNet, abi::Ban>,
 }
 
 /// What [`detach`] found and removed.
@@ -106,6 +106,9 @@ impl Kernel {
         let banned: HashSet<Source> = maps.bans()?.into_iter().map(|(source, _)| source).collect();
         let bits = banned.iter().map(|&source| ban_bit(source, &in_kernel));
         let ban_filter = BanFilter::new(bits);
+        let banned_nets = maps.prefix_bans()?.into_iter();
+        let banned_nets =
+            banned_nets.filter_map(|(prefix, entry)| Some((prefix.net()?, entry.ban))).collect();
         let mut kernel = Self {
             settings: settings.clone(),
             in_kernel,
@@ -115,6 +118,7 @@ impl Kernel {
             slots: Vec::new(),
             banned,
             ban_filter,
+            banned_nets,
         };
         kernel.maps.write_ban_filter(kernel.ban_filter.words())?;
         kernel.write_rules(settings)?;
@@ -129,7 +133,8 @@ impl Kernel {
             kernel.slots.push(slot);
         }
         if adopted > 0 {
-            notices.push(Notice::Adopted { interfaces: adopted, bans: kernel.banned.len() });
+            let bans = kernel.banned.len() + kernel.banned_nets.len();
+            notices.push(Notice::Adopted { interfaces: adopted, bans });
         }
         kernel.release_other_slots(&mut notices)?;
         kernel.pins.remove_other_layouts(&mut notices)?;
@@ -262,7 +267,117 @@ impl Kernel {
         Ok(lifted)
     }
 
-    /// Every ban in force.
+    /// Bans every source of a prefix. For what an operator asks: evidence is about single sources.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said; the bans are as before then.
+    pub fn ban_prefix(&mut self, ban: &PrefixBan) -> Result<PrefixBanOutcome, KernelError> {
+        let net = plan::plain(ban.net);
+        if let Some(by) = plan::overlapping(net, &self.settings.exempt) {
+            return Ok(PrefixBanOutcome::Exempt { by });
+        }
+        self.sweep_prefixes()?;
+        let is_new = !self.banned_nets.contains_key(&net);
+        if is_new && self.banned_nets.len() >= abi::BAN_PREFIXES_MAX as usize {
+            return Ok(PrefixBanOutcome::TableFull);
+        }
+        let now_ns = self.now_ns()?;
+        let entry = abi::Ban {
+            expires_ns: now_ns.wrapping_add(ban.lasts.min(BAN_MAX).as_nanos() as u64),
+            set_ns: now_ns,
+            reason: ban.reason,
+            origin: ban.origin,
+            ..abi::Ban::default()
+        };
+        let before = self.banned_nets.insert(net, entry);
+        // The filter before the trie, or the program would not look there.
+        let written = self.write_prefix_filter().and_then(|()| self.write_prefix_bans(&net));
+        if !matches!(written, Ok(true)) {
+            match before {
+                Some(before) => self.banned_nets.insert(net, before),
+                None => self.banned_nets.remove(&net),
+            };
+            // As far as the kernel still takes writes; its first refusal is what is reported.
+            if is_new {
+                let _ = self.maps.remove_prefix_ban(Prefix::from(&net));
+            }
+            let _ = self.write_prefix_bans(&net);
+            let _ = self.write_prefix_filter();
+            return written.map(|_| PrefixBanOutcome::TableFull);
+        }
+        Ok(if is_new { PrefixBanOutcome::Set } else { PrefixBanOutcome::Replaced })
+    }
+
+    /// Lifts the ban of exactly this prefix; false when there is none. Bans of single sources and
+    /// of other prefixes stay.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn unban_prefix(&mut self, net: IpNet) -> Result<bool, KernelError> {
+        let net = plan::plain(net);
+        if self.banned_nets.remove(&net).is_none() {
+            return Ok(false);
+        }
+        self.maps.remove_prefix_ban(Prefix::from(&net))?;
+        self.write_prefix_bans(&net)?;
+        self.write_prefix_filter()?;
+        Ok(true)
+    }
+
+    /// Every banned prefix.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn prefix_bans(&self) -> Result<Vec<PrefixBanEntry>, KernelError> {
+        let now_ns = self.now_ns()?;
+        let entries = self.banned_nets.iter();
+        Ok(entries.filter_map(|(net, ban)| prefix_in_force(*net, ban, now_ns)).collect())
+    }
+
+    /// Removes bans of prefixes that are over; returns how many.
+    fn sweep_prefixes(&mut self) -> Result<usize, KernelError> {
+        if self.banned_nets.is_empty() {
+            return Ok(0);
+        }
+        let now_ns = self.now_ns()?;
+        let is_over = |(net, ban): (&IpNet, &abi::Ban)| {
+            prefix_in_force(*net, ban, now_ns).is_none().then_some(*net)
+        };
+        let over: Vec<IpNet> = self.banned_nets.iter().filter_map(is_over).collect();
+        for net in &over {
+            // What it covers needs no look: a ban that is over prolongs no other.
+            self.maps.remove_prefix_ban(Prefix::from(net))?;
+            self.banned_nets.remove(net);
+        }
+        if !over.is_empty() {
+            self.write_prefix_filter()?;
+        }
+        Ok(over.len())
+    }
+
+    /// Writes the prefix and those it covers, whose ends depend on it; false when there is no room.
+    fn write_prefix_bans(&mut self, changed: &IpNet) -> Result<bool, KernelError> {
+        let covered = self.banned_nets.iter().filter(|(net, _)| changed.contains(*net));
+        for (net, &ban) in covered {
+            let until_ns = plan::banned_until_ns(net, &self.banned_nets).unwrap_or(ban.expires_ns);
+            let entry = abi::PrefixBan { ban, until_ns };
+            if !self.maps.insert_prefix_ban(Prefix::from(net), &entry)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn write_prefix_filter(&mut self) -> Result<(), KernelError> {
+        let Settings { deny, exempt, .. } = &self.settings;
+        let filter = plan::prefix_filter(deny, exempt, self.banned_nets.keys());
+        self.maps.write_prefix_filter(&filter)
+    }
+
+    /// Every ban of a single source in force.
     pub fn bans(&self) -> Result<Vec<BanEntry>, KernelError> {
         let now_ns = self.now_ns()?;
         let entries = self.maps.bans()?.into_iter();
@@ -271,11 +386,11 @@ impl Kernel {
 
     /// Removes bans that are over (they are without effect, but take up room); returns how many.
     pub fn sweep(&mut self) -> Result<usize, KernelError> {
+        let mut swept = self.sweep_prefixes()?;
         if self.banned.is_empty() {
-            return Ok(0);
+            return Ok(swept);
         }
         let now_ns = self.now_ns()?;
-        let mut swept = 0;
         for (source, ban) in self.maps.bans()? {
             if in_force(source, &ban, now_ns).is_none() {
                 swept += usize::from(self.forget(source)?);
@@ -323,6 +438,7 @@ impl Kernel {
             enforce: self.settings.enforce,
             fills: vec![
                 fill("bans", self.banned.len(), abi::BANS_MAX),
+                fill("ban_prefixes", self.banned_nets.len(), abi::BAN_PREFIXES_MAX),
                 fill("deny", self.settings.deny.len(), abi::DENY_MAX),
                 fill("exempt", self.settings.exempt.len(), abi::EXEMPT_MAX),
             ],
@@ -347,13 +463,13 @@ impl Kernel {
         self.maps.write_prefixes(
             &prefixes(&settings.deny),
             &prefixes(&settings.exempt),
-            &plan::prefix_filter(&settings.deny, &settings.exempt),
+            &plan::prefix_filter(&settings.deny, &settings.exempt, self.banned_nets.keys()),
         )?;
         self.maps.write_ports(&plan::ports(&settings.ports, &settings.management))?;
-        let limit = plan::limit(settings.packets);
         let changed = abi::Settings {
-            cost_ns: limit.map_or(0, |Limit { cost_ns, .. }| cost_ns),
-            tolerance_ns: limit.map_or(0, |Limit { tolerance_ns, .. }| tolerance_ns),
+            packets: plan::limit(settings.packets),
+            connections: plan::limit(settings.connections),
+            bytes: plan::byte_limit(settings.bytes),
             enforce: u32::from(settings.enforce),
             ..self.in_kernel
         };
@@ -683,10 +799,18 @@ fn check_limits(settings: &Settings) -> Result<(), KernelError> {
 }
 
 fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError> {
-    let Some(rate) = settings.packets else { return Ok(()) };
-    let least = plan::least_burst(rate.per_s, ns_per_jiffy);
-    if u64::from(rate.burst) < least {
-        return Err(KernelError::BurstTooSmall { burst: rate.burst, least, ns_per_jiffy });
+    let events = |rate: Rate| (u64::from(rate.per_s), u64::from(rate.burst), 1);
+    let octets = |rate: ByteRate| (rate.bytes_per_s, rate.burst_bytes, FRAME_MAX_BYTES);
+    for (setting, rate) in [
+        ("packets", settings.packets.map(events)),
+        ("connections", settings.connections.map(events)),
+        ("bytes", settings.bytes.map(octets)),
+    ] {
+        let Some((per_s, burst, least)) = rate else { continue };
+        let least = plan::least_burst(per_s, ns_per_jiffy).max(least);
+        if burst < least {
+            return Err(KernelError::BurstTooSmall { setting, burst, least, ns_per_jiffy });
+        }
     }
     Ok(())
 }
@@ -746,6 +870,17 @@ fn in_force(source: Source, ban: &abi::Ban, now_ns: u64) -> Option<BanEntry> {
         reason: ban.reason,
         origin: ban.origin,
         level: ban.level,
+    })
+}
+
+fn prefix_in_force(net: IpNet, ban: &abi::Ban, now_ns: u64) -> Option<PrefixBanEntry> {
+    let remaining_ns = u64::try_from(ban.expires_ns.wrapping_sub(now_ns) as i64).ok()?;
+    (remaining_ns > 0).then(|| PrefixBanEntry {
+        net,
+        remaining: Duration::from_nanos(remaining_ns),
+        age: Duration::from_nanos(now_ns.saturating_sub(ban.set_ns)),
+        reason: ban.reason,
+        origin: ban.origin,
     })
 }
 

@@ -11,7 +11,7 @@ use aya::{
 };
 use gateway_ebpf::{
     Source,
-    abi::{self, Ban, Count, Interface, PortWord, PrefixData, PrefixWord},
+    abi::{self, Ban, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord},
     bucket::Set,
 };
 
@@ -36,7 +36,7 @@ pub struct Layout {
 }
 
 /// How every map must be made for so many sources.
-pub fn layouts(max_sources: u32) -> [Layout; 10] {
+pub fn layouts(max_sources: u32) -> [Layout; 13] {
     let array = |name, value_bytes, entries| Layout {
         name,
         kind: MapType::Array,
@@ -53,6 +53,10 @@ pub fn layouts(max_sources: u32) -> [Layout; 10] {
         entries,
         flags: abi::NO_PREALLOC,
     };
+    let buckets = |name| Layout {
+        flags: abi::MMAPABLE,
+        ..array(name, size_of::<Set>(), abi::bucket_sets(max_sources))
+    };
     [
         array(abi::SETTINGS_MAP, size_of::<abi::Settings>(), 1),
         array(abi::PORTS_MAP, size_of::<PortWord>(), abi::PORT_WORDS),
@@ -65,13 +69,16 @@ pub fn layouts(max_sources: u32) -> [Layout; 10] {
             flags: 0,
         },
         array(abi::BAN_FILTER_MAP, size_of::<u64>(), abi::BAN_FILTER_WORDS),
+        Layout {
+            value_bytes: size_of::<PrefixBan>(),
+            ..trie(abi::BAN_PREFIXES_MAP, abi::BAN_PREFIXES_MAX)
+        },
         trie(abi::DENY_MAP, abi::DENY_MAX),
         trie(abi::EXEMPT_MAP, abi::EXEMPT_MAX),
         array(abi::PREFIX_FILTER_MAP, size_of::<PrefixWord>(), abi::PREFIX_FILTER_WORDS),
-        Layout {
-            flags: abi::MMAPABLE,
-            ..array(abi::BUCKETS_MAP, size_of::<Set>(), abi::bucket_sets(max_sources))
-        },
+        buckets(abi::BUCKETS_MAP),
+        buckets(abi::CONNECTIONS_MAP),
+        buckets(abi::BYTES_MAP),
         Layout {
             kind: MapType::PerCpuArray,
             ..array(abi::COUNTERS_MAP, size_of::<Count>(), abi::INTERFACES_MAX * abi::CELLS)
@@ -109,9 +116,10 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
         return Err(KernelError::NotBuilt);
     }
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global(abi::SLOT_SYMBOL, &slot, true)
-        .map_max_entries(abi::BUCKETS_MAP, abi::bucket_sets(max_sources));
+    loader.override_global(abi::SLOT_SYMBOL, &slot, true);
+    for name in [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP, abi::BYTES_MAP] {
+        loader.map_max_entries(name, abi::bucket_sets(max_sources));
+    }
     if let Some(directory) = pins {
         for layout in layouts(max_sources) {
             loader.map_pin_path(layout.name, directory.join(layout.name));
@@ -126,6 +134,7 @@ pub struct Maps {
     ports: Array<MapData, PortWord>,
     bans: HashMap<MapData, u64, Ban>,
     ban_filter: Array<MapData, u64>,
+    ban_prefixes: LpmTrie<MapData, PrefixData, PrefixBan>,
     deny: LpmTrie<MapData, PrefixData, u32>,
     exempt: LpmTrie<MapData, PrefixData, u32>,
     prefix_filter: Array<MapData, PrefixWord>,
@@ -147,6 +156,7 @@ impl Maps {
             ports: take(object, abi::PORTS_MAP)?,
             bans: take(object, abi::BANS_MAP)?,
             ban_filter: take(object, abi::BAN_FILTER_MAP)?,
+            ban_prefixes: take(object, abi::BAN_PREFIXES_MAP)?,
             deny: take(object, abi::DENY_MAP)?,
             exempt: take(object, abi::EXEMPT_MAP)?,
             prefix_filter: take(object, abi::PREFIX_FILTER_MAP)?,
@@ -170,7 +180,7 @@ impl Maps {
         write_words(&mut self.ports, wanted).map_err(KernelError::map(abi::PORTS_MAP))
     }
 
-    /// Makes the two tries these prefixes and their filter these words.
+    /// Makes the two lists these prefixes and the tries' filter these words.
     ///
     /// The filter shows whatever the tries hold at any moment: bits are added before prefixes and
     /// taken away after them.
@@ -189,6 +199,8 @@ impl Maps {
             .map(|(wanted, present)| PrefixWord {
                 deny: wanted.deny | present.deny,
                 exempt: wanted.exempt | present.exempt,
+                ban: wanted.ban | present.ban,
+                _pad: 0,
             })
             .collect();
         write_words(&mut self.prefix_filter, &both).map_err(of_filter())?;
@@ -196,6 +208,47 @@ impl Maps {
         write_trie(&mut self.exempt, exempt).map_err(KernelError::map(abi::EXEMPT_MAP))?;
         write_trie(&mut self.deny, deny).map_err(KernelError::map(abi::DENY_MAP))?;
         write_words(&mut self.prefix_filter, filter).map_err(of_filter())
+    }
+
+    /// Makes the filter in front of the tries these words.
+    pub fn write_prefix_filter(&mut self, filter: &[PrefixWord]) -> Result<(), KernelError> {
+        write_words(&mut self.prefix_filter, filter)
+            .map_err(KernelError::map(abi::PREFIX_FILTER_MAP))
+    }
+
+    /// Every banned prefix, expired or not.
+    pub fn prefix_bans(&self) -> Result<Vec<(Prefix, PrefixBan)>, KernelError> {
+        self.ban_prefixes
+            .iter()
+            .map(|entry| {
+                entry.map(|(key, ban)| (Prefix { bits: key.prefix_len(), data: key.data() }, ban))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(KernelError::map(abi::BAN_PREFIXES_MAP))
+    }
+
+    /// Sets or replaces the ban of a prefix; false when the trie is full.
+    pub fn insert_prefix_ban(
+        &mut self,
+        prefix: Prefix,
+        ban: &PrefixBan,
+    ) -> Result<bool, KernelError> {
+        match self.ban_prefixes.insert(&Key::new(prefix.bits, prefix.data), ban, 0) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOSPC) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(KernelError::map(abi::BAN_PREFIXES_MAP)(error)),
+        }
+    }
+
+    /// Takes the ban of a prefix away; it must be there.
+    pub fn remove_prefix_ban(&mut self, prefix: Prefix) -> Result<(), KernelError> {
+        self.ban_prefixes
+            .remove(&Key::new(prefix.bits, prefix.data))
+            .map_err(KernelError::map(abi::BAN_PREFIXES_MAP))
     }
 
     /// Every entry among the bans, expired or not.

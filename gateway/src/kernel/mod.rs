@@ -44,6 +44,10 @@ pub struct Settings {
     pub deny: Vec<IpNet>,
     /// Packets for each source (an IPv4 address, an IPv6 /64); `None`: no limit.
     pub packets: Option<Rate>,
+    /// New connections (TCP SYN, QUIC Initial) for each source; `None`: no limit.
+    pub connections: Option<Rate>,
+    /// Octets for each source; `None`: no limit.
+    pub bytes: Option<ByteRate>,
     /// Sources whose buckets are remembered at once.
     pub max_sources: u32,
     /// Directory below a bpffs where program, links and maps are pinned.
@@ -88,6 +92,19 @@ pub struct Rate {
     pub burst: u32,
 }
 
+/// Octets: a sustained rate and the burst above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteRate {
+    /// Sustained, for each second; not 0.
+    pub bytes_per_s: u64,
+    /// At once, after a pause; at least [`FRAME_MAX_BYTES`].
+    pub burst_bytes: u64,
+}
+
+/// The largest frame there is: what the kernel joins in generic mode has up to 64 KiB. A burst
+/// that did not hold it would let it pass only after a pause.
+pub const FRAME_MAX_BYTES: u64 = 65_536;
+
 /// A ban to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ban {
@@ -116,6 +133,50 @@ pub enum BanOutcome {
     TableFull,
     /// The kernel refused the write.
     Failed(KernelError),
+}
+
+/// A ban on all sources of a prefix, to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixBan {
+    /// Whom.
+    pub net: IpNet,
+    /// For how long from now.
+    pub lasts: Duration,
+    /// As in [`Ban::reason`].
+    pub reason: u32,
+    /// As in [`Ban::origin`].
+    pub origin: u32,
+}
+
+/// What became of a [`PrefixBan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixBanOutcome {
+    /// In force.
+    Set,
+    /// In force; it replaced one that the prefix had.
+    Replaced,
+    /// Refused: it has addresses that are never dropped.
+    Exempt {
+        /// The exempt prefix that it shares them with.
+        by: IpNet,
+    },
+    /// Refused: as many prefixes are banned as there can be.
+    TableFull,
+}
+
+/// A ban on a prefix that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixBanEntry {
+    /// Whom.
+    pub net: IpNet,
+    /// For how long still.
+    pub remaining: Duration,
+    /// How long ago it was set.
+    pub age: Duration,
+    /// As in [`Ban::reason`].
+    pub reason: u32,
+    /// As in [`Ban::origin`].
+    pub origin: u32,
 }
 
 /// A ban that is in force.
@@ -226,7 +287,7 @@ impl AttachedMode {
 /// How full a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// What it holds: `bans`, `deny` or `exempt`.
+    /// What it holds: `bans`, `ban_prefixes`, `deny` or `exempt`.
     pub map: &'static str,
     /// Entries in use; among bans also those that expired and were not swept yet.
     pub used: usize,

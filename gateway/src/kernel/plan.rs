@@ -1,7 +1,7 @@
 //! What has to be written to the kernel's maps, decided from plain values.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -16,7 +16,7 @@ use gateway_ebpf::{
 };
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Rate, Service, Transport};
+use super::{ByteRate, Rate, Service, Transport};
 
 /// A prefix as the kernel's tries hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,24 @@ impl From<&IpNet> for Prefix {
             bits: FAMILY_BITS + u32::from(net.prefix_len()),
             data: abi::prefix_data(address(net.network())),
         }
+    }
+}
+
+impl Prefix {
+    /// The prefix as it is written; `None` for what no prefix is made into.
+    pub fn net(&self) -> Option<IpNet> {
+        let length = u8::try_from(self.bits.checked_sub(FAMILY_BITS)?).ok()?;
+        let [family, first, second, third, fourth, _] = self.data.map(u32::from_be);
+        let address: IpAddr = match family {
+            4 => Ipv4Addr::from_bits(first).into(),
+            6 => {
+                let words = [first, second, third, fourth];
+                let bits = words.iter().fold(0, |bits, &word| bits << 32 | u128::from(word));
+                Ipv6Addr::from_bits(bits).into()
+            }
+            _ => return None,
+        };
+        IpNet::new(address, length).ok()
     }
 }
 
@@ -81,8 +99,12 @@ pub fn ports(guarded: &[u16], management: &[Service]) -> Vec<PortWord> {
     words
 }
 
-/// The filter in front of the two tries: a bit for whatever a prefix may cover.
-pub fn prefix_filter(deny: &[IpNet], exempt: &[IpNet]) -> Vec<PrefixWord> {
+/// The filter in front of the tries: a bit for whatever a prefix may cover.
+pub fn prefix_filter<'a>(
+    deny: &[IpNet],
+    exempt: &[IpNet],
+    banned: impl IntoIterator<Item = &'a IpNet>,
+) -> Vec<PrefixWord> {
     let mut words = vec![PrefixWord::default(); PREFIX_FILTER_WORDS as usize];
     for net in deny {
         for bit in prefix_bits(net) {
@@ -92,6 +114,11 @@ pub fn prefix_filter(deny: &[IpNet], exempt: &[IpNet]) -> Vec<PrefixWord> {
     for net in exempt {
         for bit in prefix_bits(net) {
             words[(bit / 64) as usize].exempt |= 1 << (bit % 64);
+        }
+    }
+    for net in banned {
+        for bit in prefix_bits(net) {
+            words[(bit / 64) as usize].ban |= 1 << (bit % 64);
         }
     }
     words
@@ -176,19 +203,40 @@ pub fn is_exempt(source: Source, exempt: &[IpNet]) -> bool {
     })
 }
 
-/// The rate as the program takes it; `None` where there is none.
-pub fn limit(rate: Option<Rate>) -> Option<Limit> {
-    rate.map(|rate| Limit::new(rate.per_s, 1_000_000_000, rate.burst))
+/// The exempt prefix that shares addresses with this one, if one does: a ban would hit it.
+pub fn overlapping(net: IpNet, exempt: &[IpNet]) -> Option<IpNet> {
+    let net = plain(net);
+    exempt.iter().map(|exempt| plain(*exempt)).find(|exempt| shares(exempt, &net))
+}
+
+fn shares(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// When the last ban of a prefix and of those that cover it is over; `None` when none is banned.
+pub fn banned_until_ns(net: &IpNet, bans: &BTreeMap<IpNet, abi::Ban>) -> Option<u64> {
+    let covering = bans.iter().filter(|(banned, _)| banned.contains(net));
+    covering.map(|(_, ban)| ban.expires_ns).max()
+}
+
+/// The rate as the program takes it.
+pub fn limit(rate: Option<Rate>) -> Limit {
+    rate.map_or(Limit::NONE, |rate| Limit::new(rate.per_s, 1_000_000_000, rate.burst))
+}
+
+/// The rate of octets as the program takes it.
+pub fn byte_limit(rate: Option<ByteRate>) -> Limit {
+    rate.map_or(Limit::NONE, |rate| Limit::octets(rate.bytes_per_s, rate.burst_bytes))
 }
 
 /// The least burst that this rate needs on a clock with ticks of this length: packets arrive
 /// between two ticks, but the bucket refills at the tick, so it must hold two ticks' worth.
-pub fn least_burst(per_s: u32, ns_per_jiffy: u64) -> u64 {
-    (2 * ns_per_jiffy * u64::from(per_s)).div_ceil(1_000_000_000).max(1)
+pub fn least_burst(per_s: u64, ns_per_jiffy: u64) -> u64 {
+    (2 * ns_per_jiffy).saturating_mul(per_s).div_ceil(1_000_000_000).max(1)
 }
 
 /// An IPv4-mapped IPv6 prefix means IPv4; and no host bits.
-fn plain(net: IpNet) -> IpNet {
+pub fn plain(net: IpNet) -> IpNet {
     let net = net.trunc();
     if let IpNet::V6(mapped) = net
         && mapped.prefix_len() >= 96
@@ -288,6 +336,41 @@ mod tests {
     }
 
     #[test]
+    fn no_ban_may_share_an_address_with_the_exempt() {
+        let exempt = nets(&["10.1.0.0/16", "192.0.2.9/32", "2001:db8::1/128"]);
+        for (text, by) in [
+            ("10.0.0.0/8", Some("10.1.0.0/16")),
+            ("10.1.2.0/24", Some("10.1.0.0/16")),
+            ("10.2.0.0/16", None),
+            ("192.0.2.0/24", Some("192.0.2.9/32")),
+            ("::ffff:192.0.2.0/120", Some("192.0.2.9/32")),
+            ("2001:db8::/48", Some("2001:db8::1/128")),
+            ("2001:db8:1::/48", None),
+            ("0.0.0.0/0", Some("10.1.0.0/16")),
+        ] {
+            assert_eq!(overlapping(net(text), &exempt), by.map(net), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_ban_lasts_as_long_as_the_longest_that_covers_it() {
+        let ban = |expires_ns| abi::Ban { expires_ns, ..abi::Ban::default() };
+        let bans = BTreeMap::from([
+            (net("10.0.0.0/8"), ban(50)),
+            (net("10.1.0.0/16"), ban(20)),
+            (net("10.1.2.0/24"), ban(70)),
+        ]);
+        for (text, until_ns) in [
+            ("10.0.0.0/8", Some(50)),
+            ("10.1.0.0/16", Some(50)),
+            ("10.1.2.0/24", Some(70)),
+            ("11.0.0.0/8", None),
+        ] {
+            assert_eq!(banned_until_ns(&net(text), &bans), until_ns, "{text}");
+        }
+    }
+
+    #[test]
     fn a_bit_stays_while_any_ban_needs_it() {
         let mut filter = BanFilter::new([70]);
         assert_eq!(filter.add(70), None);
@@ -304,7 +387,7 @@ mod tests {
             (20_000, 4_000_000, 160),
             (20_000, 10_000_000, 400),
             (1, 10_000_000, 1),
-            (u32::MAX, 10_000_000, 85_899_346),
+            (u64::from(u32::MAX), 10_000_000, 85_899_346),
         ] {
             assert_eq!(least_burst(per_s, ns_per_jiffy), least, "{per_s}/s");
         }
@@ -334,10 +417,13 @@ mod tests {
                     IpAddr::V6(Ipv6Addr::from_bits(net.network().to_bits() | host & mask))
                 }
             };
-            let words = prefix_filter(&[net], &[]);
+            let words = prefix_filter(&[net], &[], []);
+            let banned = prefix_filter(&[], &[], &[net]);
             let bit = abi::prefix_bit(address(covered));
             prop_assert!(words[(bit / 64) as usize].deny >> (bit % 64) & 1 == 1);
-            prop_assert!(words.iter().all(|word| word.exempt == 0));
+            prop_assert!(words.iter().all(|word| word.exempt == 0 && word.ban == 0));
+            prop_assert!(banned[(bit / 64) as usize].ban >> (bit % 64) & 1 == 1);
+            prop_assert_eq!(Prefix::from(&net).net(), Some(plain(net)));
         }
 
         #[test]
