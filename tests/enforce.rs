@@ -147,3 +147,28 @@ fn explain_tells_what_holds_for_a_source() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_prefix_is_banned_by_hand_unless_it_has_exempt_addresses() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "prefix")?;
+    site.guard("");
+    let gateway = site.start()?;
+    let source = site.client_address(BANNED)?;
+    let launch = gateway.launch();
+    assert!(is_served(&site, source)?);
+    launch.succeed(&["bans", "add", "10.99.0.64/26", "--for", "1h", "--reason", "a test"])?;
+    assert!(!is_served(&site, source)?);
+    let bans = launch.json(&["bans", "list"])?;
+    assert_eq!((&bans[0]["source"], &bans[0]["note"]), (&"10.99.0.64/26".into(), &"a test".into()));
+    let told = launch.json(&["explain", &source.to_string()])?;
+    assert_eq!(told["ban"]["source"], "10.99.0.64/26", "{told}");
+    launch.succeed(&["bans", "remove", "10.99.0.64/26"])?;
+    assert!(is_served(&site, source)?);
+
+    // The gateway's own address lies in it.
+    let refused = launch.ended(&["bans", "add", "10.99.0.0/24"])?;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("10.99.0.1/32"), "{refused:?}");
+    Ok(())
+}

@@ -19,7 +19,7 @@ pub(super) enum Command {
     },
     /// Ban a source.
     Add {
-        /// An address, or an IPv6 /64.
+        /// An address or a prefix; an IPv6 address stands for its /64.
         #[arg(value_parser = source)]
         source: IpNet,
         /// For how long, as in `10m` or `24h`.
@@ -31,7 +31,7 @@ pub(super) enum Command {
     },
     /// Lift a ban.
     Remove {
-        /// An address, or an IPv6 /64.
+        /// As listed.
         #[arg(value_parser = source)]
         source: IpNet,
     },

@@ -25,7 +25,7 @@ use crate::{
         },
     },
     config::{self, Config, Disk},
-    kernel::{self, Ban, BanOutcome, Kernel},
+    kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
     net::worker::{Handle, Phase, Shared},
     policy::{
         Reason,
@@ -69,7 +69,8 @@ pub(super) struct Control {
     exempt: RefCell<Vec<IpNet>>,
     /// Never banned, by evidence or by hand: the exempt and `[bans].never`.
     never: RefCell<Vec<IpNet>>,
-    notes: RefCell<HashMap<Source, String>>,
+    /// By the source or prefix as listed.
+    notes: RefCell<HashMap<String, String>>,
     metrics: RefCell<ControlMetrics>,
     phase: watch::Sender<Phase>,
     /// When the XDP program goes back to counting, unless the operator confirms before.
@@ -241,7 +242,7 @@ impl Control {
 
     fn unban(&self, source: Source) -> Result<bool, String> {
         self.ledger.borrow_mut().forget(source);
-        self.notes.borrow_mut().remove(&source);
+        self.notes.borrow_mut().remove(&source.to_string());
         if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
             return kernel
                 .unban(&[source])
@@ -254,20 +255,24 @@ impl Control {
 
     fn ban_rows(&self) -> Result<Vec<BanRow>, String> {
         let notes = self.notes.borrow();
-        let row = |source: Source, reason, origin, level, remaining: Duration| BanRow {
-            source: source.to_string(),
+        let row = |source: String, reason, origin, level, remaining: Duration| BanRow {
             reason: Reason::from_code(reason).map_or("unknown", Reason::word).to_owned(),
             origin: origin_word(origin).to_owned(),
             level,
             remaining_s: (remaining.as_secs_f64() * 10.0).round() / 10.0,
             note: notes.get(&source).cloned(),
+            source,
         };
         if let Some(kernel) = self.kernel.borrow().as_ref() {
             let bans = kernel.bans().map_err(|error| error.to_string())?;
-            return Ok(bans
+            let prefixes = kernel.prefix_bans().map_err(|error| error.to_string())?;
+            let of_sources = bans.iter().map(|ban| {
+                row(ban.source.to_string(), ban.reason, ban.origin, ban.level, ban.remaining)
+            });
+            let of_prefixes = prefixes
                 .iter()
-                .map(|ban| row(ban.source, ban.reason, ban.origin, ban.level, ban.remaining))
-                .collect());
+                .map(|ban| row(ban.net.to_string(), ban.reason, ban.origin, 0, ban.remaining));
+            return Ok(of_sources.chain(of_prefixes).collect());
         }
         let now = time::monotonic();
         Ok(self
@@ -275,7 +280,9 @@ impl Control {
             .borrow()
             .iter()
             .filter(|(_, ban)| now < ban.until)
-            .map(|(source, ban)| row(*source, ban.reason, ban.origin, ban.level, ban.until - now))
+            .map(|(source, ban)| {
+                row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
+            })
             .collect())
     }
 
@@ -403,43 +410,100 @@ impl Control {
     }
 
     fn ban_by_hand(&self, net: IpNet, for_s: u64, note: Option<String>) -> Result<Value, String> {
-        let source = source_of(net)?;
+        let lasts = Duration::from_secs(for_s);
+        if lasts.is_zero() || lasts > BAN_MAX {
+            return Err("a ban lasts from 1s to 365d; for longer, use [xdp].deny".to_owned());
+        }
+        let name = match source_of(net) {
+            Some(source) => self.ban_source_by_hand(source, lasts)?,
+            None => self.ban_prefix_by_hand(net, lasts)?,
+        };
+        *self.metrics.borrow_mut().bans.entry(Reason::Operator).or_default() += 1;
+        tracing::warn!(
+            source = name,
+            reason = "operator",
+            origin = "operator",
+            lasts_s = for_s,
+            note,
+            "ban"
+        );
+        let mut notes = self.notes.borrow_mut();
+        if let Some(mut note) = note.filter(|_| notes.len() < NOTES_MAX) {
+            note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
+            notes.insert(name.clone(), note);
+        }
+        Ok(json!({ "source": name, "for_s": for_s }))
+    }
+
+    fn ban_source_by_hand(&self, source: Source, lasts: Duration) -> Result<String, String> {
         if overlaps(&self.never.borrow(), source) {
             return Err(format!(
                 "{source} is exempt (own, gateway, upstream, [xdp].allow or [bans].never) and cannot be banned; \
                  take it from those lists and reload first"
             ));
         }
-        let lasts = Duration::from_secs(for_s);
-        if lasts.is_zero() || lasts > BAN_MAX {
-            return Err("a ban lasts from 1s to 365d; for longer, use [xdp].deny".to_owned());
-        }
         let reason = Reason::Operator as u32;
         let ban = Ban { source, lasts, reason, origin: ORIGIN_OPERATOR, level: 0 };
         for (_, outcome) in self.ban(&[ban]) {
             outcome?;
         }
-        *self.metrics.borrow_mut().bans.entry(Reason::Operator).or_default() += 1;
-        tracing::warn!(source = %source, reason = "operator", origin = "operator", lasts_s = for_s, note, "ban");
-        let mut notes = self.notes.borrow_mut();
-        if let Some(mut note) = note.filter(|_| notes.len() < NOTES_MAX) {
-            note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
-            notes.insert(source, note);
+        Ok(source.to_string())
+    }
+
+    fn ban_prefix_by_hand(&self, net: IpNet, lasts: Duration) -> Result<String, String> {
+        let net = net.trunc();
+        let never = self.never.borrow();
+        if let Some(by) = never.iter().find(|by| by.contains(&net) || net.contains(*by)) {
+            return Err(format!(
+                "{net} has exempt addresses ({by}) and cannot be banned; name smaller prefixes beside it"
+            ));
         }
-        Ok(json!({ "source": source.to_string(), "for_s": for_s }))
+        let mut kernel = self.kernel.borrow_mut();
+        let Some(kernel) = kernel.as_mut() else {
+            return Err("prefixes are banned in the kernel, and no XDP program is attached; \
+                        name single addresses, or guard an interface with [xdp]"
+                .to_owned());
+        };
+        let reason = Reason::Operator as u32;
+        let ban = PrefixBan { net, lasts, reason, origin: ORIGIN_OPERATOR };
+        match kernel.ban_prefix(&ban).map_err(|error| error.to_string())? {
+            PrefixBanOutcome::Set | PrefixBanOutcome::Replaced => Ok(net.to_string()),
+            PrefixBanOutcome::Exempt { by } => {
+                Err(format!("{net} has exempt addresses ({by}) and cannot be banned"))
+            }
+            PrefixBanOutcome::TableFull => {
+                Err("the kernel's table of banned prefixes is full".to_owned())
+            }
+        }
     }
 
     fn unban_by_hand(&self, net: IpNet) -> Result<Value, String> {
-        let source = source_of(net)?;
-        if !self.unban(source)? {
-            return Err(format!("{source} is not banned; `portcullis bans list` shows who is"));
+        let (name, was_banned) = match source_of(net) {
+            Some(source) => (source.to_string(), self.unban(source)?),
+            None => (net.trunc().to_string(), self.unban_prefix(net.trunc())?),
+        };
+        if !was_banned {
+            return Err(format!("{name} is not banned; `portcullis bans list` shows who is"));
         }
-        tracing::warn!(source = %source, origin = "operator", "ban lifted");
-        Ok(json!({ "source": source.to_string() }))
+        tracing::warn!(source = name, origin = "operator", "ban lifted");
+        Ok(json!({ "source": name }))
+    }
+
+    fn unban_prefix(&self, net: IpNet) -> Result<bool, String> {
+        self.notes.borrow_mut().remove(&net.to_string());
+        match self.kernel.borrow_mut().as_mut() {
+            Some(kernel) => kernel.unban_prefix(net).map_err(|error| error.to_string()),
+            None => Ok(false),
+        }
     }
 
     fn explain(&self, net: IpNet) -> Result<Explanation, String> {
-        let source = source_of(net)?;
+        let Some(source) = source_of(net) else {
+            return Err(
+                "an IPv4 address or an IPv6 /64: limits and bans by evidence are kept for those"
+                    .to_owned(),
+            );
+        };
         let within = |list: &[IpNet]| {
             list.iter()
                 .find(|net| overlaps(std::slice::from_ref(net), source))
@@ -454,7 +518,9 @@ impl Control {
             exempt: within(&self.exempt.borrow()),
             never_banned: within(&self.never.borrow()),
             denied: config.xdp.as_ref().and_then(|settings| within(&settings.deny)),
-            ban: self.ban_rows()?.into_iter().find(|row| row.source == name),
+            ban: self.ban_rows()?.into_iter().find(|row| {
+                row.source == name || row.source.parse().is_ok_and(|net| overlaps(&[net], source))
+            }),
             enforce: self.kernel.borrow().as_ref().map(|kernel| kernel.status().enforce),
             points: account.as_ref().map_or(0.0, |account| (account.points * 10.0).round() / 10.0),
             threshold: ledger.threshold(),
@@ -747,15 +813,11 @@ fn origin_word(origin: u32) -> &'static str {
     }
 }
 
-/// The source that a ban by hand is for. Wider prefixes belong into `[xdp].deny`.
-fn source_of(net: IpNet) -> Result<Source, String> {
+/// The one source that a prefix is, if it is one.
+fn source_of(net: IpNet) -> Option<Source> {
     match net {
-        IpNet::V4(v4) if v4.prefix_len() == 32 => Ok(Source::from(net.addr())),
-        IpNet::V6(v6) if v6.prefix_len() >= 64 => Ok(Source::from(net.addr())),
-        _ => Err(format!(
-            "bans of prefixes are not supported yet, only an IPv4 address or an IPv6 /64: \
-             put {net} into [xdp].deny and reload"
-        )),
+        IpNet::V4(v4) => (v4.prefix_len() == 32).then(|| Source::from(net.addr())),
+        IpNet::V6(v6) => (v6.prefix_len() >= 64).then(|| Source::from(net.addr())),
     }
 }
 

@@ -138,12 +138,12 @@ impl Guard {
         }
         let mut settings: Array<_, abi::Settings> = take(&mut self.object, abi::SETTINGS_MAP)?;
         let values = abi::Settings {
-            cost_ns: rules.limit.cost_ns,
-            tolerance_ns: rules.limit.tolerance_ns,
+            packets: rules.limit,
             ns_per_jiffy: self.ns_per_jiffy,
             secret: SECRET,
             set_mask: abi::bucket_sets(rules.sources) - 1,
             enforce: 1,
+            ..abi::Settings::default()
         };
         settings.set(0, values, 0)?;
         Ok(())
