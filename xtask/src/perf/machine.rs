@@ -14,7 +14,8 @@ const VULNERABILITIES: &str = "/sys/devices/system/cpu/vulnerabilities";
 /// left out.
 pub fn describe(ns_per_jiffy: u64) -> Value {
     let mut machine = Map::new();
-    let processor = text("/proc/cpuinfo").and_then(|text| processor(&text));
+    let cpuinfo = text("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor(&cpuinfo);
     for (name, value) in [
         ("processor", processor),
         ("kernel", text("/proc/sys/kernel/osrelease")),
@@ -27,8 +28,7 @@ pub fn describe(ns_per_jiffy: u64) -> Value {
             machine.insert(name.to_owned(), Value::String(value));
         }
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    machine.insert("cores".to_owned(), json!(cores));
+    machine.insert("cores".to_owned(), json!(cores(&cpuinfo)));
     machine.insert("hz".to_owned(), json!(hz(ns_per_jiffy)));
     machine.insert("mitigations".to_owned(), Value::Object(mitigations()));
     Value::Object(machine)
@@ -60,6 +60,11 @@ fn processor(cpuinfo: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+/// All that there are: this process has left all but one.
+fn cores(cpuinfo: &str) -> usize {
+    cpuinfo.lines().filter(|line| line.starts_with("processor")).count()
+}
+
 /// Those that the processor is affected by.
 fn mitigations() -> Map<String, Value> {
     let Ok(files) = fs::read_dir(VULNERABILITIES) else { return Map::new() };
@@ -81,7 +86,7 @@ mod tests {
     fn reads_the_processor_and_the_tick() {
         let text = "processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: other\n";
         assert_eq!(processor(text).as_deref(), Some("AMD EPYC"));
-        assert_eq!(processor(""), None);
+        assert_eq!((processor(""), cores(""), cores(text)), (None, 0, 1));
         assert_eq!([10_000_000, 4_000_000, 3_333_333].map(hz), [100, 250, 300]);
     }
 }

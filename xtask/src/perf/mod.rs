@@ -66,7 +66,9 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
     stop_on_signals()?;
     if options.json {
         // Standard output is the document's alone; setup speaks there.
-        eprintln!("perf: with --json nothing is installed; `cargo xtask setup` does");
+        eprintln!(
+            "perf: with --json nothing but xdp-tools is installed; `cargo xtask setup` installs the rest"
+        );
     } else {
         setup::setup()?;
     }

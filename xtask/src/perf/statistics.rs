@@ -29,6 +29,13 @@ impl Figure {
     }
 }
 
+/// The least of one less the least of the other: what is left when nothing disturbed either, since
+/// a disturbance only ever adds. 0 of no rounds at all.
+pub fn best_difference(rounds: &[f64], floor: &[f64]) -> f64 {
+    let least = |rounds: &[f64]| rounds.iter().copied().min_by(f64::total_cmp);
+    least(rounds).zip(least(floor)).map_or(0.0, |(one, floor)| one - floor)
+}
+
 /// Between the two neighbours in proportion.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
@@ -52,6 +59,12 @@ mod tests {
         ] {
             assert_eq!(Figure::of(rounds), Figure { median, lower, upper }, "{rounds:?}");
         }
+    }
+
+    #[test]
+    fn the_best_is_of_undisturbed_rounds() {
+        assert_eq!(best_difference(&[90.0, 36.0, 35.0], &[31.0, 80.0, 30.0]), 5.0);
+        assert_eq!(best_difference(&[], &[30.0]), 0.0);
     }
 
     #[test]

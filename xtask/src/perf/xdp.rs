@@ -27,7 +27,7 @@ use serde_json::Value;
 use super::{
     guard::{Guard, Rules},
     programs::{self, Bucket, Clock, Generator},
-    statistics::Figure,
+    statistics::{self, Figure},
     xdp_filter::XdpFilter,
 };
 use crate::{
@@ -106,6 +106,8 @@ pub struct Row {
     pub whole: Figure,
     /// What ours adds to the floor.
     pub over_floor: Figure,
+    /// The same, by the best round of each.
+    pub best_over_floor: f64,
     /// What the others add.
     pub peers: Vec<(&'static str, Figure)>,
     /// What ours should be.
@@ -260,6 +262,7 @@ impl Comparison {
             floor: Figure::of(floor),
             whole: Figure::of(ours),
             over_floor: Figure::of_differences(ours, floor),
+            best_over_floor: statistics::best_difference(ours, floor),
             peers: self.peers.into_iter().map(peer).collect(),
             targets: self.targets,
         }
@@ -618,7 +621,7 @@ mod tests {
         let rounds = [vec![30.0, 31.0, 90.0], vec![34.0, 36.0, 95.0], vec![80.0, 81.0, 140.0]];
         let row = comparison.row(&rounds);
         assert_eq!((row.floor.median, row.whole.median, row.over_floor.median), (31.0, 36.0, 5.0));
-        assert_eq!(row.ratio_to_best(), Some(0.1));
+        assert_eq!((row.best_over_floor, row.ratio_to_best()), (4.0, Some(0.1)));
         let held: Vec<_> = row.targets.iter().map(|target| target.is_held(&row)).collect();
         assert_eq!(held, [Some(false), Some(true)]);
     }
