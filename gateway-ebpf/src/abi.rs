@@ -8,6 +8,7 @@ use crate::{
     Outcome,
     bucket::{self, Limit},
     packet::Address,
+    verdict::Quota,
 };
 
 /// Changes whenever a map or a value changes its meaning; the directory of pinned maps carries it.
@@ -98,6 +99,18 @@ pub struct Settings {
     pub enforce: u32,
 }
 const _: () = assert!(size_of::<Settings>() == 72);
+
+impl Settings {
+    /// What each source may have of this.
+    #[inline(always)]
+    pub const fn limit(&self, quota: Quota) -> Limit {
+        match quota {
+            Quota::Packets => self.packets,
+            Quota::Connections => self.connections,
+            Quota::Bytes => self.bytes,
+        }
+    }
+}
 
 /// 64 ports; bit `port % 64` of word `port / 64` is the port's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

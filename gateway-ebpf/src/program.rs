@@ -203,11 +203,7 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn limit(&self, quota: Quota) -> Limit {
-        match quota {
-            Quota::Packets => self.settings.packets,
-            Quota::Connections => self.settings.connections,
-            Quota::Bytes => self.settings.bytes,
-        }
+        self.settings.limit(quota)
     }
 
     #[inline(always)]

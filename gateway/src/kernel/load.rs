@@ -16,14 +16,17 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use gateway_ebpf::{Outcome, Source, abi, bucket};
+use gateway_ebpf::{
+    Outcome, Source, abi, bucket,
+    verdict::{NETWORK_DOUBLINGS, Quota},
+};
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{
-    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Count, FRAME_MAX_BYTES,
-    Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry, PrefixBanOutcome, Rate,
-    Settings, Status,
+    Action, Allowance, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Count,
+    FRAME_MAX_BYTES, Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry,
+    PrefixBanOutcome, Rate, Settings, SourceState, Status,
     attachment::{self, Attachments},
     error::KernelError,
     maps::{self, Maps},
@@ -34,6 +37,9 @@ use super::{
 
 /// The longest ban that the program's signed comparison tells from one that is over: 100 years.
 const BAN_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Length of the prefix whose sources share buckets ([`Source::network`]).
+const SITE_BITS: u8 = 48;
 
 /// The filter, attached; owner of its maps. Dropping it leaves the filter in force.
 #[derive(Debug)]
@@ -397,6 +403,63 @@ impl Kernel {
             }
         }
         Ok(swept)
+    }
+
+    /// Everything known about a source, as the kernel has it at this moment.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn explain(&self, source: Source) -> Result<SourceState, KernelError> {
+        let now_ns = self.now_ns()?;
+        let net = plan::source_net(source);
+        let ban = self.maps.ban(source)?.and_then(|ban| in_force(source, &ban, now_ns));
+        let covering = self.banned_nets.iter().filter(|(banned, _)| banned.contains(&net));
+        let prefix_ban = covering
+            .filter_map(|(banned, ban)| prefix_in_force(*banned, ban, now_ns))
+            .max_by_key(|entry| entry.remaining);
+        let mut allowances = self.allowances(source, net, 0, &Quota::ALL, now_ns)?;
+        if let Some(network) = source.network()
+            && let Ok(net) = IpNet::new(net.addr(), SITE_BITS)
+        {
+            let quotas = [Quota::Packets, Quota::Connections];
+            let of_site =
+                self.allowances(network.word(), net.trunc(), NETWORK_DOUBLINGS, &quotas, now_ns)?;
+            allowances.extend(of_site);
+        }
+        Ok(SourceState {
+            exempt: plan::longest_sharing(net, &self.settings.exempt),
+            denied: plan::longest_sharing(net, &self.settings.deny),
+            ban,
+            prefix_ban,
+            allowances,
+        })
+    }
+
+    /// What the buckets of one owner hold, of the quotas that are limited.
+    fn allowances(
+        &self,
+        owner: Source,
+        net: IpNet,
+        doublings: u32,
+        quotas: &[Quota],
+        now_ns: u64,
+    ) -> Result<Vec<Allowance>, KernelError> {
+        let hash = bucket::hash(owner, self.in_kernel.secret);
+        let index = abi::bucket_set(hash, self.in_kernel.set_mask);
+        let mut allowances = Vec::new();
+        for &quota in quotas {
+            let limit = self.in_kernel.limit(quota);
+            if limit.is_none() {
+                continue;
+            }
+            let limit = if doublings == 0 { limit } else { limit.doubled(doublings) };
+            let full_at_ns = maps::pinned_bucket(self.pins.directory(), quota, owner, index)?;
+            let left = plan::left(quota, &limit, full_at_ns, now_ns);
+            let burst = plan::left(quota, &limit, None, now_ns);
+            allowances.push(Allowance { quota, net, left, burst });
+        }
+        Ok(allowances)
     }
 
     /// What was counted on each interface since its maps were made.

@@ -12,7 +12,8 @@ use aya::{
 use gateway_ebpf::{
     Source,
     abi::{self, Ban, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord},
-    bucket::Set,
+    bucket::{Set, WAYS},
+    verdict::Quota,
 };
 
 use super::{
@@ -260,6 +261,15 @@ impl Maps {
             .map_err(KernelError::map(abi::BANS_MAP))
     }
 
+    /// The ban of one source, expired or not.
+    pub fn ban(&self, source: Source) -> Result<Option<Ban>, KernelError> {
+        match self.bans.get(&source.word(), 0) {
+            Ok(ban) => Ok(Some(ban)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(KernelError::map(abi::BANS_MAP)(error)),
+        }
+    }
+
     /// Sets or replaces a ban; false when the map is full.
     pub fn insert_ban(&mut self, source: Source, ban: &Ban) -> Result<bool, KernelError> {
         match self.bans.insert(source.word(), ban, 0) {
@@ -341,6 +351,29 @@ impl Maps {
         }
         self.interfaces.set(slot, interface, 0).map_err(KernelError::map(abi::INTERFACES_MAP))
     }
+}
+
+/// When the bucket of one source is full again, from the pinned table of a quota; `None` when the
+/// source has none there, so that its bucket is full.
+pub fn pinned_bucket(
+    directory: &Path,
+    quota: Quota,
+    source: Source,
+    index: u32,
+) -> Result<Option<u64>, KernelError> {
+    let name = match quota {
+        Quota::Packets => abi::BUCKETS_MAP,
+        Quota::Connections => abi::CONNECTIONS_MAP,
+        Quota::Bytes => abi::BYTES_MAP,
+    };
+    let read = || -> Result<_, MapError> {
+        let map = Map::from_map_data(MapData::from_pin(directory.join(name))?)?;
+        // A set as numbers: the owner and the moment, four times.
+        Array::<_, [[u64; 2]; WAYS]>::try_from(map)?.get(&index, 0)
+    };
+    let ways = read().map_err(KernelError::map(name))?;
+    let way = ways.iter().find(|[owner, _]| *owner == source.word());
+    Ok(way.map(|[_, full_at_ns]| *full_at_ns))
 }
 
 /// The names of the interfaces in a directory of pinned maps, whoever made them.

@@ -17,6 +17,7 @@ mod tick;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+pub use gateway_ebpf::verdict::Quota;
 use gateway_ebpf::{Outcome, Source};
 use ipnet::IpNet;
 
@@ -194,6 +195,36 @@ pub struct BanEntry {
     pub origin: u32,
     /// As in [`Ban::level`].
     pub level: u32,
+}
+
+/// Everything the kernel half knows about one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceState {
+    /// The prefix whose addresses are never dropped; where it is longer than the source's own, it
+    /// spares only a part of the source.
+    pub exempt: Option<IpNet>,
+    /// The longest denied prefix that shares addresses with the source.
+    pub denied: Option<IpNet>,
+    /// The source's own ban.
+    pub ban: Option<BanEntry>,
+    /// Of the bans on prefixes that cover the source, the one that lasts longest.
+    pub prefix_ban: Option<PrefixBanEntry>,
+    /// What it may still send, of everything that is limited; first its own, then that of its
+    /// IPv6 /48.
+    pub allowances: Vec<Allowance>,
+}
+
+/// What may still be sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Packets, connections or octets.
+    pub quota: Quota,
+    /// Whose: the source, or the /48 that it lies in.
+    pub net: IpNet,
+    /// How many now.
+    pub left: u64,
+    /// How many after a pause.
+    pub burst: u64,
 }
 
 /// What the program did with a frame.
