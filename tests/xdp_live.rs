@@ -16,8 +16,8 @@ use std::{
 };
 
 use gateway::kernel::{
-    Action, Allowance, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, PrefixBan,
-    PrefixBanOutcome, Quota, Rate, Settings, SourceState, attachment, detach, probe,
+    Action, Allowance, AttachedMode, Ban, BanOutcome, Class, Kernel, KernelError, Mode, Notice,
+    PrefixBan, PrefixBanOutcome, Quota, Rate, Settings, SourceState, attachment, detach, probe,
 };
 use gateway_ebpf::{
     Outcome, Source,
@@ -305,6 +305,7 @@ fn everything_known_about_a_source_can_be_told() {
         denied: None,
         ban: None,
         prefix_ban: None,
+        class: Class::ORDINARY,
         allowances: vec![
             Allowance { quota: Quota::Packets, net: peer, left: 1_000_000, burst: 1_000_000 },
             Allowance { quota: Quota::Connections, net: peer, left: 200, burst: 200 },
@@ -316,6 +317,16 @@ fn everything_known_about_a_source_can_be_told() {
     let left = state.allowances[0].left;
     assert!((999_000..1_000_000).contains(&left), "{left}");
     assert_eq!(state.allowances[1], nothing.allowances[1]);
+
+    let quarter = Class::doubled(-2).unwrap();
+    assert!(kernel.set_class(pair.peer(), quarter, Duration::from_secs(3600)).unwrap());
+    let state = kernel.explain(pair.peer()).unwrap();
+    assert_eq!((state.class, state.allowances[1].burst), (quarter, 50));
+    drop(kernel);
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    assert_eq!(kernel.explain(pair.peer()).unwrap().class, quarter, "it outlives the daemon");
+    assert!(kernel.set_class(pair.peer(), Class::ORDINARY, Duration::ZERO).unwrap());
+    assert_eq!(kernel.explain(pair.peer()).unwrap().class, Class::ORDINARY);
 
     let wide = IpNet::new(pair.peer.into(), 16).unwrap().trunc();
     kernel.apply(&Settings { deny: vec![wide], ..settings.clone() }).unwrap();
