@@ -17,8 +17,8 @@ use std::{
 };
 
 use gateway::kernel::{
-    Action, AttachedMode, Ban, BanOutcome, Kernel, KernelError, Mode, Notice, PrefixBan,
-    PrefixBanOutcome, Rate, Settings, attachment, detach, probe,
+    Action, Allowance, AttachedMode, Ban, BanOutcome, Class, Kernel, KernelError, Mode, Notice,
+    PrefixBan, PrefixBanOutcome, Quota, Rate, Settings, SourceState, attachment, detach, probe,
 };
 use gateway_ebpf::{
     Outcome, Source,
@@ -294,6 +294,70 @@ fn a_banned_prefix_is_dropped_until_it_is_over_and_outlives_the_daemon() {
     kernel.apply(&pair.settings()).unwrap();
     kernel.ban_prefix(&ban(24, nothing)).unwrap();
     assert_eq!((kernel.sweep().unwrap(), kernel.sweep().unwrap()), (1, 0));
+}
+
+#[test]
+fn everything_known_about_a_source_can_be_told() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let peer = IpNet::from(IpAddr::V4(pair.peer));
+    // So slow that nothing comes back while the test runs.
+    let packets = Some(Rate { per_s: 1, burst: 1_000_000 });
+    let connections = Some(Rate { per_s: 100, burst: 200 });
+    let settings = Settings { packets, connections, ..pair.settings() };
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    let nothing = SourceState {
+        exempt: None,
+        denied: None,
+        ban: None,
+        prefix_ban: None,
+        class: Class::ORDINARY,
+        allowances: vec![
+            Allowance { quota: Quota::Packets, net: peer, left: 1_000_000, burst: 1_000_000 },
+            Allowance { quota: Quota::Connections, net: peer, left: 200, burst: 200 },
+        ],
+    };
+    assert_eq!(kernel.explain(pair.peer()).unwrap(), nothing);
+    assert!(pair.sockets().passes());
+    let state = kernel.explain(pair.peer()).unwrap();
+    let left = state.allowances[0].left;
+    assert!((999_000..1_000_000).contains(&left), "{left}");
+    assert_eq!(state.allowances[1], nothing.allowances[1]);
+
+    let quarter = Class::doubled(-2).unwrap();
+    assert!(kernel.set_class(pair.peer(), quarter, Duration::from_secs(3600)).unwrap());
+    let state = kernel.explain(pair.peer()).unwrap();
+    assert_eq!((state.class, state.allowances[1].burst), (quarter, 50));
+    drop(kernel);
+    let (mut kernel, _) = Kernel::start(&settings).unwrap();
+    assert_eq!(kernel.explain(pair.peer()).unwrap().class, quarter, "it outlives the daemon");
+    assert!(kernel.set_class(pair.peer(), Class::ORDINARY, Duration::ZERO).unwrap());
+    assert_eq!(kernel.explain(pair.peer()).unwrap().class, Class::ORDINARY);
+
+    let wide = IpNet::new(pair.peer.into(), 16).unwrap().trunc();
+    kernel.apply(&Settings { deny: vec![wide], ..settings.clone() }).unwrap();
+    let hour = Duration::from_secs(3600);
+    kernel.ban(&[pair.ban(hour)]);
+    for (length, lasts) in [(24, hour), (20, 2 * hour)] {
+        let net = IpNet::new(pair.peer.into(), length).unwrap();
+        kernel.ban_prefix(&PrefixBan { net, lasts, reason: 4, origin: 1 }).unwrap();
+    }
+    let state = kernel.explain(pair.peer()).unwrap();
+    assert_eq!((state.exempt, state.denied), (None, Some(wide)));
+    assert_eq!(state.ban.unwrap().level, 2);
+    assert_eq!(state.prefix_ban.unwrap().net.prefix_len(), 20);
+
+    let exempt = Settings { exempt: vec![peer], ..settings };
+    kernel.apply(&exempt).unwrap();
+    assert_eq!(kernel.explain(pair.peer()).unwrap().exempt, Some(peer));
+    // An IPv6 source shares with its /48.
+    let source = Source::from("2001:db8:1:2::3".parse::<IpAddr>().unwrap());
+    let nets: Vec<_> = kernel.explain(source).unwrap().allowances;
+    let site = "2001:db8:1::/48".parse().unwrap();
+    let burst = 16 * 1_000_000;
+    assert_eq!(nets[2], Allowance { quota: Quota::Packets, net: site, left: burst, burst });
 }
 
 #[test]

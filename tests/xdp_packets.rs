@@ -28,7 +28,7 @@ use gateway_ebpf::{
     abi::{self, Ban},
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Target},
-    verdict::{self, Listed, Quota, Tables, judge},
+    verdict::{self, Listed, Quota, Standing, Tables, judge},
 };
 use ipnet::IpNet;
 use proptest::{
@@ -74,6 +74,8 @@ struct Rules {
     exempt: Vec<IpNet>,
     banned: Vec<Source>,
     banned_nets: Vec<IpNet>,
+    /// How often a source's limits are doubled.
+    classes: Vec<(Source, i32)>,
     limit: Limit,
     connections: Limit,
     bytes: Limit,
@@ -111,10 +113,20 @@ impl Loaded {
             .write_prefixes(&prefixes(&rules.deny), &prefixes(&rules.exempt), &filter)
             .unwrap();
         let now_ns = self.now_ns();
-        let bits = rules.banned.iter().map(|&source| abi::ban_bit(bucket::hash(source, SECRET)));
+        let classed = rules.classes.iter().map(|(source, _)| source);
+        let bits = rules
+            .banned
+            .iter()
+            .chain(classed)
+            .map(|&source| abi::ban_bit(bucket::hash(source, SECRET)));
         self.maps.write_ban_filter(plan::BanFilter::new(bits).words()).unwrap();
         for &source in &rules.banned {
             self.ban_until(source, now_ns + LONG_NS);
+        }
+        for (source, doublings) in &rules.classes {
+            let expires_ns = now_ns + LONG_NS;
+            let class = abi::Class { expires_ns, doublings: *doublings, _pad: 0 };
+            self.maps.write_class(*source, Some(&class)).unwrap();
         }
         for net in &rules.banned_nets {
             self.ban_net_until(net, now_ns + LONG_NS);
@@ -216,8 +228,12 @@ impl Tables for Oracle {
         }
     }
 
-    fn is_banned(&self, source: Source, _: u64) -> bool {
-        self.rules.banned.contains(&source)
+    fn standing(&self, source: Source, _: u64) -> Standing {
+        if self.rules.banned.contains(&source) {
+            return Standing::Banned;
+        }
+        let class = self.rules.classes.iter().find(|class| class.0 == source);
+        Standing::Limited(class.map_or(0, |class| class.1))
     }
 
     fn listed(&self, address: Address, _: u64) -> Listed {
@@ -308,6 +324,7 @@ fn rules() -> Rules {
         exempt: nets(&["203.0.113.7/32", "127.0.0.0/8", "2001:db8:bad:1::5/128", "192.0.2.99/32"]),
         banned: vec![source("192.0.2.66"), source("192.0.2.99"), source("2001:db8:66::1")],
         banned_nets: nets(&["198.51.100.0/25", "203.0.113.128/25", "2001:db8:77::/48"]),
+        classes: vec![(source("192.0.2.50"), 2), (source("192.0.2.51"), -1)],
         limit: Limit::new(1, LONG_NS, 3),
         connections: Limit::new(1, LONG_NS, 2),
         bytes: Limit::octets(1, 2_000),
@@ -650,6 +667,28 @@ fn the_sources_of_one_site_share_sixteen_times_the_limit_of_one() {
             send(8, 2);
         }
         assert_eq!(send(8, 1), 48 + 1 + 3 + 1);
+    }
+}
+
+#[test]
+fn a_sources_class_multiplies_its_limits() {
+    if !may_load_programs() {
+        return;
+    }
+    let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+    let limit = Limit::new(1, LONG_NS, 40);
+    let classes =
+        vec![(source("192.0.2.50"), 2), (source("192.0.2.51"), -2), (source("2001:db8:50::1"), 6)];
+    let rules = Rules { limit, bytes: Limit::NONE, classes, ..rules() };
+    let loaded = Loaded::new(&rules);
+    let (within, over) =
+        (abi::cell(Outcome::WithinLimit, true), abi::cell(Outcome::OverLimit, true));
+    for (source, passed) in
+        [("192.0.2.50", 160), ("192.0.2.51", 10), ("192.0.2.52", 40), ("2001:db8:50::9", 2_560)]
+    {
+        let frame = Packet::to_port(source, 17, 443).frame();
+        let counted = loaded.run(&frame, 5_000).1;
+        assert_eq!(counted, HashMap::from([(within, passed), (over, 5_000 - passed)]), "{source}");
     }
 }
 

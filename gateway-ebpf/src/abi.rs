@@ -8,6 +8,7 @@ use crate::{
     Outcome,
     bucket::{self, Limit},
     packet::Address,
+    verdict::Quota,
 };
 
 /// Changes whenever a map or a value changes its meaning; the directory of pinned maps carries it.
@@ -27,7 +28,9 @@ pub const SETTINGS_MAP: &str = "SETTINGS";
 pub const PORTS_MAP: &str = "PORTS";
 /// Name of the hash from a source's word to its [`Ban`].
 pub const BANS_MAP: &str = "BANS";
-/// Name of the array of words that are the filter in front of the bans, by [`ban_bit`].
+/// Name of the hash from a source's word to its [`Class`].
+pub const CLASSES_MAP: &str = "CLASSES";
+/// Name of the array of words that are the filter in front of bans and classes, by [`ban_bit`].
 pub const BAN_FILTER_MAP: &str = "BAN_FILTER";
 /// Name of the trie of banned prefixes, each with its [`PrefixBan`].
 pub const BAN_PREFIXES_MAP: &str = "BAN_PREFIXES";
@@ -55,6 +58,11 @@ pub const INTERFACES_MAX: u32 = 64;
 /// Bans that can be in force at once: 6 MB of kernel memory, set aside when the map is made, so
 /// that a ban never fails for lack of memory.
 pub const BANS_MAX: u32 = 65_536;
+/// Sources that can have limits of their own at once: 1.5 MB of kernel memory.
+pub const CLASSES_MAX: u32 = 16_384;
+/// Limits are doubled or halved this often at most: 64 times as much is no limit any more, a 64th
+/// is next to a ban.
+pub const CLASS_DOUBLINGS_MAX: i32 = 6;
 /// Prefixes that can be banned at once: operators write them, by hand or from a list of the day's
 /// networks; what lasts belongs on the list of denied sources.
 pub const BAN_PREFIXES_MAX: u32 = 4_096;
@@ -99,6 +107,18 @@ pub struct Settings {
 }
 const _: () = assert!(size_of::<Settings>() == 72);
 
+impl Settings {
+    /// What each source may have of this.
+    #[inline(always)]
+    pub const fn limit(&self, quota: Quota) -> Limit {
+        match quota {
+            Quota::Packets => self.packets,
+            Quota::Connections => self.connections,
+            Quota::Bytes => self.bytes,
+        }
+    }
+}
+
 /// 64 ports; bit `port % 64` of word `port / 64` is the port's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -132,6 +152,19 @@ pub struct Ban {
     pub _pad: u32,
 }
 const _: () = assert!(size_of::<Ban>() == 32);
+
+/// How one source's limits differ from those of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Class {
+    /// In force before this moment of the program's clock.
+    pub expires_ns: u64,
+    /// How often rates and bursts are doubled; negative: halved.
+    pub doublings: i32,
+    /// To a multiple of eight.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Class>() == 16);
 
 /// One banned prefix.
 ///
@@ -282,6 +315,8 @@ mod pod {
     unsafe impl aya::Pod for super::Ban {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PrefixBan {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Class {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PrefixWord {}
     // SAFETY: as above.

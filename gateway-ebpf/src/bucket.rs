@@ -47,12 +47,16 @@ impl Limit {
         Self { cost_ns, tolerance_ns: self.tolerance_ns.saturating_sub(cost_ns) }
     }
 
-    /// The limit with rate and burst doubled so many times.
+    /// The limit with rate and burst doubled so many times; negative: halved.
     #[inline(always)]
-    pub const fn doubled(&self, times: u32) -> Self {
-        let cost_ns = match self.cost_ns >> times {
-            0 => 1,
-            cost_ns => cost_ns,
+    pub const fn doubled(&self, times: i32) -> Self {
+        let cost_ns = if times < 0 {
+            self.cost_ns << (times.unsigned_abs() & 63)
+        } else {
+            match self.cost_ns >> (times as u32 & 63) {
+                0 => 1,
+                cost_ns => cost_ns,
+            }
         };
         // The time that the whole burst lasts stays the same.
         Self { cost_ns, tolerance_ns: self.burst_ns().saturating_sub(cost_ns) }
@@ -404,6 +408,7 @@ mod tests {
             assert_eq!(limit.doubled(0), limit);
             assert_eq!(limit.doubled(1), Limit::new(2 * per_s, S, 2 * burst));
             assert_eq!(limit.doubled(4), Limit::new(16 * per_s, S, 16 * burst));
+            assert_eq!(Limit::new(8 * per_s, S, 8 * burst).doubled(-3), limit);
         }
         let fastest = Limit { cost_ns: 3, tolerance_ns: 30 }.doubled(4);
         assert_eq!(fastest, Limit { cost_ns: 1, tolerance_ns: 32 });

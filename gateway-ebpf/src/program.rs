@@ -17,12 +17,12 @@ use aya_ebpf::{
 use gateway_ebpf::{
     Source,
     abi::{
-        self, Ban, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord, Settings, Tick,
-        ban_bit, bucket_set, cell, prefix_bit, prefix_data,
+        self, Ban, Class, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord, Settings,
+        Tick, ban_bit, bucket_set, cell, prefix_bit, prefix_data,
     },
     bucket::{self, Admission, Limit, Set},
     packet::{Address, Frame, Target},
-    verdict::{Listed, Quota, Service, Tables, judge},
+    verdict::{Listed, Quota, Service, Standing, Tables, judge},
 };
 
 // Named as the constants in `abi` name them; the loader compares every map it finds pinned with
@@ -33,6 +33,8 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 static PORTS: Array<PortWord, { abi::PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static BANS: HashMap<u64, Ban, { abi::BANS_MAX as usize }> = HashMap::new();
+#[btf_map]
+static CLASSES: HashMap<u64, Class, { abi::CLASSES_MAX as usize }> = HashMap::new();
 #[btf_map]
 static BAN_FILTER: Array<u64, { abi::BAN_FILTER_WORDS as usize }> = Array::new();
 #[btf_map]
@@ -155,18 +157,26 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn is_banned(&self, source: Source, now_ns: u64) -> bool {
+    fn standing(&self, source: Source, now_ns: u64) -> Standing {
         let bit = ban_bit(self.hash(source));
         match BAN_FILTER.get(bit / 64) {
             Some(word) if word >> (bit % 64) & 1 != 0 => {}
-            _ => return false,
+            _ => return Standing::Limited(0),
         }
         // SAFETY: user space may replace the value meanwhile, but the map is preallocated, so the
         // memory stays a ban, and one of two bans' expiries is what is read.
-        match unsafe { BANS.get(source.word()) } {
-            Some(ban) => (ban.expires_ns.wrapping_sub(now_ns) as i64) > 0,
-            None => false,
+        if let Some(ban) = unsafe { BANS.get(source.word()) }
+            && (ban.expires_ns.wrapping_sub(now_ns) as i64) > 0
+        {
+            return Standing::Banned;
         }
+        // SAFETY: as above.
+        if let Some(class) = unsafe { CLASSES.get(source.word()) }
+            && (class.expires_ns.wrapping_sub(now_ns) as i64) > 0
+        {
+            return Standing::Limited(class.doublings);
+        }
+        Standing::Limited(0)
     }
 
     #[inline(always)]
@@ -203,11 +213,7 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn limit(&self, quota: Quota) -> Limit {
-        match quota {
-            Quota::Packets => self.settings.packets,
-            Quota::Connections => self.settings.connections,
-            Quota::Bytes => self.settings.bytes,
-        }
+        self.settings.limit(quota)
     }
 
     #[inline(always)]

@@ -117,7 +117,16 @@ impl Quota {
 /// How many times rate and burst are doubled for an IPv6 /48: it gets sixteen times what a source
 /// gets. Enough for a site whose many networks call at once; without it, whoever has a /48 has
 /// 65,536 times a source's limit.
-pub const NETWORK_DOUBLINGS: u32 = 4;
+pub const NETWORK_DOUBLINGS: i32 = 4;
+
+/// What user space has said about one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its limits are everybody's, doubled so many times; negative: halved. 0 for most.
+    Limited(i32),
+    /// A ban on it is in force.
+    Banned,
+}
 
 /// Which list of prefixes an address is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,8 +143,8 @@ pub enum Listed {
 pub trait Tables {
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
     fn service(&self, target: Target) -> Service;
-    /// Whether a ban on the source is in force at `now_ns`.
-    fn is_banned(&self, source: Source, now_ns: u64) -> bool;
+    /// What is in force about the source at `now_ns`.
+    fn standing(&self, source: Source, now_ns: u64) -> Standing;
     /// Which prefixes cover the address at `now_ns`; a ban before the list of denied ones.
     fn listed(&self, address: Address, now_ns: u64) -> Listed;
     /// Whether the address is on the list of those never dropped.
@@ -187,9 +196,10 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
         return Outcome::Malformed;
     }
     let source = address.source();
-    if tables.is_banned(source, now_ns) {
-        return Outcome::Banned;
-    }
+    let doublings = match tables.standing(source, now_ns) {
+        Standing::Banned => return Outcome::Banned,
+        Standing::Limited(doublings) => doublings,
+    };
     match tables.listed(address, now_ns) {
         Listed::Nowhere => {}
         Listed::Banned => return Outcome::Banned,
@@ -197,13 +207,13 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     }
     // Connections first: what is refused there costs the source none of its packets, so a flood of
     // them does not also end the connections that it has.
-    if flow.opens && is_over(Quota::Connections, frame, source, tables, now_ns) {
+    if flow.opens && is_over(Quota::Connections, frame, source, doublings, tables, now_ns) {
         return Quota::Connections.outcome();
     }
-    if is_over(Quota::Packets, frame, source, tables, now_ns) {
+    if is_over(Quota::Packets, frame, source, doublings, tables, now_ns) {
         return Quota::Packets.outcome();
     }
-    if is_over(Quota::Bytes, frame, source, tables, now_ns) {
+    if is_over(Quota::Bytes, frame, source, doublings, tables, now_ns) {
         return Quota::Bytes.outcome();
     }
     Outcome::WithinLimit
@@ -215,6 +225,7 @@ fn is_over<F: Frame + ?Sized, T: Tables>(
     quota: Quota,
     frame: &F,
     source: Source,
+    doublings: i32,
     tables: &T,
     now_ns: u64,
 ) -> bool {
@@ -228,13 +239,17 @@ fn is_over<F: Frame + ?Sized, T: Tables>(
     // Octets are limited where a link is short, and there is no reason why a site's should be
     // sixteen times as wide.
     if matches!(quota, Quota::Bytes) {
-        return is_refused(source, &limit.of_frame(frame.bytes()));
+        return is_refused(source, &limit.of_frame(frame.bytes()).doubled(doublings));
     }
-    if is_refused(source, &limit) {
+    if is_refused(source, &limit.doubled(doublings)) {
         return true;
     }
     match source.network() {
-        Some(network) => is_refused(network.word(), &limit.doubled(NETWORK_DOUBLINGS)),
+        // What one source is granted more must fit into its site's, too.
+        Some(network) => {
+            let doublings = if doublings > 0 { doublings } else { 0 };
+            is_refused(network.word(), &limit.doubled(NETWORK_DOUBLINGS + doublings))
+        }
         None => false,
     }
 }
@@ -270,8 +285,8 @@ mod tests {
                 _ => Service::Other,
             }
         }
-        fn is_banned(&self, _: Source, _: u64) -> bool {
-            self.banned
+        fn standing(&self, _: Source, _: u64) -> Standing {
+            if self.banned { Standing::Banned } else { Standing::Limited(0) }
         }
         fn listed(&self, _: Address, _: u64) -> Listed {
             if self.denied { Listed::Denied } else { Listed::Nowhere }

@@ -1053,7 +1053,7 @@ access = false
             (
                 "interfaces = [\"eth0\"]",
                 "interfaces = [\"eth0\"]\nbytes = { rate = \"50MiB/s\", burst = \"1000KiB\" }",
-                &["23:39: xdp.bytes.burst is 1024000, which is less than 20 ms at the rate (two \
+                &["23:37: xdp.bytes.burst is 1024000, which is less than 20 ms at the rate (two \
                    ticks of the kernel's clock) or than one frame; write at least \"1024KiB\""],
             ),
             (

@@ -1,7 +1,7 @@
 //! Attaching the program, keeping it attached, and taking it away.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -16,14 +16,17 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use gateway_ebpf::{Outcome, Source, abi, bucket};
+use gateway_ebpf::{
+    Outcome, Source, abi, bucket,
+    verdict::{NETWORK_DOUBLINGS, Quota},
+};
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{
-    Action, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Count, FRAME_MAX_BYTES,
-    Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry, PrefixBanOutcome, Rate,
-    Settings, Status,
+    Action, Allowance, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Class, Count,
+    FRAME_MAX_BYTES, Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry,
+    PrefixBanOutcome, Rate, Settings, SourceState, Status,
     attachment::{self, Attachments},
     error::KernelError,
     maps::{self, Maps},
@@ -34,6 +37,9 @@ use super::{
 
 /// The longest ban that the program's signed comparison tells from one that is over: 100 years.
 const BAN_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Length of the prefix whose sources share buckets ([`Source::network`]).
+const SITE_BITS: u8 = 48;
 
 /// The filter, attached; owner of its maps. Dropping it leaves the filter in force.
 #[derive(Debug)]
@@ -47,6 +53,8 @@ pub struct Kernel {
     slots: Vec<u32>,
     banned: HashSet<Source>,
     ban_filter: BanFilter,
+    /// Sources with limits of their own, as the map holds them, expired ones among them.
+    classed: HashMap<Source, abi::Class>,
     /// Banned prefixes, as the trie holds them, expired ones among them.
     banned_nets: BTreeMap<IpNet, abi::Ban>,
 }
@@ -104,7 +112,9 @@ impl Kernel {
         }
         in_kernel.set_mask = abi::bucket_sets(settings.max_sources) - 1;
         let banned: HashSet<Source> = maps.bans()?.into_iter().map(|(source, _)| source).collect();
-        let bits = banned.iter().map(|&source| ban_bit(source, &in_kernel));
+        let classed: HashMap<Source, abi::Class> = maps.classes()?.into_iter().collect();
+        let shown = banned.iter().chain(classed.keys());
+        let bits = shown.map(|&source| ban_bit(source, &in_kernel));
         let ban_filter = BanFilter::new(bits);
         let banned_nets = maps.prefix_bans()?.into_iter();
         let banned_nets =
@@ -118,6 +128,7 @@ impl Kernel {
             slots: Vec::new(),
             banned,
             ban_filter,
+            classed,
             banned_nets,
         };
         kernel.maps.write_ban_filter(kernel.ban_filter.words())?;
@@ -267,6 +278,60 @@ impl Kernel {
         Ok(lifted)
     }
 
+    /// Gives a source more or less than everybody for a while; [`Class::ORDINARY`] ends it. False
+    /// when as many sources as there can be have limits of their own.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn set_class(
+        &mut self,
+        source: Source,
+        class: Class,
+        lasts: Duration,
+    ) -> Result<bool, KernelError> {
+        if class == Class::ORDINARY {
+            self.forget_class(source)?;
+            return Ok(true);
+        }
+        let is_new = !self.classed.contains_key(&source);
+        if is_new && self.classed.len() >= abi::CLASSES_MAX as usize {
+            self.sweep_classes()?;
+            if self.classed.len() >= abi::CLASSES_MAX as usize {
+                return Ok(false);
+            }
+        }
+        let lasts_ns = lasts.min(BAN_MAX).as_nanos() as u64;
+        let expires_ns = self.now_ns()?.wrapping_add(lasts_ns);
+        let entry = abi::Class { expires_ns, doublings: class.doublings(), _pad: 0 };
+        self.maps.write_class(source, Some(&entry))?;
+        self.classed.insert(source, entry);
+        if is_new { self.show_in_filter(source).map(|()| true) } else { Ok(true) }
+    }
+
+    fn forget_class(&mut self, source: Source) -> Result<(), KernelError> {
+        if self.classed.contains_key(&source) {
+            self.maps.write_class(source, None)?;
+            self.classed.remove(&source);
+            self.hide_from_filter(source)?;
+        }
+        Ok(())
+    }
+
+    fn sweep_classes(&mut self) -> Result<(), KernelError> {
+        if self.classed.is_empty() {
+            return Ok(());
+        }
+        let now_ns = self.now_ns()?;
+        let is_over = |class: &abi::Class| (class.expires_ns.wrapping_sub(now_ns) as i64) <= 0;
+        let over: Vec<Source> = self
+            .classed
+            .iter()
+            .filter_map(|(source, class)| is_over(class).then_some(*source))
+            .collect();
+        over.into_iter().try_for_each(|source| self.forget_class(source))
+    }
+
     /// Bans every source of a prefix. For what an operator asks: evidence is about single sources.
     ///
     /// # Errors
@@ -386,6 +451,7 @@ impl Kernel {
 
     /// Removes bans that are over (they are without effect, but take up room); returns how many.
     pub fn sweep(&mut self) -> Result<usize, KernelError> {
+        self.sweep_classes()?;
         let mut swept = self.sweep_prefixes()?;
         if self.banned.is_empty() {
             return Ok(swept);
@@ -397,6 +463,71 @@ impl Kernel {
             }
         }
         Ok(swept)
+    }
+
+    /// Everything known about a source, as the kernel has it at this moment.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn explain(&self, source: Source) -> Result<SourceState, KernelError> {
+        let now_ns = self.now_ns()?;
+        let net = plan::source_net(source);
+        let ban = self.maps.ban(source)?.and_then(|ban| in_force(source, &ban, now_ns));
+        let covering = self.banned_nets.iter().filter(|(banned, _)| banned.contains(&net));
+        let prefix_ban = covering
+            .filter_map(|(banned, ban)| prefix_in_force(*banned, ban, now_ns))
+            .max_by_key(|entry| entry.remaining);
+        let class = self
+            .classed
+            .get(&source)
+            .filter(|class| (class.expires_ns.wrapping_sub(now_ns) as i64) > 0)
+            .and_then(|class| Class::doubled(class.doublings))
+            .unwrap_or_default();
+        let mut allowances =
+            self.allowances(source, net, class.doublings(), &Quota::ALL, now_ns)?;
+        if let Some(network) = source.network()
+            && let Ok(net) = IpNet::new(net.addr(), SITE_BITS)
+        {
+            let quotas = [Quota::Packets, Quota::Connections];
+            let of_site =
+                self.allowances(network.word(), net.trunc(), NETWORK_DOUBLINGS, &quotas, now_ns)?;
+            allowances.extend(of_site);
+        }
+        Ok(SourceState {
+            exempt: plan::longest_sharing(net, &self.settings.exempt),
+            denied: plan::longest_sharing(net, &self.settings.deny),
+            ban,
+            prefix_ban,
+            class,
+            allowances,
+        })
+    }
+
+    /// What the buckets of one owner hold, of the quotas that are limited.
+    fn allowances(
+        &self,
+        owner: Source,
+        net: IpNet,
+        doublings: i32,
+        quotas: &[Quota],
+        now_ns: u64,
+    ) -> Result<Vec<Allowance>, KernelError> {
+        let hash = bucket::hash(owner, self.in_kernel.secret);
+        let index = abi::bucket_set(hash, self.in_kernel.set_mask);
+        let mut allowances = Vec::new();
+        for &quota in quotas {
+            let limit = self.in_kernel.limit(quota);
+            if limit.is_none() {
+                continue;
+            }
+            let limit = if doublings == 0 { limit } else { limit.doubled(doublings) };
+            let full_at_ns = maps::pinned_bucket(self.pins.directory(), quota, owner, index)?;
+            let left = plan::left(quota, &limit, full_at_ns, now_ns);
+            let burst = plan::left(quota, &limit, None, now_ns);
+            allowances.push(Allowance { quota, net, left, burst });
+        }
+        Ok(allowances)
     }
 
     /// What was counted on each interface since its maps were made.
@@ -438,6 +569,7 @@ impl Kernel {
             enforce: self.settings.enforce,
             fills: vec![
                 fill("bans", self.banned.len(), abi::BANS_MAX),
+                fill("classes", self.classed.len(), abi::CLASSES_MAX),
                 fill("ban_prefixes", self.banned_nets.len(), abi::BAN_PREFIXES_MAX),
                 fill("deny", self.settings.deny.len(), abi::DENY_MAX),
                 fill("exempt", self.settings.exempt.len(), abi::EXEMPT_MAX),

@@ -11,8 +11,9 @@ use aya::{
 };
 use gateway_ebpf::{
     Source,
-    abi::{self, Ban, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord},
-    bucket::Set,
+    abi::{self, Ban, Class, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord},
+    bucket::{Set, WAYS},
+    verdict::Quota,
 };
 
 use super::{
@@ -36,7 +37,7 @@ pub struct Layout {
 }
 
 /// How every map must be made for so many sources.
-pub fn layouts(max_sources: u32) -> [Layout; 13] {
+pub fn layouts(max_sources: u32) -> [Layout; 14] {
     let array = |name, value_bytes, entries| Layout {
         name,
         kind: MapType::Array,
@@ -66,6 +67,14 @@ pub fn layouts(max_sources: u32) -> [Layout; 13] {
             key_bytes: size_of::<u64>(),
             value_bytes: size_of::<Ban>(),
             entries: abi::BANS_MAX,
+            flags: 0,
+        },
+        Layout {
+            name: abi::CLASSES_MAP,
+            kind: MapType::Hash,
+            key_bytes: size_of::<u64>(),
+            value_bytes: size_of::<Class>(),
+            entries: abi::CLASSES_MAX,
             flags: 0,
         },
         array(abi::BAN_FILTER_MAP, size_of::<u64>(), abi::BAN_FILTER_WORDS),
@@ -133,6 +142,7 @@ pub struct Maps {
     settings: Array<MapData, abi::Settings>,
     ports: Array<MapData, PortWord>,
     bans: HashMap<MapData, u64, Ban>,
+    classes: HashMap<MapData, u64, Class>,
     ban_filter: Array<MapData, u64>,
     ban_prefixes: LpmTrie<MapData, PrefixData, PrefixBan>,
     deny: LpmTrie<MapData, PrefixData, u32>,
@@ -155,6 +165,7 @@ impl Maps {
             settings: take(object, abi::SETTINGS_MAP)?,
             ports: take(object, abi::PORTS_MAP)?,
             bans: take(object, abi::BANS_MAP)?,
+            classes: take(object, abi::CLASSES_MAP)?,
             ban_filter: take(object, abi::BAN_FILTER_MAP)?,
             ban_prefixes: take(object, abi::BAN_PREFIXES_MAP)?,
             deny: take(object, abi::DENY_MAP)?,
@@ -260,6 +271,15 @@ impl Maps {
             .map_err(KernelError::map(abi::BANS_MAP))
     }
 
+    /// The ban of one source, expired or not.
+    pub fn ban(&self, source: Source) -> Result<Option<Ban>, KernelError> {
+        match self.bans.get(&source.word(), 0) {
+            Ok(ban) => Ok(Some(ban)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(KernelError::map(abi::BANS_MAP)(error)),
+        }
+    }
+
     /// Sets or replaces a ban; false when the map is full.
     pub fn insert_ban(&mut self, source: Source, ban: &Ban) -> Result<bool, KernelError> {
         match self.bans.insert(source.word(), ban, 0) {
@@ -288,7 +308,29 @@ impl Maps {
         }
     }
 
-    /// Makes the filter in front of the bans these words.
+    /// Every source with limits of its own, expired or not.
+    pub fn classes(&self) -> Result<Vec<(Source, Class)>, KernelError> {
+        self.classes
+            .iter()
+            .map(|entry| entry.map(|(word, class)| (Source::from_word(word), class)))
+            .collect::<Result<_, _>>()
+            .map_err(KernelError::map(abi::CLASSES_MAP))
+    }
+
+    /// Gives a source limits of its own, or takes them away.
+    pub fn write_class(
+        &mut self,
+        source: Source,
+        class: Option<&Class>,
+    ) -> Result<(), KernelError> {
+        match class {
+            Some(class) => self.classes.insert(source.word(), class, 0),
+            None => self.classes.remove(&source.word()),
+        }
+        .map_err(KernelError::map(abi::CLASSES_MAP))
+    }
+
+    /// Makes the filter in front of bans and classes these words.
     pub fn write_ban_filter(&mut self, wanted: &[u64]) -> Result<(), KernelError> {
         write_words(&mut self.ban_filter, wanted).map_err(KernelError::map(abi::BAN_FILTER_MAP))
     }
@@ -341,6 +383,29 @@ impl Maps {
         }
         self.interfaces.set(slot, interface, 0).map_err(KernelError::map(abi::INTERFACES_MAP))
     }
+}
+
+/// When the bucket of one source is full again, from the pinned table of a quota; `None` when the
+/// source has none there, so that its bucket is full.
+pub fn pinned_bucket(
+    directory: &Path,
+    quota: Quota,
+    source: Source,
+    index: u32,
+) -> Result<Option<u64>, KernelError> {
+    let name = match quota {
+        Quota::Packets => abi::BUCKETS_MAP,
+        Quota::Connections => abi::CONNECTIONS_MAP,
+        Quota::Bytes => abi::BYTES_MAP,
+    };
+    let read = || -> Result<_, MapError> {
+        let map = Map::from_map_data(MapData::from_pin(directory.join(name))?)?;
+        // A set as numbers: the owner and the moment, four times.
+        Array::<_, [[u64; 2]; WAYS]>::try_from(map)?.get(&index, 0)
+    };
+    let ways = read().map_err(KernelError::map(name))?;
+    let way = ways.iter().find(|[owner, _]| *owner == source.word());
+    Ok(way.map(|[_, full_at_ns]| *full_at_ns))
 }
 
 /// The names of the interfaces in a directory of pinned maps, whoever made them.

@@ -17,7 +17,8 @@ pub mod tick;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use gateway_ebpf::{Outcome, Source};
+pub use gateway_ebpf::verdict::Quota;
+use gateway_ebpf::{Outcome, Source, abi::CLASS_DOUBLINGS_MAX};
 use ipnet::IpNet;
 
 pub use self::{
@@ -196,6 +197,61 @@ pub struct BanEntry {
     pub level: u32,
 }
 
+/// How a source's limits differ from everybody's: rates and bursts doubled so many times, or
+/// halved where the number is negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Class(i32);
+
+impl Class {
+    /// Everybody's limits.
+    pub const ORDINARY: Self = Self(0);
+
+    /// Limits doubled so many times; `None` above [`CLASS_DOUBLINGS_MAX`] in either direction.
+    pub const fn doubled(times: i32) -> Option<Self> {
+        if times < -CLASS_DOUBLINGS_MAX || times > CLASS_DOUBLINGS_MAX {
+            return None;
+        }
+        Some(Self(times))
+    }
+
+    /// How many times they are doubled; negative: halved.
+    pub const fn doublings(self) -> i32 {
+        self.0
+    }
+}
+
+/// Everything the kernel half knows about one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceState {
+    /// The prefix whose addresses are never dropped; where it is longer than the source's own, it
+    /// spares only a part of the source.
+    pub exempt: Option<IpNet>,
+    /// The longest denied prefix that shares addresses with the source.
+    pub denied: Option<IpNet>,
+    /// The source's own ban.
+    pub ban: Option<BanEntry>,
+    /// Of the bans on prefixes that cover the source, the one that lasts longest.
+    pub prefix_ban: Option<PrefixBanEntry>,
+    /// How its limits differ from everybody's.
+    pub class: Class,
+    /// What it may still send, of everything that is limited; first its own, then that of its
+    /// IPv6 /48.
+    pub allowances: Vec<Allowance>,
+}
+
+/// What may still be sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Packets, connections or octets.
+    pub quota: Quota,
+    /// Whose: the source, or the /48 that it lies in.
+    pub net: IpNet,
+    /// How many now.
+    pub left: u64,
+    /// How many after a pause.
+    pub burst: u64,
+}
+
 /// What the program did with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -287,7 +343,7 @@ impl AttachedMode {
 /// How full a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// What it holds: `bans`, `ban_prefixes`, `deny` or `exempt`.
+    /// What it holds: `bans`, `classes`, `ban_prefixes`, `deny` or `exempt`.
     pub map: &'static str,
     /// Entries in use; among bans also those that expired and were not swept yet.
     pub used: usize,

@@ -11,8 +11,9 @@ use gateway_ebpf::{
         self, BAN_FILTER_WORDS, FAMILY_BITS, PORT_WORDS, PREFIX_FILTER_WORDS, PortWord, PrefixData,
         PrefixWord,
     },
-    bucket::Limit,
+    bucket::{Bucket, Limit, OCTETS},
     packet::Address,
+    verdict::Quota,
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -213,6 +214,34 @@ fn shares(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
+/// The longest prefix of a list that shares addresses with this one.
+pub fn longest_sharing(net: IpNet, list: &[IpNet]) -> Option<IpNet> {
+    let net = plain(net);
+    let sharing = list.iter().map(|listed| plain(*listed)).filter(|listed| shares(listed, &net));
+    sharing.max_by_key(IpNet::prefix_len)
+}
+
+/// A source as a prefix.
+pub fn source_net(source: Source) -> IpNet {
+    // A source's prefix is 32 or 64 bits long, so it fits its family.
+    IpNet::new(source.address(), source.prefix()).unwrap_or(IpNet::from(source.address()))
+}
+
+/// How much of a limit is left in a bucket that is full again at this moment; `None`: a full one.
+pub fn left(quota: Quota, limit: &Limit, full_at_ns: Option<u64>, now_ns: u64) -> u64 {
+    let full_at_ns = full_at_ns.unwrap_or(now_ns);
+    match quota {
+        Quota::Packets | Quota::Connections => Bucket::full(full_at_ns).tokens(limit, now_ns),
+        Quota::Bytes => {
+            let ahead_ns = (full_at_ns.wrapping_sub(now_ns) as i64).max(0) as u64;
+            let left_ns = limit.tolerance_ns.saturating_sub(ahead_ns);
+            let octets =
+                u128::from(left_ns) * u128::from(OCTETS) / u128::from(limit.cost_ns.max(1));
+            u64::try_from(octets).unwrap_or(u64::MAX)
+        }
+    }
+}
+
 /// When the last ban of a prefix and of those that cover it is over; `None` when none is banned.
 pub fn banned_until_ns(net: &IpNet, bans: &BTreeMap<IpNet, abi::Ban>) -> Option<u64> {
     let covering = bans.iter().filter(|(banned, _)| banned.contains(net));
@@ -349,6 +378,40 @@ mod tests {
             ("0.0.0.0/0", Some("10.1.0.0/16")),
         ] {
             assert_eq!(overlapping(net(text), &exempt), by.map(net), "{text}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_left_of_a_limit() {
+        let packets = Limit::new(10, 1_000_000_000, 20);
+        let octets = Limit::octets(1 << 20, 2 << 20);
+        let s = 1_000_000_000;
+        for (quota, limit, full_at_ns, left_now) in [
+            (Quota::Packets, packets, None, 20),
+            (Quota::Packets, packets, Some(0), 20),
+            (Quota::Packets, packets, Some(9 * s), 20),
+            (Quota::Connections, packets, Some(11 * s), 10),
+            (Quota::Packets, packets, Some(12 * s), 0),
+            (Quota::Bytes, octets, None, 2 << 20),
+            (Quota::Bytes, octets, Some(11 * s), 1 << 20),
+            (Quota::Bytes, octets, Some(13 * s), 0),
+        ] {
+            assert_eq!(left(quota, &limit, full_at_ns, 10 * s), left_now, "{full_at_ns:?}");
+        }
+    }
+
+    #[test]
+    fn finds_the_longest_prefix_that_concerns_a_source() {
+        let list = nets(&["10.0.0.0/8", "10.1.0.0/16", "2001:db8::1/128", "2001:db8::/32"]);
+        for (address, found) in [
+            ("10.1.2.3", Some("10.1.0.0/16")),
+            ("10.2.2.3", Some("10.0.0.0/8")),
+            ("2001:db8::7", Some("2001:db8::1/128")),
+            ("2001:db8:0:1::7", Some("2001:db8::/32")),
+            ("192.0.2.1", None),
+        ] {
+            let source = source_net(Source::from(address.parse::<IpAddr>().unwrap()));
+            assert_eq!(longest_sharing(source, &list), found.map(net), "{address}");
         }
     }
 
