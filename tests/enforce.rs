@@ -137,6 +137,9 @@ fn explain_tells_what_holds_for_a_source() -> Result<()> {
     assert_eq!(refused.status, 401, "{refused:?}");
     let told = launch.json(&["explain", &client])?;
     assert_eq!(told["lately"][0]["reason"], "missing_token", "{told}");
+    assert_eq!(told["allowances"][0]["quota"], "packets", "{told}");
+    let left = |told: &serde_json::Value| told["allowances"][0]["left"].as_u64();
+    assert!(left(&told) <= told["allowances"][0]["burst"].as_u64(), "{told}");
     assert!(told["points"].as_f64().is_some_and(|points| points > 0.0), "{told}");
 
     // What is exempt cannot be banned by hand either, and the refusal says why.

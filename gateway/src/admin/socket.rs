@@ -102,6 +102,10 @@ pub struct Explanation {
     pub ban: Option<BanRow>,
     /// Whether the XDP program drops; `None` without one.
     pub enforce: Option<bool>,
+    /// How often its limits are doubled; negative: halved.
+    pub limits_doubled: i32,
+    /// What the kernel would still let through at once; empty without an XDP program.
+    pub allowances: Vec<AllowanceRow>,
     /// Penalty points now.
     pub points: f64,
     /// Points at which it would be banned.
@@ -110,6 +114,19 @@ pub struct Explanation {
     pub next_level: u32,
     /// The last refusals, the newest first.
     pub lately: Vec<PastRefusal>,
+}
+
+/// One limit of the kernel half in [`Explanation`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AllowanceRow {
+    /// `packets`, `connections` or `bytes`.
+    pub quota: String,
+    /// Whose: the source's, or that of the IPv6 /48 around it.
+    pub of: String,
+    /// What it may still send now.
+    pub left: u64,
+    /// What it may send at once after a pause.
+    pub burst: u64,
 }
 
 /// One refusal in [`Explanation`].

@@ -48,6 +48,12 @@ fn show(told: &Explanation) {
             ban.note.as_deref().map(|note| format!(" ({note})")).unwrap_or_default()
         ),
     }
+    for allowance in &told.allowances {
+        println!(
+            "limit     {} of {}: {} of {} left",
+            allowance.quota, allowance.of, allowance.left, allowance.burst
+        );
+    }
     println!(
         "points    {} of {}; the next ban would be step {}",
         told.points, told.threshold, told.next_level

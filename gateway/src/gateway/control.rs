@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway_ebpf::Source;
+use gateway_ebpf::{Source, verdict::Quota};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
@@ -20,8 +20,8 @@ use crate::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
         socket::{
-            Answer, BanRow, CertificateStatus, Explanation, PastRefusal, Question, Status,
-            XdpInterface, XdpStatus,
+            AllowanceRow, Answer, BanRow, CertificateStatus, Explanation, PastRefusal, Question,
+            Status, XdpInterface, XdpStatus,
         },
     },
     config::{self, Config, Disk},
@@ -514,6 +514,9 @@ impl Control {
         let account = ledger.account(source, time::monotonic());
         let config = self.config.borrow();
         let lately = account.iter().flat_map(|account| &account.lately);
+        let kernel = self.kernel.borrow();
+        let in_kernel = kernel.as_ref().map(|kernel| kernel.explain(source)).transpose();
+        let in_kernel = in_kernel.map_err(|error| error.to_string())?;
         Ok(Explanation {
             exempt: within(&self.exempt.borrow()),
             never_banned: within(&self.never.borrow()),
@@ -521,7 +524,13 @@ impl Control {
             ban: self.ban_rows()?.into_iter().find(|row| {
                 row.source == name || row.source.parse().is_ok_and(|net| overlaps(&[net], source))
             }),
-            enforce: self.kernel.borrow().as_ref().map(|kernel| kernel.status().enforce),
+            enforce: kernel.as_ref().map(|kernel| kernel.status().enforce),
+            limits_doubled: in_kernel.as_ref().map_or(0, |state| state.class.doublings()),
+            allowances: in_kernel
+                .iter()
+                .flat_map(|state| &state.allowances)
+                .map(allowance)
+                .collect(),
             points: account.as_ref().map_or(0.0, |account| (account.points * 10.0).round() / 10.0),
             threshold: ledger.threshold(),
             next_level: account.as_ref().map_or(0, |account| account.level),
@@ -803,6 +812,20 @@ fn xdp_status(kernel: &Kernel) -> XdpStatus {
     XdpStatus {
         enforce: status.enforce,
         interfaces: status.interfaces.iter().map(interface).collect(),
+    }
+}
+
+fn allowance(allowance: &kernel::Allowance) -> AllowanceRow {
+    let quota = match allowance.quota {
+        Quota::Packets => "packets",
+        Quota::Connections => "connections",
+        Quota::Bytes => "bytes",
+    };
+    AllowanceRow {
+        quota: quota.to_owned(),
+        of: allowance.net.to_string(),
+        left: allowance.left,
+        burst: allowance.burst,
     }
 }
 

@@ -119,23 +119,18 @@ fn verdict(held: bool) -> &'static str {
     if held { "held" } else { "DID NOT HOLD" }
 }
 
-/// The widest a cell may be; the whole text stands with its step above.
+/// The widest a cell may be; longer text goes on in the next line.
 const CELL_CHARACTERS: usize = 88;
 
-/// One line a step: first lines only, columns as wide as their widest cell.
+/// A row a step, columns as wide as their widest cell.
 fn rows(steps: &[Step]) -> Vec<String> {
-    let first_line = |text: &str| {
-        let line = text.lines().next().unwrap_or_default();
-        match line.char_indices().nth(CELL_CHARACTERS) {
-            Some((end, _)) => format!("{}…", line[..end].trim_end()),
-            None => line.to_owned(),
-        }
-    };
-    let cells: Vec<[String; 3]> = std::iter::once(["step", "measured", ""].map(str::to_owned))
-        .chain(steps.iter().map(|step| {
-            [first_line(&step.name), first_line(&step.measured), verdict(step.held).to_owned()]
-        }))
-        .collect();
+    let mut cells = vec![["step", "measured", ""].map(str::to_owned)];
+    for step in steps {
+        let mut measured = wrapped(&step.measured).into_iter();
+        let first = measured.next().unwrap_or_default();
+        cells.push([step.name.clone(), first, verdict(step.held).to_owned()]);
+        cells.extend(measured.map(|line| [String::new(), line, String::new()]));
+    }
     let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
     let (name, measured) = (width(0).unwrap_or(0), width(1).unwrap_or(0));
     cells
@@ -144,6 +139,24 @@ fn rows(steps: &[Step]) -> Vec<String> {
             format!("{:name$}  {:measured$}  {}", row[0], row[1], row[2]).trim_end().to_owned()
         })
         .collect()
+}
+
+/// Lines of at most [`CELL_CHARACTERS`], broken between words.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        let length = lines[last].chars().count();
+        if length > 0 && length + 1 + word.chars().count() > CELL_CHARACTERS {
+            lines.push(word.to_owned());
+        } else {
+            if length > 0 {
+                lines[last].push(' ');
+            }
+            lines[last].push_str(word);
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -175,7 +188,10 @@ mod tests {
         };
         assert_eq!(
             rows(&[step("a", "1 µs"), step("longer", "2\nmore")]),
-            ["step    measured", "a       1 µs      held", "longer  2         held"]
+            ["step    measured", "a       1 µs      held", "longer  2 more    held"]
         );
+        let long = rows(&[step("a", &["word"; 20].join(" "))]);
+        assert_eq!(long.len(), 3, "{long:?}");
+        assert_eq!(long[2].trim(), "word word word");
     }
 }
