@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
+    iter,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -132,12 +133,19 @@ struct Wire {
 
 impl Wire {
     /// Whether a datagram arrives. The first ones may wait for an address to be resolved, and are
-    /// sent again while the link comes up; one that is dropped is never seen however often.
+    /// sent again while the link comes up; one that is dropped is never seen however often. One
+    /// that an earlier call did not wait for long enough is not taken for one of this call.
     fn passes(&self) -> bool {
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let knock = CALLS.fetch_add(1, Relaxed).to_ne_bytes();
         let mut buffer = [0; 64];
         (0..5).any(|_| {
-            let _ = self.there.send(b"knock");
-            self.here.recv(&mut buffer).is_ok()
+            let _ = self.there.send(&knock);
+            // Ends when nothing more arrives in time.
+            iter::from_fn(|| {
+                self.here.recv(&mut buffer).ok().map(|length| buffer[..length] == knock)
+            })
+            .any(|is_of_this_call| is_of_this_call)
         })
     }
 }
