@@ -36,7 +36,7 @@ pub struct Pins {
     root: PathBuf,
     directory: PathBuf,
     /// Advisory lock on the directory; the kernel lets go of it however the process ends.
-    _lock: File,
+    lock: File,
 }
 
 /// A link that is pinned somewhere below the pin directory.
@@ -65,7 +65,7 @@ impl Pins {
             return Err(KernelError::Busy { pin: root.to_owned() });
         }
         undo.watch(&directory)?;
-        Ok(Self { root: root.to_owned(), directory, _lock: lock })
+        Ok(Self { root: root.to_owned(), directory, lock })
     }
 
     /// Where the maps are.
@@ -123,6 +123,15 @@ impl Undo {
     pub fn keep(mut self) {
         self.created.clear();
         self.watched = None;
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // Closing is not enough at once: a process that is just being started has a copy of the
+        // descriptor until it is replaced by its program, and the lock belongs to all copies.
+        // Without success the kernel lets go of it a moment later.
+        let _soon = self.lock.unlock();
     }
 }
 
