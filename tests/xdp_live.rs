@@ -52,8 +52,9 @@ impl Pair {
         let number = std::process::id();
         let near = format!("pcl{count}-{number}");
         let namespace = format!("portcullis-live-{number}-{count}");
-        // Two addresses of the block for benchmarks (RFC 2544), other ones for each pair.
-        let network = 0xc612_0000 | (number % 0x1fff) << 5 | count << 2;
+        // Two addresses of the block for benchmarks (RFC 2544: 17 bits), other ones for each pair.
+        assert!(count < 32, "more pairs than addresses were meant for");
+        let network = 0xc612_0000 | (number % 0x400) << 7 | count << 2;
         let (address, peer) = (Ipv4Addr::from_bits(network | 1), Ipv4Addr::from_bits(network | 2));
         let pin = PathBuf::from(format!("/sys/fs/bpf/portcullis-live-{number}-{count}"));
         let pair = Self { near: near.clone(), namespace: namespace.clone(), pin, address, peer };

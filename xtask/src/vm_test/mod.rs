@@ -12,9 +12,9 @@ mod guest;
 mod machine;
 mod report;
 
-use std::{env, fs, path::Path, process::ExitCode};
+use std::{env, fs, num::NonZero, path::Path, process::ExitCode, thread};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::{
     debian::{Kernel, Kernels},
@@ -82,14 +82,6 @@ impl Options {
     }
 }
 
-/// How it went with one kernel.
-enum Outcome {
-    Held,
-    Failed,
-    /// There is no such kernel to be had.
-    Missing,
-}
-
 /// Boots the kernels and runs the tests of the XDP program in each.
 ///
 /// # Errors
@@ -103,22 +95,31 @@ pub fn vm_test(rest: &[String]) -> Result<ExitCode> {
     setup::setup_with(&PROGRAMS)?;
     let directory = root().join("target/vm");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let common = guest::common(&programs(&options)?, options.wanted())?;
+    let guests = Guests {
+        common: guest::common(&programs(&options)?, options.wanted())?,
+        wanted: options.wanted(),
+        directory: &directory,
+    };
     let mut kernels = Kernels::new(&directory);
-    let (mut held, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
     for &series in &options.series {
-        clock::go_on()?;
-        let outcome = match find(&mut kernels, series, options.refresh) {
-            Ok(kernel) => try_kernel(&kernel, &common, options.wanted(), &directory)?,
+        match find(&mut kernels, series, options.refresh) {
+            Ok(kernel) => found.push((series, kernel)),
             Err(error) => {
                 println!("kernel {series}: NOT RUN, there is none: {error:#}");
-                Outcome::Missing
+                missing.push(series);
             }
-        };
-        match outcome {
-            Outcome::Held => held.push(series),
-            Outcome::Failed => failed.push(series),
-            Outcome::Missing => missing.push(series),
+        }
+    }
+    let (mut held, mut failed) = (Vec::new(), Vec::new());
+    // A guest keeps one processor busy, and beside others on the same one misses its times.
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    for some in found.chunks(at_once) {
+        clock::go_on()?;
+        for (series, told) in some.iter().map(|(series, _)| series).zip(guests.run_all(some)) {
+            let told = told?;
+            print!("{}", told.text);
+            if told.holds { held.push(*series) } else { failed.push(*series) }
         }
     }
     println!(
@@ -173,54 +174,61 @@ fn find(kernels: &mut Kernels, series: &str, refresh: bool) -> Result<Kernel> {
     }
 }
 
-/// Boots one kernel and tells how it went.
-fn try_kernel(
-    kernel: &Kernel,
-    common: &[u8],
-    wanted: &[&str],
-    directory: &Path,
-) -> Result<Outcome> {
-    let started = clock::now();
-    let release = &kernel.release;
-    let files = directory.join(format!("{release}.cpio"));
-    let console = directory.join(format!("{release}.console.txt"));
-    fs::write(&files, [common, &guest::own(&kernel.veth)?].concat())
-        .with_context(|| files.display().to_string())?;
-    eprintln!("vm-test: booting {release}");
-    let booted = machine::boot(&kernel.image, &files, &console);
-    // Tens of megabytes that are made anew each time.
-    fs::remove_file(&files).with_context(|| files.display().to_string())?;
-    clock::go_on()?;
-    let output = match booted {
-        Ok(output) => output,
-        Err(error) => {
-            println!("kernel {release}: FAILED: {error:#}");
-            return Ok(Outcome::Failed);
+/// What all guests have in common.
+struct Guests<'a> {
+    /// The first part of their files.
+    common: Vec<u8>,
+    /// Parts of the names of the tests they run.
+    wanted: &'a [&'a str],
+    /// Where their own files are put.
+    directory: &'a Path,
+}
+
+/// How it went with one guest.
+struct Told {
+    holds: bool,
+    text: String,
+}
+
+impl Guests<'_> {
+    /// Boots these kernels beside each other; the results are in their order.
+    fn run_all(&self, kernels: &[(&str, Kernel)]) -> Vec<Result<Told>> {
+        thread::scope(|scope| {
+            let running: Vec<_> =
+                kernels.iter().map(|(_, kernel)| scope.spawn(|| self.run(kernel))).collect();
+            let panicked = |_| Err(anyhow!("the thread that watched a guest panicked"));
+            running.into_iter().map(|guest| guest.join().unwrap_or_else(panicked)).collect()
+        })
+    }
+
+    /// Boots one kernel and runs the tests in it.
+    fn run(&self, kernel: &Kernel) -> Result<Told> {
+        let started = clock::now();
+        let release = &kernel.release;
+        let files = self.directory.join(format!("{release}.cpio"));
+        let console = self.directory.join(format!("{release}.console.txt"));
+        fs::write(&files, [&self.common[..], &guest::own(&kernel.veth)?].concat())
+            .with_context(|| files.display().to_string())?;
+        eprintln!("vm-test: booting {release}");
+        let booted = machine::boot(&kernel.image, &files, &console);
+        // Tens of megabytes that are made anew each time.
+        fs::remove_file(&files).with_context(|| files.display().to_string())?;
+        clock::go_on()?;
+        let output = match booted {
+            Ok(output) => output,
+            Err(error) => {
+                let text = format!("kernel {release}: FAILED: {error:#}\n");
+                return Ok(Told { holds: false, text });
+            }
+        };
+        let report = Report::read(&output);
+        let holds = report.holds(self.wanted);
+        let mut text = format!("kernel {release}: {}", report.text(holds, started.elapsed()));
+        if !holds {
+            text += &format!("what the guest wrote:\n{output}\n{}", machine::last_lines(&console));
         }
-    };
-    let report = Report::read(&output);
-    let verdict = if report.holds(wanted) { "held" } else { "FAILED" };
-    println!(
-        "kernel {release}: {verdict}: {} checks passed, {} failed, {:.1} s in all; up after {}",
-        report.passed.len(),
-        report.failed.len(),
-        started.elapsed().as_secs_f64(),
-        report.up.as_deref().unwrap_or("an untold time")
-    );
-    for line in &report.passed {
-        println!("  ok      {line}");
+        Ok(Told { holds, text })
     }
-    for line in &report.failed {
-        println!("  FAILED  {line}");
-    }
-    for line in &report.verifier {
-        println!("  verifier: {line}");
-    }
-    if report.holds(wanted) {
-        return Ok(Outcome::Held);
-    }
-    print!("what the guest wrote:\n{output}\n{}", machine::last_lines(&console));
-    Ok(Outcome::Failed)
 }
 
 fn listed(names: &[&str]) -> String {

@@ -1,5 +1,7 @@
 //! What a guest's serial port told.
 
+use std::time::Duration;
+
 /// In front of how long a guest took to come up and which build of its kernel it runs.
 pub const UP: &str = "vm-test: up after ";
 /// In front of the exit status of the tests.
@@ -51,6 +53,26 @@ impl Report {
     pub fn holds(&self, wanted: &[&str]) -> bool {
         let ran = |part: &&str| self.passed.iter().any(|name| name.contains(part));
         self.status.as_deref() == Some("0") && self.failed.is_empty() && wanted.iter().all(ran)
+    }
+
+    /// The report for people, after the kernel's name.
+    pub fn text(&self, holds: bool, elapsed: Duration) -> String {
+        let mut text = format!(
+            "{}: {} checks passed, {} failed, {:.1} s in all; up after {}\n",
+            if holds { "held" } else { "FAILED" },
+            self.passed.len(),
+            self.failed.len(),
+            elapsed.as_secs_f64(),
+            self.up.as_deref().unwrap_or("an untold time")
+        );
+        for (word, lines) in
+            [("ok", &self.passed), ("FAILED", &self.failed), ("verifier", &self.verifier)]
+        {
+            for line in lines {
+                text += &format!("  {word:8} {line}\n");
+            }
+        }
+        text
     }
 }
 
