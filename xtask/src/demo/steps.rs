@@ -344,8 +344,9 @@ fn phase(
     let read = || -> Result<_> {
         Ok((
             counters.received()?,
-            counters.dropped(Outcome::OverLimit)?,
-            counters.would_be_dropped(Outcome::OverLimit)?,
+            counters.dropped(Outcome::OverLimit)? + counters.dropped(Outcome::OverConnections)?,
+            counters.would_be_dropped(Outcome::OverLimit)?
+                + counters.would_be_dropped(Outcome::OverConnections)?,
         ))
     };
     let before = read()?;
@@ -399,7 +400,7 @@ fn load(
     report.step(
         "the same beside a flood, enforcing",
         &format!(
-            "for {seconds} s: 0 lost, the flood dropped as `over_limit` (target: p99 < 2 × calm)"
+            "for {seconds} s: 0 lost, the flood dropped as over its limits (target: p99 < 2 × calm)"
         ),
         || {
             let phase = phase(world, counters, lasts, token, Flooding::Yes)?;
