@@ -32,6 +32,7 @@ mod cli_errors;
 mod drain;
 mod enforce;
 mod feedback;
+mod follow;
 mod mtls;
 mod operator;
 mod proxy;

@@ -6,6 +6,7 @@
 
 mod control;
 mod material;
+mod refresh;
 
 use std::{
     fmt,
@@ -25,8 +26,8 @@ use tokio::{
     task::LocalSet,
 };
 
-use self::control::Control;
 pub use self::material::{MaterialError, load_snapshot, token_issuers};
+use self::{control::Control, refresh::Followed};
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
@@ -126,6 +127,7 @@ impl From<KernelError> for RunError {
 pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
+    let watch = Followed::look(&config);
     let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -178,7 +180,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
-    let control = Control::new(path, config, shared, handles, kernel, phase);
+    let control = Control::new(path, config, shared, handles, kernel, phase, watch);
     LocalSet::new()
         .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
     tracing::info!("stopped");
@@ -259,6 +261,7 @@ async fn serve(
 ) {
     let control = Rc::new(control);
     control.started();
+    tokio::task::spawn_local(refresh::follow(control.clone()));
     tokio::task::spawn_local(answer_operators(control.clone(), operators));
     if let Ok(listener) = TcpListener::from_std(monitors) {
         tokio::task::spawn_local(answer_monitors(control.clone(), listener));

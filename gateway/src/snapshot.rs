@@ -17,7 +17,7 @@ pub struct Snapshot {
     /// One for each listener, in the order of the configuration.
     pub listeners: Vec<ListenerTls>,
     /// The issuers and their keys.
-    pub issuers: Issuers,
+    pub issuers: Arc<Issuers>,
     /// Host, path and method → route.
     pub routes: Routes,
     /// Routes name them by index.

@@ -29,10 +29,10 @@ use crate::{
 };
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
-const MATERIAL_MAX_BYTES: usize = 4 << 20;
+pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
 
 /// Revocation lists of large authorities reach tens of megabytes.
-const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
+pub const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
 
 /// `sockaddr_un.sun_path` holds 108 bytes, the last of which is 0 (unix(7)).
 const SOCKET_PATH_MAX_BYTES: usize = 107;

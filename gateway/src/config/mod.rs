@@ -29,7 +29,9 @@ mod section;
 mod tree;
 mod value;
 
+pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES};
 pub use disk::{Content, Daemon, Disk, FileError, Files};
+pub use material::{Exposed, private};
 pub use problem::{Finding, Kind, Problems, Warning};
 
 /// Reads the configuration at `path` with `conf.d/*.toml` beside it, and judges it together with

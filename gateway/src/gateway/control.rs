@@ -14,14 +14,14 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::{all_ended, kernel_settings, load_snapshot};
+use super::{all_ended, kernel_settings, load_snapshot, refresh::Followed};
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
         socket::{
             AllowanceRow, Answer, BanRow, CertificateStatus, Explanation, PastRefusal, Question,
-            Status, XdpInterface, XdpStatus,
+            RefusedFile, Status, XdpInterface, XdpStatus,
         },
     },
     config::{self, Config, Disk},
@@ -31,7 +31,9 @@ use crate::{
         Reason,
         penalty::{self, Block, Evidence, Ledger, overlaps},
     },
+    snapshot::Snapshot,
     time,
+    watch::Watch,
 };
 
 /// A worker that does not give its counts within this is stuck, and its last ones are used.
@@ -75,7 +77,9 @@ pub(super) struct Control {
     phase: watch::Sender<Phase>,
     /// When the XDP program goes back to counting, unless the operator confirms before.
     unconfirmed_until: Cell<Option<Instant>>,
+    /// Configurations applied; snapshots are counted by themselves, for files change without them.
     generation: Cell<u64>,
+    files: RefCell<Followed>,
     started_at: Instant,
 }
 
@@ -96,6 +100,7 @@ impl Control {
         workers: Vec<Handle>,
         kernel: Option<(Kernel, Vec<String>)>,
         phase: watch::Sender<Phase>,
+        files: Watch,
     ) -> Control {
         let kernel = kernel.map(|(kernel, notices)| {
             for notice in notices {
@@ -121,6 +126,7 @@ impl Control {
             phase,
             unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
+            files: RefCell::new(Followed::new(files)),
             started_at: time::monotonic(),
         }
     }
@@ -320,10 +326,11 @@ impl Control {
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
         needs_restart(&self.config.borrow(), &config)?;
-        let generation = self.generation.get() + 1;
-        let snapshot = load_snapshot(&config, generation).map_err(|errors| {
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-        })?;
+        let watch = Followed::look(&config);
+        let snapshot = load_snapshot(&config, self.shared.published.load().generation + 1)
+            .map_err(|errors| {
+                errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            })?;
         let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
         if let (Some(kernel), Some(settings)) =
             (self.kernel.borrow_mut().as_mut(), settings.as_ref())
@@ -337,11 +344,32 @@ impl Control {
         }
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
-        self.shared.published.store(Arc::new(snapshot));
-        self.generation.set(generation);
+        self.publish(snapshot);
+        self.generation.set(self.generation.get() + 1);
+        self.files.borrow_mut().replace(watch);
         *self.config.borrow_mut() = config;
         self.set_never();
         Ok(())
+    }
+
+    /// From now on this is what handshakes and requests are judged by.
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        self.shared.published.store(Arc::new(snapshot));
+    }
+
+    /// Configurations applied so far.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
+    /// The configuration and the snapshot in force.
+    pub(super) fn in_force(&self) -> (Config, Arc<Snapshot>) {
+        (self.config.borrow().clone(), self.shared.published.load_full())
+    }
+
+    /// Does something with the files that are followed.
+    pub(super) fn followed<T>(&self, act: impl FnOnce(&mut Followed) -> T) -> T {
+        act(&mut self.files.borrow_mut())
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {
@@ -614,7 +642,7 @@ impl Control {
             .iter()
             .zip(&snapshot.listeners)
             .map(|(listener, tls)| {
-                let not_after_s = tls.certificate_not_after.as_secs();
+                let not_after_s = tls.certificate.not_after.as_secs();
                 CertificateStatus {
                     listener: listener.name.clone(),
                     file: listener.tls.certificate.clone(),
@@ -636,6 +664,13 @@ impl Control {
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
             certificates,
+            refused_files: self.followed(|files| {
+                let refused = files.refused().iter().map(|(file, detail)| RefusedFile {
+                    file: file.clone(),
+                    detail: detail.clone(),
+                });
+                refused.collect()
+            }),
         }
     }
 
@@ -696,6 +731,7 @@ impl Control {
             },
             self.certificate_reading(),
         ];
+        readings.extend(self.followed(|files| files.readings()));
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();
@@ -722,7 +758,7 @@ impl Control {
             .zip(&snapshot.listeners)
             .map(|(listener, tls)| {
                 let labels = vec![("listener", listener.name.clone())];
-                (labels, tls.certificate_not_after.as_secs() as f64)
+                (labels, tls.certificate.not_after.as_secs() as f64)
             })
             .collect();
         Reading {

@@ -1,19 +1,18 @@
 //! Reads the files that a configuration names into the snapshot that requests are served by.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustls::{
-    crypto::aws_lc_rs,
-    server::ResolvesServerCert,
-    sign::{CertifiedKey, SingleCertAndKey},
-};
+use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
 
 use crate::{
-    config::{Config, Listener},
+    config::{
+        self, Config, Content, Disk, Files, Listener, MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES,
+    },
     identity::{
         certificate::{Anchors, Revocations, Trust, not_after, server_key},
         token::{Binding, Issuers, KeySet},
@@ -21,7 +20,7 @@ use crate::{
     policy::route::{Route, Routes},
     snapshot::Snapshot,
     time,
-    tls::{ListenerTls, alpn},
+    tls::{ListenerTls, ServerCertificate, alpn},
     upstream::Upstream,
 };
 
@@ -40,6 +39,27 @@ impl fmt::Display for MaterialError {
     }
 }
 
+/// Every file that a snapshot is made from.
+pub fn files(config: &Config) -> BTreeSet<PathBuf> {
+    let of_listeners = config
+        .listeners
+        .iter()
+        .flat_map(|listener| certificate_files(&listener.tls).chain(trust_files(&listener.tls)));
+    of_listeners.chain(issuer_files(config)).cloned().collect()
+}
+
+fn certificate_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
+    [&tls.certificate, &tls.private_key].into_iter()
+}
+
+fn trust_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
+    std::iter::once(&tls.client_ca).chain(&tls.client_crl)
+}
+
+fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.issuers.iter().map(|issuer| &issuer.jwks_file)
+}
+
 /// Reads everything anew.
 ///
 /// # Errors
@@ -49,19 +69,110 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
     let listeners: Vec<_> = config
         .listeners
         .iter()
-        .filter_map(|listener| keep(listener_tls(listener), &mut errors))
+        .filter_map(|listener| {
+            let certificate = keep(server_certificate(&listener.tls), &mut errors);
+            let trust = keep(client_trust(&listener.tls), &mut errors);
+            Some(listener_tls(listener, Arc::new(certificate?), Arc::new(trust?)))
+        })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
     match (issuers, errors.is_empty()) {
-        (Some(issuers), true) => Ok(Snapshot {
-            generation,
-            listeners,
-            issuers,
-            routes: routes(config),
-            upstreams: upstreams(config),
-            access_log: config.log.access,
-        }),
+        (Some(issuers), true) => Ok(snapshot(config, generation, listeners, Arc::new(issuers))),
         _ => Err(errors),
+    }
+}
+
+/// What became of files that changed.
+pub struct Refreshed {
+    /// The next snapshot; `None` when none of the changes was good.
+    pub snapshot: Option<Snapshot>,
+    /// Every file that was read again because one of its part had changed.
+    pub read: BTreeSet<PathBuf>,
+    /// Those that are not good; what they are a part of stays as it was.
+    pub errors: Vec<MaterialError>,
+}
+
+/// Reads again what the changed files are a part of: a certificate with its key, the authorities of
+/// a listener with their revocation lists, the keys of all issuers. Each part is taken or left as a
+/// whole, and none waits for another: a spoilt list does not keep a new certificate from being served.
+pub fn refresh(
+    config: &Config,
+    before: &Snapshot,
+    changed: &BTreeSet<PathBuf>,
+    generation: u64,
+) -> Refreshed {
+    let mut part = Parts { changed, read: BTreeSet::new(), errors: Vec::new(), renewed: 0 };
+    let mut listeners = Vec::new();
+    // A reload replaces configuration and snapshot together, so these are the same listeners.
+    for (listener, before) in config.listeners.iter().zip(&before.listeners) {
+        let tls = &listener.tls;
+        let certificate = part.renewed(
+            certificate_files(tls),
+            || server_certificate(tls).map_err(|error| vec![error]),
+            &before.certificate,
+        );
+        let trust = part.renewed(
+            trust_files(tls),
+            || client_trust(tls).map_err(|error| vec![error]),
+            &before.trust,
+        );
+        listeners.push(listener_tls(listener, certificate, trust));
+    }
+    let issuers =
+        part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
+    let Parts { read, errors, renewed, .. } = part;
+    let next = || snapshot(config, generation, listeners, issuers);
+    Refreshed { snapshot: (renewed > 0).then(next), read, errors }
+}
+
+/// The parts of a snapshot that is being refreshed.
+struct Parts<'c> {
+    changed: &'c BTreeSet<PathBuf>,
+    read: BTreeSet<PathBuf>,
+    errors: Vec<MaterialError>,
+    renewed: usize,
+}
+
+impl Parts<'_> {
+    /// The part made of these files: read again if one of them has changed and all are good, else
+    /// as before.
+    fn renewed<'p, T>(
+        &mut self,
+        files: impl Iterator<Item = &'p PathBuf>,
+        read: impl FnOnce() -> Result<T, Vec<MaterialError>>,
+        before: &Arc<T>,
+    ) -> Arc<T> {
+        let files: Vec<&PathBuf> = files.collect();
+        if !files.iter().any(|file| self.changed.contains(*file)) {
+            return before.clone();
+        }
+        self.read.extend(files.into_iter().cloned());
+        match read() {
+            Ok(part) => {
+                self.renewed += 1;
+                Arc::new(part)
+            }
+            Err(errors) => {
+                self.errors.extend(errors);
+                before.clone()
+            }
+        }
+    }
+}
+
+fn snapshot(
+    config: &Config,
+    generation: u64,
+    listeners: Vec<ListenerTls>,
+    issuers: Arc<Issuers>,
+) -> Snapshot {
+    Snapshot {
+        generation,
+        listeners,
+        issuers,
+        routes: routes(config),
+        upstreams: upstreams(config),
+        access_log: config.log.access,
     }
 }
 
@@ -85,42 +196,55 @@ pub fn token_issuers(config: &Config, generation: u64) -> Result<Issuers, Vec<Ma
     if errors.is_empty() { Ok(Issuers::new(issuers, generation)) } else { Err(errors) }
 }
 
-fn listener_tls(listener: &Listener) -> Result<ListenerTls, MaterialError> {
-    let tls = &listener.tls;
+fn listener_tls(
+    listener: &Listener,
+    certificate: Arc<ServerCertificate>,
+    trust: Arc<Trust>,
+) -> ListenerTls {
+    ListenerTls {
+        certificate,
+        trust,
+        protocols: alpn(&listener.protocols),
+        provider: Arc::new(aws_lc_rs::default_provider()),
+    }
+}
+
+fn client_trust(tls: &config::ListenerTls) -> Result<Trust, MaterialError> {
     let anchors =
         Anchors::parse(&read(&tls.client_ca)?).map_err(|error| wrong(&tls.client_ca, error))?;
     let lists = tls
         .client_crl
         .iter()
-        .map(|path| Ok((path.display().to_string(), read(path)?)))
+        .map(|path| {
+            let content = contents(path, REVOCATION_LIST_MAX_BYTES)?;
+            Ok((path.display().to_string(), content.bytes))
+        })
         .collect::<Result<Vec<_>, MaterialError>>()?;
     let named: Vec<(&str, &[u8])> =
         lists.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
     let revocations = Revocations::parse(&named, &anchors).map_err(|error| MaterialError {
-        file: tls.client_crl.first().cloned().unwrap_or_default(),
-        text: error.to_string(),
+        text: format!("revocation list {}: {}", error.index, error.fault),
+        file: error.path.into(),
     })?;
-    let certified = server_certificate(&tls.certificate, &tls.private_key)?;
-    Ok(ListenerTls {
+    Ok(Trust::new(anchors, revocations, tls.crl_expired, tls.max_chain_depth))
+}
+
+fn server_certificate(tls: &config::ListenerTls) -> Result<ServerCertificate, MaterialError> {
+    let chain = read(&tls.certificate)?;
+    let key = contents(&tls.private_key, MATERIAL_MAX_BYTES)?;
+    // Whoever renews a key may forget its permissions.
+    config::private(&key, Disk::new().daemon()).map_err(|open| wrong(&tls.private_key, open))?;
+    let certified =
+        server_key(&chain, &key.bytes).map_err(|error| wrong(&tls.certificate, error))?;
+    Ok(ServerCertificate {
         // `server_key` parsed the leaf, so there is an end.
-        certificate_not_after: not_after(&certified).unwrap_or_else(time::unix),
-        certificate: resolver(certified),
-        trust: Arc::new(Trust::new(anchors, revocations, tls.crl_expired, tls.max_chain_depth)),
-        protocols: alpn(&listener.protocols),
-        provider: Arc::new(aws_lc_rs::default_provider()),
+        not_after: not_after(&certified).unwrap_or_else(time::unix),
+        resolver: Arc::new(SingleCertAndKey::from(certified)),
     })
 }
 
-fn server_certificate(chain: &Path, key: &Path) -> Result<CertifiedKey, MaterialError> {
-    server_key(&read(chain)?, &read(key)?).map_err(|error| wrong(chain, error))
-}
-
-fn resolver(certified: CertifiedKey) -> Arc<dyn ResolvesServerCert> {
-    Arc::new(SingleCertAndKey::from(certified))
-}
-
 fn routes(config: &Config) -> Routes {
-    let route = |(index, route): (usize, &crate::config::Route)| Route {
+    let route = |(index, route): (usize, &config::Route)| Route {
         name: route.name.as_str().into(),
         index,
         hosts: route.hosts.clone(),
@@ -148,7 +272,11 @@ fn upstreams(config: &Config) -> Vec<Upstream> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
-    std::fs::read(path).map_err(|error| wrong(path, error))
+    contents(path, MATERIAL_MAX_BYTES).map(|content| content.bytes)
+}
+
+fn contents(path: &Path, limit_bytes: usize) -> Result<Content, MaterialError> {
+    Disk::new().read(path, limit_bytes).map_err(|error| wrong(path, error))
 }
 
 fn wrong(path: &Path, error: impl fmt::Display) -> MaterialError {

@@ -14,12 +14,19 @@ use rustls_pki_types::UnixTime;
 
 use crate::{config::Protocol, identity::certificate::Trust};
 
+/// The server's certificate chain and key.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    /// Hands it to each handshake.
+    pub resolver: Arc<dyn ResolvesServerCert>,
+    /// End of the leaf's validity.
+    pub not_after: UnixTime,
+}
+
 /// What one listener's handshakes are made of.
 pub struct ListenerTls {
-    /// Chooses the server's certificate.
-    pub certificate: Arc<dyn ResolvesServerCert>,
-    /// End of its validity.
-    pub certificate_not_after: UnixTime,
+    /// The server's certificate.
+    pub certificate: Arc<ServerCertificate>,
     /// Whose clients are trusted.
     pub trust: Arc<Trust>,
     /// Offered by ALPN, in this order.
@@ -43,7 +50,7 @@ impl ListenerTls {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(self.certificate.clone());
+            .with_cert_resolver(self.certificate.resolver.clone());
         config.alpn_protocols.clone_from(&self.protocols);
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
