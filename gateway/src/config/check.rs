@@ -260,8 +260,16 @@ impl Check<'_> {
     }
 
     fn issuer(&self, written: &file::Issuer) -> Option<Issuer> {
+        let is_symmetric = self.symmetric(written);
         if let Some(path) = &written.jwks_file {
-            self.judged("issuer.jwks_file", path, MATERIAL_MAX_BYTES, material::key_set);
+            let key = "issuer.jwks_file";
+            self.judged(key, path, MATERIAL_MAX_BYTES, material::key_set);
+            if is_symmetric
+                && let Some(content) = self.read(key, path, MATERIAL_MAX_BYTES)
+                && let Err(exposed) = material::private(&content, self.files.daemon())
+            {
+                self.bad_file(key, path, exposed);
+            }
         }
         let (leeway, lifetime) = (&written.leeway, &written.max_lifetime);
         if leeway.value > lifetime.value {
@@ -279,13 +287,29 @@ impl Check<'_> {
                 name: written.name.as_ref()?.value.clone(),
                 issuer: written.issuer.as_ref()?.value.clone(),
                 audiences: written.audiences.clone()?,
-                algorithms: written.algorithms.clone(),
+                algorithms: written.algorithms.iter().map(|one| one.value).collect(),
                 leeway: leeway.value,
                 max_lifetime: lifetime.value,
                 client_id_claims: written.client_id_claims.clone(),
             },
             jwks_file: self.base.join(&written.jwks_file.as_ref()?.value),
         })
+    }
+
+    /// Whether the issuer's tokens are signed by a key that we hold too. Beside public keys that
+    /// would let anybody sign with what everybody may know (RFC 8725 section 2.1).
+    fn symmetric(&self, written: &file::Issuer) -> bool {
+        let mut symmetric = written.algorithms.iter().filter(|one| one.value.is_symmetric());
+        let Some(first) = symmetric.next() else { return false };
+        if written.algorithms.len() > 1 {
+            let text = format!(
+                "issuer.algorithms has {} beside others; whoever verifies it can also sign, so \
+                 give it an [[issuer]] of its own or take it out",
+                first.value
+            );
+            self.contradiction(first.place, text);
+        }
+        true
     }
 
     fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
@@ -371,6 +395,7 @@ impl Check<'_> {
             require_certificate: requires(Proof::Certificate)?,
             require_token: requires(Proof::Token)?,
             scopes: written.scopes.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
+            bound_token: written.bound_token.value,
         })
     }
 
@@ -410,6 +435,12 @@ impl Check<'_> {
             let text = "route.require has \"token\", but there is no [[issuer]] whose tokens could \
                         be believed; add one, or take \"token\" out";
             self.contradiction(token.place, text);
+        }
+        let certificate = require.value.iter().any(|at| at.value == Proof::Certificate);
+        if route.bound_token.value && (token.is_none() || !certificate) {
+            let text = "route.bound_token is true, which binds a token to a certificate, but \
+                        require lacks one of them; write [\"certificate\", \"token\"]";
+            self.contradiction(route.bound_token.place, text);
         }
         let Some(scopes) = &route.scopes else { return };
         if token.is_none() && !scopes.value.is_empty() {
@@ -1080,6 +1111,23 @@ access = false
                 "address = \"127.0.0.1:9090\"",
                 &["1:1: admin.metrics 127.0.0.1:9090 and the listener at 127.0.0.1:9090 \
                    (/etc/portcullis/portcullis.toml:3) want the same port; give one of them another"],
+            ),
+            (
+                "jwks_file = \"jwks.json\"",
+                "jwks_file = \"jwks.json\"\nalgorithms = [\"ES256\", \"HS256\"]",
+                &[
+                    "12:13: issuer.jwks_file \"/etc/portcullis/jwks.json\" is open to everybody on \
+                     this machine (mode 0644); take that away (chmod o-rwx), and replace the key if \
+                     somebody may have copied it",
+                    "13:24: issuer.algorithms has HS256 beside others; whoever verifies it can also \
+                     sign, so give it an [[issuer]] of its own or take it out",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = [\"token\"]\nbound_token = true",
+                &["21:15: route.bound_token is true, which binds a token to a certificate, but \
+                   require lacks one of them; write [\"certificate\", \"token\"]"],
             ),
         ];
         for (from, to, expected) in rows {

@@ -71,7 +71,7 @@ pub(super) struct Issuer {
     pub(super) name: Option<At<String>>,
     pub(super) issuer: Option<At<String>>,
     pub(super) audiences: Option<Vec<String>>,
-    pub(super) algorithms: Vec<Algorithm>,
+    pub(super) algorithms: Vec<At<Algorithm>>,
     pub(super) jwks_file: Option<At<PathBuf>>,
     pub(super) leeway: At<Duration>,
     pub(super) max_lifetime: At<Duration>,
@@ -105,6 +105,7 @@ pub(super) struct Route {
     pub(super) upstream: Option<At<String>>,
     pub(super) require: Option<At<Vec<At<Proof>>>>,
     pub(super) scopes: Option<At<Vec<At<String>>>>,
+    pub(super) bound_token: At<bool>,
 }
 
 /// `[xdp]`.
@@ -270,9 +271,10 @@ fn issuer(section: &Section<'_>) -> Issuer {
         name: section.must("name", text(value::name)),
         issuer: section.must("issuer", text(value::words)),
         audiences: section.must_fill("audiences", text(value::words)).map(values),
-        algorithms: section
-            .filled("algorithms", text(value::algorithm))
-            .map_or_else(|| vec![Algorithm::Rs256, Algorithm::Es256], |list| values(list.value)),
+        algorithms: section.filled("algorithms", text(value::algorithm)).map_or_else(
+            || [Algorithm::Rs256, Algorithm::Es256].map(|value| section.default(value)).to_vec(),
+            |list| list.value,
+        ),
         jwks_file: if section.is_set("jwks_url") || section.is_set("discovery_url") {
             section.maybe("jwks_file", text(value::path))
         } else {
@@ -338,7 +340,6 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
         section.not_yet(key, Neutral::Empty, "leave it out and decide by require and scopes");
     }
     section.not_yet("hours", Neutral::Empty, "leave it out");
-    section.not_yet("bound_token", Neutral::Empty, "leave it out");
     section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
     if !section.is_set("require") {
         report.problem(
@@ -357,6 +358,7 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
         upstream: section.must("upstream", text(value::name)),
         require: section.list("require", text(value::proof)),
         scopes: section.list_or_empty("scopes", text(value::scope)),
+        bound_token: section.or("bound_token", boolean, false),
     }
 }
 
@@ -586,7 +588,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
-        let table: [(&str, &[(&str, bool)]); 17] = [
+        let table: &[(&str, &[(&str, bool)])] = &[
             ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
             ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
@@ -599,7 +601,6 @@ mod tests {
             ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
             ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),
             ("[[issuer]]\nmax_stale", &[("\"\"", true), ("\"24h\"", false)]),
-            ("[[issuer]]\nalgorithms", &[("[\"RS256\"]", true), ("[\"PS256\"]", false)]),
             (
                 "[[upstream]]\nbalance",
                 &[("\"round_robin\"", true), ("\"least_connections\"", false)],
@@ -607,11 +608,10 @@ mod tests {
             ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
             ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
             ("[[route]]\nhours", &[("\"\"", true), ("\"08:00-18:00\"", false)]),
-            ("[[route]]\nbound_token", &[("false", true), ("true", false)]),
             ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
-        for (key, values) in table {
+        for &(key, values) in table {
             for (value, accepted) in values {
                 let problems = Fake::new().load(&format!("{key} = {value}\n")).unwrap_err();
                 let refused = problems.iter().any(|problem| problem.kind() == Kind::NotSupported);

@@ -194,6 +194,8 @@ pub struct Route {
     pub require_token: bool,
     /// Each must be among the token's scopes.
     pub scopes: Vec<String>,
+    /// The token must be bound to the client's certificate (RFC 8705); needs both required.
+    pub bound_token: bool,
 }
 
 /// `[bans]`.

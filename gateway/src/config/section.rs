@@ -186,6 +186,11 @@ impl<'t> Section<'t> {
         self.maybe(key, read)
     }
 
+    /// A value that stands for one that is not written.
+    pub(super) fn default<T>(&self, value: T) -> At<T> {
+        At { value, place: self.place }
+    }
+
     /// Whether the key is written.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.entry(key).is_some()

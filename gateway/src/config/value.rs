@@ -486,17 +486,19 @@ pub(super) fn crl_expired(text: &str) -> Result<CrlExpired, Refused> {
     word(text, &[("deny", CrlExpired::Deny), ("allow", CrlExpired::Allow)], &[], "")
 }
 
-/// One of an issuer's `algorithms`; the others of RFC 7518 section 3.1 and RFC 8037 are known.
+/// One of an issuer's `algorithms`.
 pub(super) fn algorithm(text: &str) -> Result<Algorithm, Refused> {
-    if matches!(text, "none" | "HS256" | "HS384" | "HS512") {
-        let text = shown(text);
-        return Err(Refused::bad(format!(
-            "has {text}, which proves nothing to a third party; write \"RS256\" or \"ES256\""
-        )));
+    if let Some(algorithm) = Algorithm::from_name(text) {
+        return Ok(algorithm);
     }
-    let later = ["RS384", "RS512", "ES384", "ES512", "PS256", "PS384", "PS512", "EdDSA"];
-    let words = [("RS256", Algorithm::Rs256), ("ES256", Algorithm::Es256)];
-    word(text, &words, &later, "leave it out and let the issuer sign with RS256 or ES256")
+    let advice = match text {
+        "none" => "which proves nothing; take it out".to_owned(),
+        "HS384" | "HS512" | "ES512" | "ES256K" | "Ed448" => {
+            "which is not among those that are verified here; take it out".to_owned()
+        }
+        _ => format!("which is none of {}", Algorithm::ALL.map(Algorithm::name).join(", ")),
+    };
+    Err(Refused::bad(format!("has {}, {advice}", shown(text))))
 }
 
 /// `[xdp].mode`.
@@ -961,16 +963,20 @@ mod tests {
             algorithm,
             &[
                 ("RS256", Ok(Algorithm::Rs256)),
-                ("ES256", Ok(Algorithm::Es256)),
+                ("PS512", Ok(Algorithm::Ps512)),
+                ("EdDSA", Ok(Algorithm::EdDsa)),
+                ("Ed25519", Ok(Algorithm::EdDsa)),
+                ("HS256", Ok(Algorithm::Hs256)),
+                ("none", Err("has \"none\", which proves nothing; take it out")),
                 (
-                    "PS256",
-                    Err("not supported yet: \"PS256\"; leave it out and let the issuer sign with \
-                         RS256 or ES256"),
+                    "HS512",
+                    Err("has \"HS512\", which is not among those that are verified here; take it \
+                         out"),
                 ),
                 (
-                    "none",
-                    Err("has \"none\", which proves nothing to a third party; write \"RS256\" or \
-                         \"ES256\""),
+                    "rs256",
+                    Err("has \"rs256\", which is none of RS256, RS384, RS512, PS256, PS384, \
+                         PS512, ES256, ES384, EdDSA, HS256"),
                 ),
             ],
         );

@@ -15,7 +15,7 @@ use crate::{
     },
     identity::{
         certificate::{Anchors, Revocations, Trust, not_after, server_key},
-        token::{Issuers, KeySet},
+        token::{Binding, Issuers, KeySet},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
@@ -253,6 +253,7 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         require_token: route.require_token,
         scopes: route.scopes.clone(),
+        binding: if route.bound_token { Binding::Always } else { Binding::WhenBound },
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }

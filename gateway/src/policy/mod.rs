@@ -11,7 +11,7 @@ pub mod route;
 pub use refusal::{Reason, Refusal};
 
 use self::route::Route;
-use crate::identity::Identity;
+use crate::identity::{Identity, certificate::Peer};
 
 /// A request that may go to its upstream. Only [`permit`] makes one.
 #[derive(Debug)]
@@ -40,6 +40,10 @@ pub fn permit<'a>(route: &'a Route, identity: Identity<'a>) -> Result<Permit<'a>
     let claims = identity.claims();
     if route.require_token && claims.is_none() {
         return Err(Refusal::MissingToken);
+    }
+    if let Some(claims) = claims {
+        let certificate = identity.peer().map(Peer::fingerprint);
+        claims.check_binding(certificate, route.binding).map_err(Refusal::Token)?;
     }
     let has = |scope: &String| claims.is_some_and(|claims| claims.scopes().contains(scope));
     if !route.scopes.iter().all(has) {

@@ -133,6 +133,12 @@ reasons! {
     UnsupportedTokenType = 56, "unsupported_token_type", 2;
     /// A claim of the wrong shape.
     MalformedClaim = 57, "malformed_claim", 2;
+    /// Taken back by its `jti`.
+    TokenRevoked = 58, "token_revoked", 4;
+    /// Bound to somebody else's certificate, or by a proof that is not looked for: a stolen token.
+    ConfirmationMismatch = 59, "cnf_mismatch", 5;
+    /// Bound to no certificate, where the route asks for that.
+    ConfirmationMissing = 80, "cnf_missing", 2;
     // The route's rules.
     /// The token lacks a scope.
     InsufficientScope = 60, "insufficient_scope", 1;
@@ -143,6 +149,8 @@ reasons! {
     UpstreamFailed = 71, "upstream_failed", 0;
     /// The upstream took too long.
     UpstreamTimeout = 72, "upstream_timeout", 0;
+    /// The token's issuer has not given its keys for too long.
+    IssuerUnavailable = 81, "issuer_unavailable", 0;
 }
 
 /// A request that goes no further, and why.
@@ -207,6 +215,7 @@ impl Refusal {
             Refusal::NoRoute => StatusCode::NOT_FOUND,
             Refusal::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::Certificate(_) | Refusal::InsufficientScope { .. } => StatusCode::FORBIDDEN,
+            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -281,5 +290,11 @@ pub fn token_reason(error: &TokenError) -> Reason {
         TokenError::NotYetValid { .. } => Reason::TokenNotYetValid,
         TokenError::LifetimeTooLong { .. } => Reason::LifetimeTooLong,
         TokenError::WrongAudience { .. } => Reason::WrongAudience,
+        TokenError::IssuerUnavailable { .. } => Reason::IssuerUnavailable,
+        TokenError::Revoked { .. } => Reason::TokenRevoked,
+        TokenError::UnsupportedBinding { .. } | TokenError::NotTheHolder { .. } => {
+            Reason::ConfirmationMismatch
+        }
+        TokenError::NotBound { .. } => Reason::ConfirmationMissing,
     }
 }

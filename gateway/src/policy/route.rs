@@ -2,8 +2,8 @@
 
 use http::Method;
 
-use super::Refusal;
-use super::facts::Facts;
+use super::{Refusal, facts::Facts};
+use crate::identity::token::Binding;
 
 /// One route, ready to be matched.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Route {
     pub require_token: bool,
     /// Each must be among the token's scopes.
     pub scopes: Vec<String>,
+    /// Whether the token must be bound to the client's certificate.
+    pub binding: Binding,
 }
 
 /// All routes, the most particular first.
@@ -109,6 +111,7 @@ mod tests {
             upstream: 0,
             require_token: false,
             scopes: vec![],
+            binding: Binding::WhenBound,
         }
     }
 
