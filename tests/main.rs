@@ -36,6 +36,7 @@ mod follow;
 mod mtls;
 mod operator;
 mod proxy;
+mod rehearsal;
 mod reload;
 mod samples;
 mod token;
