@@ -89,7 +89,7 @@ impl Rehearsal {
 }
 
 /// A stage as it lies in front of a frame.
-fn written(stage: &Stage) -> Vec<u8> {
+pub fn written(stage: &Stage) -> Vec<u8> {
     let mut octets = Vec::new();
     for sender in &stage.senders {
         for number in [sender.next_ns, sender.interval_ns, sender.sent, sender.passed] {
@@ -105,7 +105,7 @@ fn written(stage: &Stage) -> Vec<u8> {
 }
 
 /// The stage in front of a frame.
-fn read(octets: &[u8]) -> Stage {
+pub fn read(octets: &[u8]) -> Stage {
     let sender = |octets: &[u8]| {
         let long = |at: usize| u64::from_ne_bytes(octets[at..at + 8].try_into().unwrap());
         let short = |at: usize| u32::from_ne_bytes(octets[at..at + 4].try_into().unwrap());
