@@ -39,6 +39,7 @@ mod proxy;
 mod rehearsal;
 mod reload;
 mod samples;
+mod survival;
 mod token;
 mod xdp_cpus;
 mod xdp_frames;
