@@ -7,6 +7,7 @@
 mod control;
 mod material;
 mod refresh;
+mod spared;
 
 use std::{
     fmt,

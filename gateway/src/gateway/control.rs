@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::{all_ended, kernel_settings, load_snapshot, refresh::Followed};
+use super::{all_ended, kernel_settings, load_snapshot, refresh::Followed, spared};
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
@@ -464,11 +464,10 @@ impl Control {
     }
 
     fn ban_source_by_hand(&self, source: Source, lasts: Duration) -> Result<String, String> {
-        if overlaps(&self.never.borrow(), source) {
-            return Err(format!(
-                "{source} is exempt (own, gateway, upstream, [xdp].allow or [bans].never) and cannot be banned; \
-                 take it from those lists and reload first"
-            ));
+        let is_spared = |net: &&IpNet| overlaps(std::slice::from_ref(*net), source);
+        if let Some(by) = self.never.borrow().iter().find(is_spared) {
+            let why = spared::why(by, &self.config.borrow());
+            return Err(format!("{source} is exempt and cannot be banned: {by} {why}"));
         }
         let reason = Reason::Operator as u32;
         let ban = Ban { source, lasts, reason, origin: ORIGIN_OPERATOR, level: 0 };
@@ -482,8 +481,10 @@ impl Control {
         let net = net.trunc();
         let never = self.never.borrow();
         if let Some(by) = never.iter().find(|by| by.contains(&net) || net.contains(*by)) {
+            let why = spared::why(by, &self.config.borrow());
             return Err(format!(
-                "{net} has exempt addresses ({by}) and cannot be banned; name smaller prefixes beside it"
+                "{net} has exempt addresses and cannot be banned: {by} {why}; name smaller prefixes \
+                 beside it"
             ));
         }
         let mut kernel = self.kernel.borrow_mut();
