@@ -33,6 +33,7 @@ mod drain;
 mod enforce;
 mod feedback;
 mod follow;
+mod identity;
 mod mtls;
 mod operator;
 mod proxy;
