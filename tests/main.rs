@@ -33,6 +33,7 @@ mod drain;
 mod enforce;
 mod feedback;
 mod follow;
+mod identity;
 mod lockout;
 mod mtls;
 mod operator;

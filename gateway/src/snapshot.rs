@@ -7,7 +7,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::{
-    identity::token::Issuers, policy::route::Routes, tls::ListenerTls, upstream::Upstream,
+    identity::{principal::Rules, token::Issuers},
+    policy::route::Routes,
+    tls::ListenerTls,
+    upstream::Upstream,
 };
 
 /// One consistent state of everything that a reload may replace.
@@ -18,6 +21,8 @@ pub struct Snapshot {
     pub listeners: Vec<ListenerTls>,
     /// The issuers and their keys.
     pub issuers: Arc<Issuers>,
+    /// Client certificate → principal.
+    pub identities: Rules,
     /// Host, path and method → route.
     pub routes: Routes,
     /// Routes name them by index.

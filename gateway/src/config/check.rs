@@ -24,8 +24,13 @@ use super::{
     value::Proof,
 };
 use crate::{
-    identity::token::TokenRules,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Rule, Rules},
+        token::{Binding, TokenRules},
+    },
     kernel::{self, ByteRate, Rate, Service, Transport},
+    policy::authorize::Demands,
 };
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
@@ -59,6 +64,7 @@ pub(super) fn judge(
     let check = Check { base, files, report };
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
+    let identities = check.identities(&file.identities);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
     check.unused(file);
@@ -77,6 +83,7 @@ pub(super) fn judge(
             entries: file.token_cache.entries.value,
             ttl: file.token_cache.ttl.value,
         },
+        identities: identities?,
         upstreams: upstreams?,
         routes: routes?,
         xdp: xdp?,
@@ -312,6 +319,77 @@ impl Check<'_> {
         true
     }
 
+    fn identities(&self, written: &[file::Identity]) -> Option<Rules> {
+        let rules: Vec<Option<Rule>> = written.iter().map(|rule| self.identity(rule)).collect();
+        Some(Rules::new(rules.into_iter().collect::<Option<_>>()?))
+    }
+
+    fn identity(&self, written: &file::Identity) -> Option<Rule> {
+        let from = written.from.as_ref()?;
+        let matches = written.matches.as_ref()?;
+        let patterns: Vec<Option<Pattern>> =
+            matches.iter().map(|one| self.identity_pattern(&from.value, one)).collect();
+        // A fingerprint changes with each renewal, so the next one is named beside it.
+        let most = if from.value == NameSource::Sha256 { 2 } else { 1 };
+        if let Some(more) = matches.get(most) {
+            let text = format!(
+                "identity.match has more than {most} for {}; write an [[identity]] for each",
+                from.value
+            );
+            self.contradiction(more.place, text);
+        }
+        match &from.value {
+            NameSource::SubjectCn => {
+                let text = "identity.from is \"subject_cn\", a free text that authorities check \
+                            least; use san_uri or san_dns where the certificates have them";
+                self.report.warning(from.place, text);
+            }
+            NameSource::Sha256 if matches.len() > 1 && written.principal.value.has_value() => {
+                let text = "identity.principal is the fingerprint itself, which changes when the \
+                            certificate does; write a name that stays";
+                self.report.warning(written.principal.place, text);
+            }
+            _ => {}
+        }
+        Some(Rule {
+            from: from.value.clone(),
+            matches: patterns.into_iter().collect::<Option<_>>()?,
+            principal: written.principal.value.clone(),
+            roles: written.roles.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
+            tenant: written.tenant.as_ref().map(|tenant| tenant.value.clone()),
+        })
+    }
+
+    /// As the names it is compared with are written: DNS names and digests in lower case.
+    fn identity_pattern(&self, from: &NameSource, written: &At<String>) -> Option<Pattern> {
+        let text = match from {
+            NameSource::SanDns => written.value.to_ascii_lowercase(),
+            NameSource::Sha256 | NameSource::IssuerSerial => {
+                // OpenSSL writes fingerprints with colons.
+                written.value.replace(':', "").to_ascii_lowercase()
+            }
+            _ => written.value.clone(),
+        };
+        let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let wants_digest = matches!(from, NameSource::Sha256 | NameSource::IssuerSerial);
+        if wants_digest && !is_digest && text != "*" {
+            let text = format!(
+                "identity.match is no SHA-256; {from} takes 64 hexadecimal digits, or \"*\" for every \
+                 certificate"
+            );
+            self.problem(written.place, Kind::BadValue, text);
+            return None;
+        }
+        Pattern::parse(&text)
+            .map_err(|error| {
+                let text = format!(
+                    "identity.match has {error}; one stands for one or more characters, / among them"
+                );
+                self.problem(written.place, Kind::BadValue, text);
+            })
+            .ok()
+    }
+
     fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
         let written = &file.upstreams;
         let names = written.iter().filter_map(|upstream| upstream.name.as_ref());
@@ -392,10 +470,21 @@ impl Check<'_> {
             path: written.path.as_ref()?.value.clone(),
             methods: written.methods.as_ref()?.iter().map(|at| at.value.clone()).collect(),
             upstream: upstream?,
-            require_certificate: requires(Proof::Certificate)?,
-            require_token: requires(Proof::Token)?,
-            scopes: written.scopes.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
-            bound_token: written.bound_token.value,
+            demands: Demands {
+                certificate: requires(Proof::Certificate)?,
+                token: requires(Proof::Token)?,
+                binding: if written.bound_token.value {
+                    Binding::Always
+                } else {
+                    Binding::WhenBound
+                },
+                scopes: values(written.scopes.as_ref()?),
+                roles: values(written.roles.as_ref()?),
+                principals: values(written.principals.as_ref()?),
+                sources: values(written.sources.as_ref()?),
+                hours: written.hours.as_ref()?.value.clone(),
+            },
+            pass_authorization: written.pass_authorization.value,
         })
     }
 
@@ -442,6 +531,7 @@ impl Check<'_> {
                         require lacks one of them; write [\"certificate\", \"token\"]";
             self.contradiction(route.bound_token.place, text);
         }
+        self.identities_of(require, route, file);
         let Some(scopes) = &route.scopes else { return };
         if token.is_none() && !scopes.value.is_empty() {
             let text = "route.scopes are a token's, but require has no \"token\"; add it there, or \
@@ -452,6 +542,48 @@ impl Check<'_> {
             let text = "route.require is empty, yet every listener demands a client certificate \
                         before any request; write [\"certificate\"], which is what holds";
             self.report.warning(require.place, text);
+        }
+    }
+
+    /// The roles and principals of a route, against who there can be.
+    fn identities_of(&self, require: &At<Vec<At<Proof>>>, route: &file::Route, file: &File) {
+        let (Some(roles), Some(principals)) = (&route.roles, &route.principals) else { return };
+        let lists = [
+            ("roles", roles.place, roles.value.is_empty()),
+            ("principals", principals.place, principals.value.is_empty()),
+        ];
+        for (key, place, is_empty) in lists {
+            if require.value.is_empty() && !is_empty {
+                let text = format!(
+                    "route.{key} are of somebody, but require is empty, so anybody may come; write \
+                     what must be proven, or take {key} out"
+                );
+                self.contradiction(place, text);
+            }
+        }
+        let requires = |proof| require.value.iter().any(|at| at.value == proof);
+        let given = |role: &String| {
+            let rules = file.identities.iter().filter_map(|rule| rule.roles.as_ref());
+            rules.flat_map(|roles| &roles.value).any(|at| at.value == *role)
+        };
+        if requires(Proof::Certificate) && !requires(Proof::Token) {
+            for role in roles.value.iter().filter(|role| !given(&role.value)) {
+                let text = format!(
+                    "route.roles has {:?}, which no [[identity]] gives and no token is asked for; \
+                     add it to the roles of one",
+                    role.value
+                );
+                self.report.warning(role.place, text);
+            }
+        }
+        if !principals.value.is_empty()
+            && !requires(Proof::Certificate)
+            && requires(Proof::Token)
+            && file.issuers.len() > 1
+        {
+            let text = "route.principals are compared with the subjects of tokens, and there is more \
+                        than one issuer, who may each name a subject so; ask for a scope instead";
+            self.report.warning(principals.place, text);
         }
     }
 
@@ -729,6 +861,11 @@ impl Check<'_> {
     }
 }
 
+/// The values without their places.
+fn values<T: Clone>(list: &At<Vec<At<T>>>) -> Vec<T> {
+    list.value.iter().map(|at| at.value.clone()).collect()
+}
+
 /// Whether some request could go to either, with nothing to choose by: the same path is given.
 fn same_requests(a: &file::Route, b: &file::Route) -> bool {
     let (Some(a_hosts), Some(b_hosts)) = (&a.hosts, &b.hosts) else { return false };
@@ -851,9 +988,11 @@ interfaces = ["eth0"]
         assert_eq!(upstream.response_timeout, Duration::from_secs(30));
 
         let route = &config.routes[0];
-        assert!(route.hosts.is_empty() && route.methods.is_empty() && route.scopes.is_empty());
+        let demands = &route.demands;
+        assert!(route.hosts.is_empty() && route.methods.is_empty() && demands.scopes.is_empty());
         assert_eq!((route.path.as_str(), route.upstream), ("/orders", 0));
-        assert!(route.require_certificate && route.require_token);
+        assert!(demands.certificate && demands.token && !route.pass_authorization);
+        assert!(demands.roles.is_empty() && demands.hours.is_none());
 
         let xdp = kernel::Settings {
             interfaces: vec!["eth0".into()],
@@ -919,7 +1058,7 @@ access = false
         let route = &config.routes[0];
         assert_eq!(route.hosts, ["api.example.com"]);
         assert_eq!(route.methods, [http::Method::GET, http::Method::POST]);
-        assert_eq!(route.scopes, ["read"]);
+        assert_eq!(route.demands.scopes, ["read"]);
         let xdp = kernel::Settings {
             interfaces: vec!["eth0".into(), "eth1".into()],
             mode: Mode::Generic,
@@ -1024,6 +1163,24 @@ access = false
                 &[
                     "21:10: route.scopes are a token's, but require has no \"token\"; add it there, \
                    or take scopes out",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = []\nroles = [\"admin\"]\nhours = \"08:00-18:00\"\nprincipals = [\"**\"]",
+                &[
+                    "22:9: route.hours has not the form; write it as in \"08:00-18:00 \
+                     Europe/Berlin\" or \"Mon-Fri 08:00-18:00 Europe/Berlin\"",
+                    "23:15: route.principals has \"**\" with more than one *; one stands for any \
+                     characters, / among them",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = []\nroles = [\"admin\"]",
+                &[
+                    "21:9: route.roles are of somebody, but require is empty, so anybody may come; write \
+                   what must be proven, or take roles out",
                 ],
             ),
             (
@@ -1136,6 +1293,92 @@ access = false
         }
     }
 
+    /// An identity table with these lines, before the rest.
+    fn with_identity(lines: &str) -> String {
+        small("[[upstream]]", &format!("[[identity]]\n{lines}\n[[upstream]]"))
+    }
+
+    #[test]
+    fn identity_rules_are_read_or_refused() {
+        let digest = "ab".repeat(32);
+        let colons = vec!["AB"; 32].join(":");
+        for (lines, said) in [
+            ("from = \"san_uri\"\nmatch = \"spiffe://example.org/*\"", ""),
+            (
+                "from = \"oid:1.2.3\"\nmatch = [\"*\"]\ntenant = \"{oid:1.2.4}\"\nroles = [\"a\"]",
+                "",
+            ),
+            (&format!("from = \"sha256\"\nmatch = \"{colons}\"\nprincipal = \"partner\""), ""),
+            ("from = \"issuer_serial\"\nmatch = \"*\"\nprincipal = \"partner:{value}\"", ""),
+            ("from = \"san_uri\"", "13:1: [[identity]] has no match;"),
+            ("match = \"x\"", "13:1: [[identity]] has no from;"),
+            ("from = \"cn\"\nmatch = \"x\"", "14:8: identity.from is \"cn\"; write san_uri,"),
+            (
+                "from = \"san_uri\"\nmatch = \"*a*\"",
+                "15:9: identity.match has more than one *; one stands for",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = [\"a\", \"b\"]",
+                "15:15: identity.match has more than 1 for san_uri; write an [[identity]] for each",
+            ),
+            (
+                "from = \"sha256\"\nmatch = \"abcd\"",
+                "15:9: identity.match is no SHA-256; sha256 takes 64 hexadecimal digits,",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = \"x\"\nprincipal = \"{nobody}\"",
+                "16:13: identity.principal is \"{nobody}\", in which {nobody} is neither",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = \"x\"\nroles = [\"a,b\"]",
+                "16:10: identity.roles has \"a,b\"; write one role an entry",
+            ),
+            (
+                "from = \"subject_cn\"\nmatch = \"x\"",
+                "warning 14:8: identity.from is \"subject_cn\", a free text",
+            ),
+            (
+                &format!("from = \"sha256\"\nmatch = [\"{digest}\", \"{}\"]", "0".repeat(64)),
+                "warning 13:1: identity.principal is the fingerprint itself,",
+            ),
+        ] {
+            let outcome = Fake::new().load(&with_identity(lines));
+            let all = match &outcome {
+                Ok((_, warnings)) => super::super::fake::lines(warnings)
+                    .iter()
+                    .map(|line| format!("warning {line}"))
+                    .collect(),
+                Err(problems) => problem_lines(problems),
+            };
+            let held = match said {
+                "" => all.is_empty(),
+                said => all.iter().any(|line| line.starts_with(said)),
+            };
+            assert!(held, "{lines}: {all:#?}");
+        }
+    }
+
+    #[test]
+    fn what_a_route_demands_is_read() {
+        let text = small(
+            "require = [\"certificate\", \"token\"]",
+            "require = [\"certificate\", \"token\"]\nroles = [\"admin\"]\n\
+             principals = [\"spiffe://a/*\", \"b\"]\nsources = [\"10.0.0.0/8\"]\n\
+             hours = \"Mon-Fri 08:00-18:00 Europe/Berlin\"\npass_authorization = true",
+        );
+        let (config, warnings) = Fake::new().load(&text).unwrap();
+        assert_eq!(warnings, Vec::<Warning>::new());
+        let route = &config.routes[0];
+        assert_eq!(
+            format!("{:?}", route.demands),
+            "Demands { certificate: true, token: true, binding: WhenBound, scopes: [], roles: [\"admin\"], principals: \
+             [Pattern { before: \"spiffe://a/\", after: Some(\"\") }, Pattern { before: \"b\", after: \
+             None }], sources: [10.0.0.0/8], hours: Some(Hours(\"Mon-Fri 08:00-18:00 \
+             Europe/Berlin\")) }"
+        );
+        assert!(route.pass_authorization);
+    }
+
     #[test]
     fn a_token_needs_an_issuer() {
         let (before, rest) = SMALL.split_once("[[issuer]]").unwrap();
@@ -1231,6 +1474,24 @@ access = false
             let (_, warnings) = Fake::new().load(&small(from, to)).expect(to);
             assert_eq!(lines(&warnings), *expected, "{to}");
         }
+    }
+
+    #[test]
+    fn a_role_that_nobody_can_have_is_a_warning() {
+        let route = |lines: &str| {
+            small(
+                "require = [\"certificate\", \"token\"]",
+                &format!("require = [\"certificate\"]\nroles = [\"till\"]\n{lines}"),
+            )
+        };
+        let (_, warnings) = Fake::new().load(&route("")).unwrap();
+        let said = lines(&warnings);
+        let expected = "21:10: route.roles has \"till\", which no [[identity]] gives and no token is \
+                        asked for; add it to the roles of one";
+        assert!(said.iter().any(|line| line == expected), "{said:#?}");
+        let rule = "[[identity]]\nfrom = \"san_uri\"\nmatch = \"*\"\nroles = [\"till\"]\n";
+        let (_, warnings) = Fake::new().load(&route(rule)).unwrap();
+        assert!(!lines(&warnings).iter().any(|line| line.contains("route.roles")));
     }
 
     #[test]

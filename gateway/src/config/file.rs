@@ -13,8 +13,13 @@ use super::{
     value::{self, Between, Proof, duration_between},
 };
 use crate::{
-    identity::token::Algorithm,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Template},
+        token::Algorithm,
+    },
     kernel::{Mode, Service, Transport},
+    policy::hours::Hours,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,6 +34,7 @@ pub(super) struct File {
     pub(super) listeners: Vec<Listener>,
     pub(super) issuers: Vec<Issuer>,
     pub(super) token_cache: TokenCache,
+    pub(super) identities: Vec<Identity>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
     pub(super) xdp: Xdp,
@@ -85,6 +91,16 @@ pub(super) struct TokenCache {
     pub(super) ttl: At<Duration>,
 }
 
+/// `[[identity]]`.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) from: Option<At<NameSource>>,
+    pub(super) matches: Option<Vec<At<String>>>,
+    pub(super) principal: At<Template>,
+    pub(super) roles: Option<At<Vec<At<String>>>>,
+    pub(super) tenant: Option<At<Template>>,
+}
+
 /// `[[upstream]]`.
 #[derive(Debug)]
 pub(super) struct Upstream {
@@ -106,6 +122,11 @@ pub(super) struct Route {
     pub(super) require: Option<At<Vec<At<Proof>>>>,
     pub(super) scopes: Option<At<Vec<At<String>>>>,
     pub(super) bound_token: At<bool>,
+    pub(super) roles: Option<At<Vec<At<String>>>>,
+    pub(super) principals: Option<At<Vec<At<Pattern>>>>,
+    pub(super) sources: Option<At<Vec<At<IpNet>>>>,
+    pub(super) hours: Option<At<Option<Hours>>>,
+    pub(super) pass_authorization: At<bool>,
 }
 
 /// `[xdp]`.
@@ -167,7 +188,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["revocation", "identity", "limit", "host"] {
+    for key in ["revocation", "limit", "host"] {
         root.not_yet(key, Neutral::Empty, "leave the table out");
     }
     // A table that is not written is read as an empty one, so that there is one place for defaults.
@@ -181,6 +202,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         listeners: listeners(&root),
         issuers: root.children("issuer", "issuer").iter().map(issuer).collect(),
         token_cache: token_cache(&table("token_cache")),
+        identities: root.children("identity", "identity").iter().map(identity).collect(),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
         xdp: xdp(&table("xdp")),
@@ -301,6 +323,16 @@ fn token_cache(section: &Section<'_>) -> TokenCache {
     }
 }
 
+fn identity(section: &Section<'_>) -> Identity {
+    Identity {
+        from: section.must("from", text(value::name_source)),
+        matches: section.must_one_or_more("match", text(value::words)),
+        principal: section.or("principal", text(value::template), Template::value()),
+        roles: section.list_or_empty("roles", text(value::role)),
+        tenant: section.maybe("tenant", text(value::template)),
+    }
+}
+
 fn upstream(section: &Section<'_>) -> Upstream {
     section.not_yet("balance", Neutral::Word("round_robin"), "write \"round_robin\"");
     section.not_yet("health", Neutral::Empty, "leave it out");
@@ -336,10 +368,6 @@ fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
 }
 
 fn route(section: &Section<'_>, report: &Report) -> Route {
-    for key in ["roles", "principals", "sources"] {
-        section.not_yet(key, Neutral::Empty, "leave it out and decide by require and scopes");
-    }
-    section.not_yet("hours", Neutral::Empty, "leave it out");
     section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
     if !section.is_set("require") {
         report.problem(
@@ -359,6 +387,15 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
         require: section.list("require", text(value::proof)),
         scopes: section.list_or_empty("scopes", text(value::scope)),
         bound_token: section.or("bound_token", boolean, false),
+        roles: section.list_or_empty("roles", text(value::role)),
+        principals: section.list_or_empty("principals", text(value::pattern)),
+        sources: section.list_or_empty("sources", text(value::network)),
+        hours: if section.is_set("hours") {
+            section.maybe("hours", text(value::hours))
+        } else {
+            Some(At { value: None, place: section.place() })
+        },
+        pass_authorization: section.or("pass_authorization", boolean, false),
     }
 }
 
@@ -607,7 +644,6 @@ mod tests {
             ),
             ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
             ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
-            ("[[route]]\nhours", &[("\"\"", true), ("\"08:00-18:00\"", false)]),
             ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
@@ -618,19 +654,9 @@ mod tests {
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        for key in ["roles", "principals", "sources"] {
-            let text = format!("[[route]]\n{key} = [\"x\"]\n");
-            let problems = problem_lines(&Fake::new().load(&text).unwrap_err());
-            let expected = format!(
-                "2:1: not supported yet: {key}; leave it out and decide by require and scopes \
-                 (route.{key})"
-            );
-            assert!(problems.contains(&expected), "{problems:#?}");
-        }
         for (text, column) in [
             ("[revocation]\ntokens_file = \"x\"", 2),
             ("[host]\nsysfs = \"/sys\"", 2),
-            ("[[identity]]\nfrom = \"san_uri\"", 3),
             ("[[limit]]\nname = \"x\"", 3),
         ] {
             let problems = problem_lines(&Fake::new().load(text).unwrap_err());

@@ -15,7 +15,11 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{identity::token::TokenRules, kernel};
+use crate::{
+    identity::{principal, token::TokenRules},
+    kernel,
+    policy::authorize::Demands,
+};
 
 mod check;
 mod disk;
@@ -62,6 +66,8 @@ pub struct Config {
     pub issuers: Vec<Issuer>,
     /// The cache of verified tokens: `[token_cache]`.
     pub token_cache: TokenCache,
+    /// Client certificate → principal: `[[identity]]`.
+    pub identities: principal::Rules,
     /// Names are unique: `[[upstream]]`.
     pub upstreams: Vec<Upstream>,
     /// Each names an upstream that exists: `[[route]]`.
@@ -188,14 +194,10 @@ pub struct Route {
     pub methods: Vec<http::Method>,
     /// Index into [`Config::upstreams`].
     pub upstream: usize,
-    /// A client certificate must be proven (always so while listeners require one).
-    pub require_certificate: bool,
-    /// A token must be proven.
-    pub require_token: bool,
-    /// Each must be among the token's scopes.
-    pub scopes: Vec<String>,
-    /// The token must be bound to the client's certificate (RFC 8705); needs both required.
-    pub bound_token: bool,
+    /// What it asks of whoever comes by it.
+    pub demands: Demands,
+    /// The client's `Authorization` goes on to the upstream.
+    pub pass_authorization: bool,
 }
 
 /// `[bans]`.

@@ -102,6 +102,17 @@ pub(super) const TABLES: &[Known] = &[
         keys: &[("entries", "65_536"), ("ttl", "\"60s\"")],
     },
     Known {
+        path: "identity",
+        header: "[[identity]]",
+        keys: &[
+            ("from", "\"san_uri\""),
+            ("match", "\"spiffe://example.org/*\""),
+            ("principal", "\"{value}\""),
+            ("roles", "[\"service\"]"),
+            ("tenant", "\"acme\""),
+        ],
+    },
+    Known {
         path: "upstream",
         header: "[[upstream]]",
         keys: &[
@@ -125,10 +136,11 @@ pub(super) const TABLES: &[Known] = &[
             ("upstream", "\"orders\""),
             ("require", "[\"certificate\", \"token\"]"),
             ("scopes", "[\"read:orders\"]"),
-            ("roles", "[]"),
-            ("principals", "[]"),
-            ("sources", "[]"),
-            ("hours", "\"\""),
+            ("roles", "[\"admin\"]"),
+            ("principals", "[\"spiffe://example.org/orders/*\"]"),
+            ("sources", "[\"192.0.2.0/24\"]"),
+            ("hours", "\"Mon-Fri 08:00-18:00 Europe/Berlin\""),
+            ("pass_authorization", "false"),
             ("bound_token", "false"),
             ("limits", "[]"),
         ],

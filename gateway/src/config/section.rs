@@ -289,6 +289,20 @@ impl<'t> Section<'t> {
         self.filled(key, read).map(|list| list.value)
     }
 
+    /// As [`Section::must_fill`], for a key whose one value may also be written without the list.
+    pub(super) fn must_one_or_more<T: PartialEq>(
+        &self,
+        key: &'static str,
+        read: impl Fn(&Node) -> Result<T, Refused>,
+    ) -> Option<Vec<At<T>>> {
+        match self.entry(key) {
+            Some(entry) if !matches!(entry.node.value, Value::Array(_)) => {
+                self.maybe(key, read).map(|value| vec![value])
+            }
+            _ => self.must_fill(key, read),
+        }
+    }
+
     /// A table within this one; `None` when it is not written or is not a table.
     pub(super) fn child(&self, key: &'static str, path: &'static str) -> Option<Section<'t>> {
         let entry = self.entry(key)?;

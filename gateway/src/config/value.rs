@@ -13,8 +13,13 @@ use super::{
     section::{Refused, shown},
 };
 use crate::{
-    identity::token::Algorithm,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Template},
+        token::Algorithm,
+    },
     kernel::{Mode, Service, Transport},
+    policy::hours::Hours,
 };
 
 /// A span of time that a setting may take, and why no other.
@@ -515,6 +520,57 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Refused> {
 /// One of a route's `require`.
 pub(super) fn proof(text: &str) -> Result<Proof, Refused> {
     word(text, &[("certificate", Proof::Certificate), ("token", Proof::Token)], &[], "")
+}
+
+/// An identity rule's `from`.
+pub(super) fn name_source(text: &str) -> Result<NameSource, Refused> {
+    NameSource::parse(text).ok_or_else(|| {
+        let text = shown(text);
+        Refused::bad(format!(
+            "is {text}; write san_uri, san_dns, subject_cn, issuer_serial, upn, sha256, or oid: and an \
+             object identifier, as in \"oid:2.5.4.11\""
+        ))
+    })
+}
+
+/// Names with one `*` in them at most.
+pub(super) fn pattern(text: &str) -> Result<Pattern, Refused> {
+    let text = words(text)?;
+    Pattern::parse(&text).map_err(|error| {
+        let text = shown(&text);
+        Refused::bad(format!(
+            "has {text} with {error}; one stands for any characters, / among them"
+        ))
+    })
+}
+
+/// A text with `{value}` and the like in it.
+pub(super) fn template(text: &str) -> Result<Template, Refused> {
+    let text = words(text)?;
+    Template::parse(&text).map_err(|error| {
+        let text = shown(&text);
+        Refused::bad(format!("is {text}, in which {error}; write it as in \"{{value}}\""))
+    })
+}
+
+/// A role: it is told to upstreams in a list with commas.
+pub(super) fn role(text: &str) -> Result<String, Refused> {
+    let text = words(text)?;
+    if text.contains(',') || !text.is_ascii() {
+        let text = shown(&text);
+        return Err(Refused::bad(format!(
+            "has {text}; write one role an entry, in ASCII and without commas, as in [\"admin\"]"
+        )));
+    }
+    Ok(text)
+}
+
+/// A route's `hours`; an empty text is none.
+pub(super) fn hours(text: &str) -> Result<Option<Hours>, Refused> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Hours::parse(text).map(Some).map_err(|error| Refused::bad(error.to_string()))
 }
 
 /// What a route may require.

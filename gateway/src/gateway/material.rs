@@ -15,7 +15,7 @@ use crate::{
     },
     identity::{
         certificate::{Anchors, Revocations, Trust, not_after, server_key},
-        token::{Binding, Issuers, KeySet},
+        token::{Issuers, KeySet},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
@@ -170,6 +170,7 @@ fn snapshot(
         generation,
         listeners,
         issuers,
+        identities: config.identities.clone(),
         routes: routes(config),
         upstreams: upstreams(config),
         access_log: config.log.access,
@@ -251,9 +252,8 @@ fn routes(config: &Config) -> Routes {
         path: route.path.clone(),
         methods: route.methods.clone(),
         upstream: route.upstream,
-        require_token: route.require_token,
-        scopes: route.scopes.clone(),
-        binding: if route.bound_token { Binding::Always } else { Binding::WhenBound },
+        demands: route.demands.clone(),
+        pass_authorization: route.pass_authorization,
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }

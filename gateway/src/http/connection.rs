@@ -23,7 +23,11 @@ use tokio::{net::TcpStream, sync::watch, time::sleep};
 use super::exchange::exchange;
 use crate::{
     admin::audit::CertificateFields,
-    identity::certificate::{CertificateError, Peer},
+    identity::{
+        Certified,
+        certificate::{CertificateError, Peer},
+        principal::Mapped,
+    },
     net::worker::{Phase, Worker},
     policy::Reason,
     snapshot::Snapshot,
@@ -87,6 +91,8 @@ pub struct Connection {
     requests: Cell<u64>,
     /// The last judgement of the peer's certificate: by which snapshot, and what it was.
     judged: RefCell<(u64, Result<(), CertificateError>)>,
+    /// Whose certificate it is, by the rules of which snapshot.
+    mapped: RefCell<(u64, Mapped)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
 }
@@ -115,6 +121,21 @@ impl Connection {
         judged.1.clone()
     }
 
+    /// The certificate with its owner, by the rules of this snapshot.
+    pub fn certified(&self, snapshot: &Snapshot) -> Certified<'_> {
+        let mut mapped = self.mapped.borrow_mut();
+        if mapped.0 != snapshot.generation {
+            *mapped = (snapshot.generation, snapshot.identities.map(&self.peer));
+        }
+        Certified::new(&self.peer, mapped.1.clone())
+    }
+
+    /// What its owner was called when that was last looked at.
+    fn principal(&self) -> Option<String> {
+        let mapped = self.mapped.borrow();
+        mapped.1.as_ref().ok().map(|principal| principal.name().to_owned())
+    }
+
     /// Whether the source was banned since the last look.
     fn is_banned(&self) -> bool {
         let admission = &self.worker.shared.admission;
@@ -140,6 +161,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let connection = Rc::new(Connection {
         judged: RefCell::new((snapshot.generation, Ok(()))),
+        mapped: RefCell::new((snapshot.generation, snapshot.identities.map(&peer))),
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
         worker,
@@ -304,7 +326,7 @@ fn evidence(connection: &Connection, reason: Reason, detail: &str) {
             .field("source", connection.arrival.address)
             .maybe("sni", connection.server_name.as_deref())
             .field("certificate", CertificateFields::of(&connection.peer))
-            .field("principal", connection.peer.principal())
+            .maybe("principal", connection.principal())
             .field("reason", reason.word())
             .field("detail", detail)
             .field("worker", worker.id);

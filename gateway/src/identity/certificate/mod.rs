@@ -7,6 +7,7 @@
 //! revocation and names are judged here.
 
 pub mod anchors;
+pub mod attributes;
 mod fields;
 pub mod name;
 pub mod revocation;
@@ -20,6 +21,7 @@ use rustls_pki_types::UnixTime;
 
 pub use self::{
     anchors::{Anchors, AnchorsError, Authority, AuthorityId},
+    attributes::Attributes,
     fields::{Serial, SignatureError},
     name::{AlternativeName, NameError},
     revocation::{Revocations, RevocationsError},
@@ -232,7 +234,7 @@ impl fmt::Display for CertificateRefusal {
 impl std::error::Error for CertificateRefusal {}
 
 /// Bytes as lower-case hexadecimal.
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");

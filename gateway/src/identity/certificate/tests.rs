@@ -148,8 +148,17 @@ fn trust(authorities: &[&TestAuthority], lists: &[&[u8]], crl_expired: CrlExpire
 
 /// For the tests of other stages.
 pub(crate) fn peer_of_fresh_authority(common_name: &str) -> Peer {
-    let root = TestAuthority::root("Test Root");
-    let leaf = root.client(common_name);
+    peer_with("Test Root", common_name, |_| {})
+}
+
+/// The same of an authority of this name, with more in the certificate.
+pub(crate) fn peer_with(
+    authority: &str,
+    common_name: &str,
+    change: impl FnOnce(&mut CertificateParams),
+) -> Peer {
+    let root = TestAuthority::root(authority);
+    let leaf = root.client_with(common_name, change);
     trust(&[&root], &[], CrlExpired::Deny).judge(&leaf.der, &[], at(NOW_S)).unwrap()
 }
 

@@ -12,8 +12,8 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::{
-    AlternativeName, Anchors, AuthorityId, CertificateError, CertificateRefusal, PRESENTED_MAX,
-    Revocations, Serial, fields, hexadecimal,
+    AlternativeName, Anchors, Attributes, AuthorityId, CertificateError, CertificateRefusal,
+    PRESENTED_MAX, Revocations, Serial, fields, hexadecimal,
     name::{self, Names},
     revocation::Status,
 };
@@ -266,6 +266,8 @@ pub struct Peer {
     principal: String,
     serial: String,
     fingerprint: [u8; 32],
+    attributes: Attributes,
+    issuer_serial: [u8; 32],
     /// Leaf first; never empty. Each was issued by the next, the last by the anchor.
     links: Vec<Link>,
 }
@@ -287,6 +289,8 @@ impl Peer {
             principal,
             serial: leaf.serial.to_string(),
             fingerprint,
+            attributes: Attributes::of(certificate),
+            issuer_serial: issuer_serial(certificate),
             names,
             links,
         })
@@ -352,6 +356,17 @@ impl Peer {
         &self.fingerprint
     }
 
+    /// What it holds under object identifiers.
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// A name for the certificate that no other one has: the SHA-256 of its issuer's whole name in DER,
+    /// an octet 0, and its serial number's octets. DER tells where it ends, so no two pairs read alike.
+    pub fn issuer_serial(&self) -> &[u8; 32] {
+        &self.issuer_serial
+    }
+
     /// Start of its validity.
     pub fn not_before(&self) -> UnixTime {
         self.leaf().not_before
@@ -368,6 +383,14 @@ impl Peer {
     pub(crate) fn for_test(common_name: &str) -> Self {
         super::tests::peer_of_fresh_authority(common_name)
     }
+}
+
+fn issuer_serial(certificate: &X509Certificate<'_>) -> [u8; 32] {
+    let mut text = digest::Context::new(&digest::SHA256);
+    text.update(certificate.issuer().as_raw());
+    text.update(&[0]);
+    text.update(certificate.raw_serial());
+    fields::sha256_value(text.finish())
 }
 
 fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
