@@ -37,6 +37,7 @@ mod mtls;
 mod operator;
 mod proxy;
 mod reload;
+mod revocation;
 mod samples;
 mod token;
 mod xdp_live;

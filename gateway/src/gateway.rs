@@ -10,6 +10,7 @@ mod refresh;
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::Path,
     process::ExitCode,
     rc::Rc,
@@ -27,7 +28,10 @@ use tokio::{
 };
 
 pub use self::material::{MaterialError, load_snapshot, token_issuers};
-use self::{control::Control, refresh::Followed};
+use self::{
+    control::{Control, Tell},
+    refresh::Followed,
+};
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
@@ -43,6 +47,7 @@ use crate::{
         worker::{self, Handle, Phase, Shared},
     },
     time,
+    tls::sessions::Sessions,
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -159,10 +164,19 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     announce(&config, &warnings, workers);
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
+    let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(config.server.max_connections),
         evidence,
+        news: news_receiver,
+        sessions: config
+            .listeners
+            .iter()
+            .map(|listener| {
+                NonZeroUsize::new(listener.tls.sessions).map(Sessions::new).map(Arc::new)
+            })
+            .collect(),
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -180,7 +194,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
-    let control = Control::new(path, config, shared, handles, kernel, phase, watch);
+    let control = Control::new(path, config, shared, handles, kernel, Tell { phase, news }, watch);
     LocalSet::new()
         .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
     tracing::info!("stopped");

@@ -15,6 +15,7 @@ use crate::{
     admin::audit::CertificateFields,
     identity::{
         Identity,
+        certificate::Peer,
         token::{Claims, TokenError},
     },
     net::worker::Worker,
@@ -74,6 +75,7 @@ async fn serve(
     let worker = &connection.worker;
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
+    connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
@@ -85,7 +87,7 @@ async fn serve(
         }
         _ => None,
     };
-    let identity = Identity::new(Some(&connection.peer), claims);
+    let identity = Identity::new(connection.peer.as_deref(), claims);
     record.auth_method = identity.method();
     record.client_id = identity.client_id().map(str::to_owned);
     let host = facts.authority().map(str::to_owned);
@@ -195,6 +197,7 @@ impl Record {
         let took = time::monotonic().saturating_duration_since(self.started);
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let level = if refusal.is_some() { "warn" } else { "info" };
+        let peer = connection.peer.as_deref();
         connection.worker.log(|log, buffer| {
             let mut line = log.line(buffer, level, "request", time::wall());
             line.field("request_id", &self.request_id)
@@ -202,8 +205,8 @@ impl Record {
                 .field("source", connection.arrival.address)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
-                .field("certificate", CertificateFields::of(&connection.peer))
-                .field("principal", connection.peer.principal())
+                .maybe("certificate", peer.map(CertificateFields::of))
+                .maybe("principal", peer.map(Peer::principal))
                 .maybe("client_id", self.client_id.as_deref())
                 .maybe("tenant", self.claims.as_ref().and_then(|claims| claims.tenant()))
                 .field("auth_method", self.auth_method)

@@ -11,7 +11,7 @@ pub mod route;
 pub use refusal::{Reason, Refusal};
 
 use self::route::Route;
-use crate::identity::Identity;
+use crate::identity::{Identity, certificate::CertificateError};
 
 /// A request that may go to its upstream. Only [`permit`] makes one.
 #[derive(Debug)]
@@ -37,6 +37,9 @@ impl<'a> Permit<'a> {
 /// # Errors
 /// What the route asks for and the identity lacks.
 pub fn permit<'a>(route: &'a Route, identity: Identity<'a>) -> Result<Permit<'a>, Refusal> {
+    if route.require_certificate && identity.peer().is_none() {
+        return Err(Refusal::Certificate(CertificateError::NotPresented));
+    }
     let claims = identity.claims();
     if route.require_token && claims.is_none() {
         return Err(Refusal::MissingToken);

@@ -85,6 +85,10 @@ reasons! {
     BadCertificateName = 28, "bad_certificate_name", 2;
     /// Somebody else's certificate: the handshake is not signed with its key.
     BadHandshakeSignature = 29, "bad_handshake_signature", 5;
+    /// From an authority that is no longer in use: an honest client that was forgotten.
+    RetiredAuthority = 80, "retired_ca", 2;
+    /// The route asks for a client certificate and the connection has none.
+    NoCertificateForRoute = 81, "no_client_cert", 1;
     // The head.
     /// No request came in time after the handshake.
     RequestTimeout = 30, "request_timeout", 2;
@@ -236,7 +240,9 @@ impl Refusal {
 /// The word for a certificate that is not good.
 pub fn certificate_reason(error: &CertificateError) -> Reason {
     match error {
-        CertificateError::UnknownIssuer => Reason::UnknownIssuer,
+        CertificateError::UnknownIssuer { .. } => Reason::UnknownIssuer,
+        CertificateError::RetiredAuthority { .. } => Reason::RetiredAuthority,
+        CertificateError::NotPresented => Reason::NoCertificateForRoute,
         CertificateError::BadSignature => Reason::BadCertificateSignature,
         CertificateError::UnsupportedAlgorithm => Reason::UnsupportedCertificateAlgorithm,
         CertificateError::Expired { .. } => Reason::CertificateExpired,

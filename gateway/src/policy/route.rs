@@ -20,6 +20,8 @@ pub struct Route {
     pub methods: Vec<Method>,
     /// Index into the snapshot's upstreams.
     pub upstream: usize,
+    /// A client certificate must be proven.
+    pub require_certificate: bool,
     /// A token must be proven.
     pub require_token: bool,
     /// Each must be among the token's scopes.
@@ -107,6 +109,7 @@ mod tests {
             path: path.to_owned(),
             methods: methods.to_vec(),
             upstream: 0,
+            require_certificate: false,
             require_token: false,
             scopes: vec![],
         }
