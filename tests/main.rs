@@ -40,6 +40,7 @@ mod operator;
 mod proxy;
 mod rehearsal;
 mod reload;
+mod revocation;
 mod samples;
 mod survival;
 mod token;

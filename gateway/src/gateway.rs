@@ -11,6 +11,7 @@ mod spared;
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::Path,
     process::ExitCode,
     rc::Rc,
@@ -28,7 +29,10 @@ use tokio::{
 };
 
 pub use self::material::{MaterialError, load_snapshot, token_issuers};
-use self::{control::Control, refresh::Followed};
+use self::{
+    control::{Control, Tell},
+    refresh::Followed,
+};
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
@@ -44,6 +48,7 @@ use crate::{
         worker::{self, Handle, Phase, Shared},
     },
     time,
+    tls::sessions::Sessions,
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -160,10 +165,19 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     announce(&config, &warnings, workers);
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
+    let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(config.server.max_connections),
         evidence,
+        news: news_receiver,
+        sessions: config
+            .listeners
+            .iter()
+            .map(|listener| {
+                NonZeroUsize::new(listener.tls.sessions).map(Sessions::new).map(Arc::new)
+            })
+            .collect(),
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -181,7 +195,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
-    let control = Control::new(path, config, shared, handles, kernel, phase, watch);
+    let control = Control::new(path, config, shared, handles, kernel, Tell { phase, news }, watch);
     LocalSet::new()
         .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
     tracing::info!("stopped");

@@ -10,18 +10,16 @@ use std::{
 };
 
 use ipnet::IpNet;
-use rustls::pki_types::CertificateDer;
 
 use super::{
-    Admin, Bans, Config, CrlExpired, Issuer, Listener, ListenerTls, Log, Route, Server, TokenCache,
-    Upstream,
+    Admin, Bans, Config, Issuer, Listener, Log, Route, Server, TokenCache, Upstream,
     disk::Files,
     file::{self, File},
     material,
     problem::{Kind, Place, Report},
     schema,
     section::At,
-    value::Proof,
+    value::{ClientAuth, Proof},
 };
 use crate::{
     identity::{
@@ -32,6 +30,8 @@ use crate::{
     kernel::{self, ByteRate, Rate, Service, Transport},
     policy::authorize::Demands,
 };
+
+mod tls;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
 pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
@@ -150,110 +150,6 @@ impl Check<'_> {
             protocols: written.protocols.clone(),
             tls: tls?,
         })
-    }
-
-    fn tls(&self, written: &file::Tls) -> Option<ListenerTls> {
-        self.serving(written);
-        self.clients(written);
-        let resolved = |path: &At<PathBuf>| self.base.join(&path.value);
-        Some(ListenerTls {
-            certificate: resolved(written.certificate.as_ref()?),
-            private_key: resolved(written.private_key.as_ref()?),
-            client_ca: resolved(written.client_ca.as_ref()?),
-            client_crl: written.client_crl.as_ref()?.value.iter().map(resolved).collect(),
-            crl_expired: written.crl_expired.value,
-            max_chain_depth: written.max_chain_depth.value,
-        })
-    }
-
-    /// The listener's own certificate and key.
-    fn serving(&self, written: &file::Tls) {
-        let chain = written.certificate.as_ref().and_then(|path| {
-            let key = "listener.tls.certificate";
-            let chain = self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates)?;
-            if let Some(number) = material::out_of_order(&chain) {
-                let text = format!(
-                    "certificate {number} of {} did not issue the one before it; put the leaf \
-                     first, then each issuer",
-                    path.value.display()
-                );
-                self.report.warning(path.place, text);
-            }
-            Some(chain)
-        });
-        let Some(path) = &written.private_key else { return };
-        let key = self.private_key(path);
-        if let (Some(chain), Some(key)) = (chain, key)
-            && let Err(damage) = material::pair(chain, key)
-        {
-            self.bad_file("listener.tls.private_key", path, damage);
-        }
-    }
-
-    fn private_key(&self, path: &At<PathBuf>) -> Option<rustls::pki_types::PrivateKeyDer<'static>> {
-        let key = "listener.tls.private_key";
-        let daemon = self.files.daemon();
-        let content = self.read(key, path, MATERIAL_MAX_BYTES)?;
-        if let Err(exposed) = material::private(&content, daemon) {
-            self.bad_file(key, path, exposed);
-        }
-        if content.owner != 0 && !daemon.users.contains(&content.owner) {
-            let (path_shown, owner) = (path.value.display(), content.owner);
-            let text = format!(
-                "{key} {path_shown} belongs to user {owner}, who is neither root nor the daemon; \
-                 change its owner (chown)"
-            );
-            self.report.warning(path.place, text);
-        }
-        let parsed = material::private_key(&content.bytes);
-        parsed.map_err(|damage| self.bad_file(key, path, damage)).ok()
-    }
-
-    /// What client certificates are checked against.
-    fn clients(&self, written: &file::Tls) {
-        let paths = written.client_crl.as_ref();
-        let mut lists = Vec::new();
-        let mut all_lists = true;
-        for path in paths.map_or(&[][..], |paths| &paths.value) {
-            let key = "listener.tls.client_crl";
-            match self.judged(key, path, REVOCATION_LIST_MAX_BYTES, material::revocation_lists) {
-                Some(more) => lists.extend(more),
-                None => all_lists = false,
-            }
-        }
-        if paths.is_some_and(|paths| paths.value.is_empty())
-            && written.crl_expired.value == CrlExpired::Allow
-        {
-            let text = "listener.tls.crl_expired says what an expired list means, but client_crl \
-                        names none; name the list or take crl_expired out";
-            self.report.warning(written.crl_expired.place, text);
-        }
-        let Some(path) = &written.client_ca else { return };
-        let key = "listener.tls.client_ca";
-        let anchors: Option<Vec<CertificateDer<'static>>> =
-            self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates);
-        let Some(anchors) = anchors else { return };
-        for subject in material::not_authorities(&anchors) {
-            let text = format!(
-                "{key} {}: {subject:?} is not the certificate of an authority, no client \
-                 certificate can chain to it; name the authority's",
-                path.value.display()
-            );
-            self.report.warning(path.place, text);
-        }
-        if let Some(paths) = paths
-            && !lists.is_empty()
-            && all_lists
-        {
-            for subject in material::without_list(&anchors, &lists) {
-                let text = format!(
-                    "listener.tls.client_crl has no list of {subject:?}, which {} trusts; add it, \
-                     or what it revoked stays unknown",
-                    path.value.display()
-                );
-                self.report.warning(paths.place, text);
-            }
-        }
     }
 
     fn issuers(&self, written: &[file::Issuer]) -> Option<Vec<Issuer>> {
@@ -538,7 +434,19 @@ impl Check<'_> {
                         take scopes out";
             self.contradiction(scopes.place, text);
         }
-        if require.value.is_empty() && scopes.value.is_empty() {
+        let tables = file.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let asked: Vec<ClientAuth> = tables.flat_map(tls::asked).collect();
+        let certificate = require.value.iter().find(|at| at.value == Proof::Certificate);
+        if let Some(certificate) = certificate
+            && !asked.is_empty()
+            && asked.iter().all(|asked| *asked == ClientAuth::Off)
+        {
+            let text = "route.require has \"certificate\", but client_auth is \"off\" everywhere, \
+                        so nobody could come with one; ask for it in [listener.tls]";
+            self.contradiction(certificate.place, text);
+        }
+        let everybody = asked.iter().all(|asked| *asked == ClientAuth::Required);
+        if require.value.is_empty() && scopes.value.is_empty() && everybody {
             let text = "route.require is empty, yet every listener demands a client certificate \
                         before any request; write [\"certificate\"], which is what holds";
             self.report.warning(require.place, text);
@@ -903,7 +811,7 @@ mod tests {
 
     use super::{
         super::{
-            Endpoint, LogFormat, Protocol, Warning,
+            CrlExpired, Endpoint, LogFormat, Protocol, Warning,
             fake::{Fake, LAB, STRANGER_ID, lines, problem_lines},
         },
         *,
@@ -964,11 +872,14 @@ interfaces = ["eth0"]
 
         let listener = &config.listeners[0];
         assert_eq!(listener.protocols, [Protocol::Http2, Protocol::Http1]);
-        assert_eq!(listener.tls.certificate, Path::new("/etc/portcullis/tls/server.pem"));
-        assert_eq!(listener.tls.private_key, Path::new("/etc/portcullis/tls/server.key"));
-        assert_eq!(listener.tls.client_ca, Path::new("/etc/portcullis/tls/clients-ca.pem"));
-        assert!(listener.tls.client_crl.is_empty());
-        assert_eq!((listener.tls.crl_expired, listener.tls.max_chain_depth), (CrlExpired::Deny, 2));
+        let [site] = &listener.tls.sites[..] else { panic!("{:?}", listener.tls) };
+        assert_eq!(site.certificate, Path::new("/etc/portcullis/tls/server.pem"));
+        assert_eq!(site.private_key, Path::new("/etc/portcullis/tls/server.key"));
+        let clients = site.clients.as_ref().unwrap();
+        assert!(clients.required && clients.crl.is_empty() && clients.retired_ca.is_empty());
+        assert_eq!(clients.ca, Path::new("/etc/portcullis/tls/clients-ca.pem"));
+        assert_eq!((clients.crl_expired, clients.max_chain_depth), (CrlExpired::Deny, 2));
+        assert_eq!(listener.tls.sessions, 20_000);
 
         let rules = TokenRules {
             name: "corp".into(),

@@ -10,7 +10,7 @@ use super::{
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
-    value::{self, Between, Proof, duration_between},
+    value::{self, Between, ClientAuth, Proof, duration_between},
 };
 use crate::{
     identity::{
@@ -65,10 +65,31 @@ pub(super) struct Listener {
 pub(super) struct Tls {
     pub(super) certificate: Option<At<PathBuf>>,
     pub(super) private_key: Option<At<PathBuf>>,
-    pub(super) client_ca: Option<At<PathBuf>>,
-    pub(super) client_crl: Option<At<Vec<At<PathBuf>>>>,
-    pub(super) crl_expired: At<CrlExpired>,
-    pub(super) max_chain_depth: At<usize>,
+    pub(super) clients: Clients,
+    pub(super) sessions: At<usize>,
+    pub(super) sni: Vec<Sni>,
+}
+
+/// `[[listener.tls.sni]]`; what is not written is as in `[listener.tls]`.
+#[derive(Debug)]
+pub(super) struct Sni {
+    pub(super) names: Option<Vec<At<String>>>,
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) private_key: Option<At<PathBuf>>,
+    pub(super) clients: Clients,
+}
+
+/// The keys about clients' certificates, each `None` when it is not written or was refused.
+#[derive(Debug)]
+pub(super) struct Clients {
+    /// As in `listener.tls`.
+    pub(super) path: &'static str,
+    pub(super) auth: Option<At<ClientAuth>>,
+    pub(super) ca: Option<At<PathBuf>>,
+    pub(super) crl: Option<At<Vec<At<PathBuf>>>>,
+    pub(super) crl_expired: Option<At<CrlExpired>>,
+    pub(super) max_chain_depth: Option<At<usize>>,
+    pub(super) retired: Option<At<Vec<At<PathBuf>>>>,
 }
 
 /// `[[issuer]]`.
@@ -255,19 +276,50 @@ fn listener(section: &Section<'_>) -> Listener {
 }
 
 fn tls(section: &Section<'_>) -> Tls {
-    section.not_yet("sni", Neutral::Empty, "give each certificate a listener of its own");
-    section.or("client_auth", text(value::client_auth), ());
+    let clients = clients(section, "listener.tls");
+    if clients.auth.as_ref().is_none_or(|auth| auth.value != ClientAuth::Off) {
+        section.required("client_ca");
+    }
+    let sni = section.children("sni", "listener.tls.sni");
     Tls {
         certificate: section.must("certificate", text(value::path)),
         private_key: section.must("private_key", text(value::path)),
-        client_ca: section.must("client_ca", text(value::path)),
-        client_crl: section.list_or_empty("client_crl", text(value::path)),
-        crl_expired: section.or("crl_expired", text(value::crl_expired), CrlExpired::Deny),
-        max_chain_depth: section.or(
+        clients,
+        sessions: section.or(
+            "sessions",
+            integer(0..=1_000_000, "each takes about three kilobytes; 0 remembers none"),
+            20_000,
+        ),
+        sni: sni.iter().map(sni_table).collect(),
+    }
+}
+
+fn sni_table(section: &Section<'_>) -> Sni {
+    // One without the other would be a certificate with the listener's key.
+    if section.is_set("certificate") || section.is_set("private_key") {
+        section.required("certificate");
+        section.required("private_key");
+    }
+    Sni {
+        names: section.must_fill("names", text(value::server_name)),
+        certificate: section.maybe("certificate", text(value::path)),
+        private_key: section.maybe("private_key", text(value::path)),
+        clients: clients(section, "listener.tls.sni"),
+    }
+}
+
+fn clients(section: &Section<'_>, path: &'static str) -> Clients {
+    Clients {
+        path,
+        auth: section.maybe("client_auth", text(value::client_auth)),
+        ca: section.maybe("client_ca", text(value::path)),
+        crl: section.list("client_crl", text(value::path)),
+        crl_expired: section.maybe("crl_expired", text(value::crl_expired)),
+        max_chain_depth: section.maybe(
             "max_chain_depth",
             integer(0..=6, "the intermediates between leaf and anchor that are looked at"),
-            2,
         ),
+        retired: section.list("retired_ca", text(value::path)),
     }
 }
 
@@ -629,11 +681,6 @@ mod tests {
             ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
             ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
-            ("[[listener]]\n[listener.tls]\nsni", &[("[]", true), ("[{ names = [] }]", false)]),
-            (
-                "[[listener]]\n[listener.tls]\nclient_auth",
-                &[("\"required\"", true), ("\"optional\"", false), ("\"off\"", false)],
-            ),
             ("[[issuer]]\njwks_url", &[("\"\"", true), ("\"https://idp\"", false)]),
             ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
             ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),

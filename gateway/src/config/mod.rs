@@ -118,18 +118,42 @@ pub enum Protocol {
 /// `[listener.tls]`. Paths are absolute; the files were readable and parsed when checked.
 #[derive(Clone, Debug)]
 pub struct ListenerTls {
+    /// The listener's own, for clients that name no host or one that no other site has; then those
+    /// of `[[listener.tls.sni]]`. No name is in two of them.
+    pub sites: Vec<TlsSite>,
+    /// Sessions remembered for resumption; 0: none is ever resumed.
+    pub sessions: usize,
+}
+
+/// What is served under certain host names: with which certificate, and to whom.
+#[derive(Clone, Debug)]
+pub struct TlsSite {
+    /// Lower case; `*.example.com` stands for every name of one label more. Empty for the first.
+    pub names: Vec<String>,
     /// PEM chain, leaf first.
     pub certificate: PathBuf,
     /// PEM key of the leaf; refused when others can read it.
     pub private_key: PathBuf,
-    /// PEM trust anchors for clients; client certificates are always required.
-    pub client_ca: PathBuf,
+    /// `None`: clients are not asked for certificates.
+    pub clients: Option<TlsClients>,
+}
+
+/// Whose certificates are accepted.
+#[derive(Clone, Debug)]
+pub struct TlsClients {
+    /// False: a client may come without one. One that it sends must be good either way.
+    pub required: bool,
+    /// PEM trust anchors.
+    pub ca: PathBuf,
     /// PEM or DER lists; empty means that no certificate is looked up.
-    pub client_crl: Vec<PathBuf>,
+    pub crl: Vec<PathBuf>,
     /// What an expired list means for certificates of its issuer.
     pub crl_expired: CrlExpired,
     /// Intermediates allowed between the leaf and the anchor.
     pub max_chain_depth: usize,
+    /// PEM certificates of authorities that are no longer in use: what comes from them is refused by
+    /// a word of its own.
+    pub retired_ca: Vec<PathBuf>,
 }
 
 /// `crl_expired`: what to do with certificates whose issuer's list is past `nextUpdate`.

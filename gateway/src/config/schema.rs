@@ -75,7 +75,24 @@ pub(super) const TABLES: &[Known] = &[
             ("client_crl", "[\"tls/clients.crl\"]"),
             ("crl_expired", "\"deny\""),
             ("max_chain_depth", "2"),
-            ("sni", "[]"),
+            ("retired_ca", "[\"tls/old-ca.pem\"]"),
+            ("sessions", "20_000"),
+            ("sni", ""),
+        ],
+    },
+    Known {
+        path: "listener.tls.sni",
+        header: "[[listener.tls.sni]]",
+        keys: &[
+            ("names", "[\"api.example.com\", \"*.example.org\"]"),
+            ("certificate", "\"tls/api.pem\""),
+            ("private_key", "\"tls/api.key\""),
+            ("client_auth", "\"required\""),
+            ("client_ca", "\"tls/partners-ca.pem\""),
+            ("client_crl", "[\"tls/partners.crl\"]"),
+            ("crl_expired", "\"deny\""),
+            ("max_chain_depth", "2"),
+            ("retired_ca", "[\"tls/old-ca.pem\"]"),
         ],
     },
     Known {
@@ -303,7 +320,8 @@ mod tests {
     fn knows_where_a_misplaced_key_belongs() {
         for (key, here, expected) in [
             ("workers", "", Some("move it to [server]")),
-            ("certificate", "listener", Some("move it to [listener.tls]")),
+            ("sessions", "listener", Some("move it to [listener.tls]")),
+            ("names", "listener", Some("move it to [[listener.tls.sni]]")),
             ("tls", "", Some("write it as [listener.tls]")),
             ("packets", "bans", Some("write it as [xdp.packets]")),
             ("allow", "bans", Some("move it to [xdp] or [admin]")),

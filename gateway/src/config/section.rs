@@ -191,6 +191,13 @@ impl<'t> Section<'t> {
         At { value, place: self.place }
     }
 
+    /// Notes it when the key is not written.
+    pub(super) fn required(&self, key: &'static str) {
+        if !self.is_set(key) {
+            self.missing(key);
+        }
+    }
+
     /// Whether the key is written.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.entry(key).is_some()

@@ -482,8 +482,42 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
-pub(super) fn client_auth(text: &str) -> Result<(), Refused> {
-    word(text, &[("required", ())], &["optional", "off"], "write \"required\" or leave it out")
+pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
+    let words = [
+        ("required", ClientAuth::Required),
+        ("optional", ClientAuth::Optional),
+        ("off", ClientAuth::Off),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `client_auth`: what is asked of clients in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientAuth {
+    /// No certificate, no handshake.
+    Required,
+    /// A certificate that is sent must be good; none is the routes' business.
+    Optional,
+    /// None is asked for.
+    Off,
+}
+
+/// A name in `names`, in lower case: a host name, or `*.` and one for every name of one label more.
+/// Handshakes never name addresses (RFC 6066 section 3).
+pub(super) fn server_name(text: &str) -> Result<String, Refused> {
+    let lower = text.to_ascii_lowercase();
+    let (star, name) = match lower.strip_prefix("*.") {
+        Some(name) => ("*.", name),
+        None => ("", lower.as_str()),
+    };
+    if name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return Err(Refused::bad(format!(
+            "has {}, an address: clients name hosts only; the listener's own certificate is for \
+             them",
+            shown(text)
+        )));
+    }
+    host(name).map(|name| format!("{star}{name}"))
 }
 
 /// `crl_expired`.
@@ -870,6 +904,19 @@ mod tests {
                 ),
             ],
         );
+        for (text, expected) in [
+            ("API.Example.com", Some("api.example.com")),
+            ("*.Example.com", Some("*.example.com")),
+            ("*", None),
+            ("*.*.example.com", None),
+            ("a.*.example.com", None),
+            ("192.0.2.1", None),
+            ("[::1]", None),
+            ("*.192.0.2.1", None),
+            ("", None),
+        ] {
+            assert_eq!(server_name(text).ok().as_deref(), expected, "{text}");
+        }
         let label = "a".repeat(64);
         let name = ["a"; 128].join(".");
         for text in [
@@ -1006,13 +1053,14 @@ mod tests {
         check(
             client_auth,
             &[
-                ("required", Ok(())),
+                ("required", Ok(ClientAuth::Required)),
+                ("optional", Ok(ClientAuth::Optional)),
+                ("off", Ok(ClientAuth::Off)),
                 (
-                    "optional",
-                    Err("not supported yet: \"optional\"; write \"required\" or leave it out"),
+                    "require",
+                    Err("is \"require\"; did you mean \"required\"? It takes \"required\" or \
+                         \"optional\" or \"off\""),
                 ),
-                ("off", Err("not supported yet: \"off\"; write \"required\" or leave it out")),
-                ("require", Err("is \"require\"; write \"required\"")),
             ],
         );
         check(

@@ -77,13 +77,14 @@ async fn serve(
     let worker = &connection.worker;
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
+    connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
     let certificate = connection.certified(snapshot);
-    record.know(&Identity::new(Some(certificate.clone()), None));
-    let admitted = admit(route, connection.arrival.address, Some(certificate), now)?;
+    record.know(&Identity::new(certificate.clone(), None));
+    let admitted = admit(route, connection.arrival.address, certificate, now)?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
             Some(identify(worker, snapshot, token, now).map_err(Refusal::Token)?)
@@ -217,6 +218,7 @@ impl Record {
         let took = time::monotonic().saturating_duration_since(self.started);
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let level = if refusal.is_some() { "warn" } else { "info" };
+        let peer = connection.peer.as_deref();
         connection.worker.log(|log, buffer| {
             let mut line = log.line(buffer, level, "request", time::wall());
             line.field("request_id", &self.request_id)
@@ -224,7 +226,7 @@ impl Record {
                 .field("source", connection.arrival.address)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
-                .field("certificate", CertificateFields::of(&connection.peer))
+                .maybe("certificate", peer.map(CertificateFields::of))
                 .maybe("principal", self.principal.as_deref())
                 .maybe("client_id", self.client_id.as_deref())
                 .maybe("tenant", self.tenant.as_deref())

@@ -216,7 +216,13 @@ mod tests {
             ("public", &Demands::default(), &Certificate::None, None, None),
             ("public, unmapped", &Demands::default(), &Certificate::Unmapped, None, None),
             ("certificate", &certificate, &alice, None, None),
-            ("no certificate", &certificate, &Certificate::None, None, Some(Reason::NoClientCert)),
+            (
+                "no certificate",
+                &certificate,
+                &Certificate::None,
+                None,
+                Some(Reason::NoClientCertificate),
+            ),
             (
                 "unmapped",
                 &certificate,

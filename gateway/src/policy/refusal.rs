@@ -45,8 +45,9 @@ reasons! {
     /// An operator's decision, by hand.
     Operator = 1, "operator", 0;
     // The handshake.
-    /// The client sent no certificate although one is required.
-    NoClientCertificate = 10, "no_client_certificate", 2;
+    /// The client sent no certificate although the listener or the route asks for one: a browser too
+    /// may do that now and then.
+    NoClientCertificate = 10, "no_client_cert", 1;
     /// The chain leads to no anchor of ours.
     UnknownIssuer = 11, "unknown_issuer", 4;
     /// Past `notAfter`: an honest client that forgot to renew.
@@ -85,6 +86,8 @@ reasons! {
     BadCertificateName = 28, "bad_certificate_name", 2;
     /// Somebody else's certificate: the handshake is not signed with its key.
     BadHandshakeSignature = 29, "bad_handshake_signature", 5;
+    /// From an authority that is no longer in use: an honest client that was forgotten.
+    RetiredAuthority = 80, "retired_ca", 2;
     // The head.
     /// No request came in time after the handshake.
     RequestTimeout = 30, "request_timeout", 2;
@@ -138,7 +141,7 @@ reasons! {
     /// Bound to somebody else's certificate, or by a proof that is not looked for: a stolen token.
     ConfirmationMismatch = 59, "cnf_mismatch", 5;
     /// Bound to no certificate, where the route asks for that.
-    ConfirmationMissing = 80, "cnf_missing", 2;
+    ConfirmationMissing = 82, "cnf_missing", 2;
     // The route's rules.
     /// The token lacks a scope.
     InsufficientScope = 60, "insufficient_scope", 1;
@@ -152,8 +155,6 @@ reasons! {
     OutsideHours = 64, "outside_hours", 0;
     /// The certificate belongs to one tenant and the token to another.
     TenantMismatch = 65, "tenant_mismatch", 1;
-    /// The route asks for a certificate and the connection has none.
-    NoClientCert = 66, "no_client_cert", 1;
     // Not the client's fault.
     /// No server of the upstream takes a connection.
     UpstreamUnreachable = 70, "upstream_unreachable", 0;
@@ -262,7 +263,7 @@ impl Refusal {
             Refusal::SourceNotAllowed => Reason::SourceNotAllowed,
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
-            Refusal::NoClientCertificate => Reason::NoClientCert,
+            Refusal::NoClientCertificate => Reason::NoClientCertificate,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -322,7 +323,9 @@ impl Refusal {
 /// The word for a certificate that is not good.
 pub fn certificate_reason(error: &CertificateError) -> Reason {
     match error {
-        CertificateError::UnknownIssuer => Reason::UnknownIssuer,
+        CertificateError::UnknownIssuer { .. } => Reason::UnknownIssuer,
+        CertificateError::RetiredAuthority { .. } => Reason::RetiredAuthority,
+        CertificateError::NotPresented => Reason::NoClientCertificate,
         CertificateError::BadSignature => Reason::BadCertificateSignature,
         CertificateError::UnsupportedAlgorithm => Reason::UnsupportedCertificateAlgorithm,
         CertificateError::Expired { .. } => Reason::CertificateExpired,

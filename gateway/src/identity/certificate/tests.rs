@@ -612,7 +612,7 @@ fn handshake(
         params.subject_alt_names.push(SanType::DnsName("localhost".try_into().unwrap()));
     });
     let private = |key: &KeyPair| PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let verifier = Arc::new(Verifier::new(trust));
+    let verifier = Arc::new(Verifier::new(trust, true));
     let mut server =
         ServerConfig::builder_with_details(provider.clone(), Arc::new(FixedClock(at(NOW_S))))
             .with_protocol_versions(&[&rustls::version::TLS13])
