@@ -357,7 +357,7 @@ fn every_problem_is_listed_with_its_place() {
                 ("client_auth", "client_auth = \"optional\""),
                 ("balance", "balance = \"least_connections\""),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
-            ]) + "\n[revocation]\ntokens_file = \"revoked.jti\"\n",
+            ]) + "\n[host]\nsysfs = \"/proc\"\n",
             vec![
                 (
                     Kind::NotSupported,
@@ -401,7 +401,7 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::NotSupported,
                     format!(
-                        "{}:2: not supported yet: revocation; leave the table out (revocation)",
+                        "{}:2: not supported yet: host; leave the table out (host)",
                         SAMPLE.lines().count() + 2
                     ),
                 ),

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::{
-    identity::token::Issuers, policy::route::Routes, tls::ListenerTls, upstream::Upstream,
+    identity::token::{Issuers, RevokedTokens},
+    policy::route::Routes,
+    tls::ListenerTls,
+    upstream::Upstream,
 };
 
 /// One consistent state of everything that a reload may replace.
@@ -18,6 +21,8 @@ pub struct Snapshot {
     pub listeners: Vec<ListenerTls>,
     /// The issuers and their keys.
     pub issuers: Arc<Issuers>,
+    /// Tokens that are refused whatever else is right with them.
+    pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.
     pub routes: Routes,
     /// Routes name them by index.

@@ -133,6 +133,19 @@ impl Mint {
     }
 }
 
+/// The thumbprint of a certificate as RFC 8705 section 3.1 writes it.
+///
+/// # Errors
+/// When the file is not one certificate in PEM.
+pub fn thumbprint(certificate: &Path) -> Result<String> {
+    let mut command = Command::new("openssl");
+    command.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(certificate);
+    let said = process::succeed(&mut command)?;
+    let (_, hexadecimal) = said.trim().split_once('=').context("openssl said no fingerprint")?;
+    let octets = hexadecimal.split(':').map(|octet| u8::from_str_radix(octet, 16));
+    Ok(URL_SAFE_NO_PAD.encode(octets.collect::<Result<Vec<_>, _>>()?))
+}
+
 /// Joins several key sets into one file.
 ///
 /// # Errors

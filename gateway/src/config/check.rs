@@ -24,7 +24,7 @@ use super::{
     value::Proof,
 };
 use crate::{
-    identity::token::TokenRules,
+    identity::token::{RevokedTokens, TokenRules},
     kernel::{self, ByteRate, Rate, Service, Transport},
 };
 
@@ -33,6 +33,9 @@ pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
 
 /// Revocation lists of large authorities reach tens of megabytes.
 pub const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
+
+/// A million revoked tokens with their issuer's URL.
+pub const REVOKED_TOKENS_MAX_BYTES: usize = 128 << 20;
 
 /// `sockaddr_un.sun_path` holds 108 bytes, the last of which is 0 (unix(7)).
 const SOCKET_PATH_MAX_BYTES: usize = 107;
@@ -59,6 +62,7 @@ pub(super) fn judge(
     let check = Check { base, files, report };
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
+    let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
     check.unused(file);
@@ -77,6 +81,7 @@ pub(super) fn judge(
             entries: file.token_cache.entries.value,
             ttl: file.token_cache.ttl.value,
         },
+        revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
         xdp: xdp?,
@@ -310,6 +315,18 @@ impl Check<'_> {
             self.contradiction(first.place, text);
         }
         true
+    }
+
+    fn revoked_tokens(&self, file: &File) -> Option<PathBuf> {
+        let path = file.revoked_tokens.as_ref()?;
+        let key = "revocation.tokens_file";
+        self.judged(key, path, REVOKED_TOKENS_MAX_BYTES, RevokedTokens::parse);
+        if file.issuers.is_empty() {
+            let text = "revocation.tokens_file lists tokens, but there is no [[issuer]] whose \
+                        tokens are believed; take it out";
+            self.report.warning(path.place, text);
+        }
+        Some(self.base.join(&path.value))
     }
 
     fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
@@ -1329,6 +1346,35 @@ access = false
             change(&mut fake);
             let problems = fake.load(SMALL).expect_err(expected);
             assert_eq!(problem_lines(&problems).join("\n"), *expected);
+        }
+    }
+
+    #[test]
+    fn revoked_tokens_are_listed_whole() {
+        let text = SMALL.to_owned() + "[revocation]\ntokens_file = \"revoked.jti\"\n";
+        let listed = |list: Option<&str>| {
+            let mut fake = Fake::new();
+            if let Some(list) = list {
+                fake.put("revoked.jti", list, 0o644);
+            }
+            fake.load(&text).map_err(|problems| problem_lines(&problems).join("\n"))
+        };
+        let (config, warnings) = listed(Some("https://idp.example.com 7f3c\n")).unwrap();
+        assert_eq!(
+            config.revoked_tokens.as_deref(),
+            Some(Path::new("/etc/portcullis/revoked.jti"))
+        );
+        assert_eq!(warnings, Vec::<Warning>::new());
+        for (list, expected) in [
+            (None, "does not exist; correct the path or create the file"),
+            (
+                Some("https://idp.example.com 7f3c"),
+                "the last line has no end, so it may be half written; end each line with a newline",
+            ),
+        ] {
+            let expected =
+                format!("24:15: revocation.tokens_file \"/etc/portcullis/revoked.jti\" {expected}");
+            assert_eq!(listed(list).unwrap_err(), expected);
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) struct File {
     pub(super) listeners: Vec<Listener>,
     pub(super) issuers: Vec<Issuer>,
     pub(super) token_cache: TokenCache,
+    pub(super) revoked_tokens: Option<At<PathBuf>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
     pub(super) xdp: Xdp,
@@ -167,7 +168,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["revocation", "identity", "limit", "host"] {
+    for key in ["identity", "limit", "host"] {
         root.not_yet(key, Neutral::Empty, "leave the table out");
     }
     // A table that is not written is read as an empty one, so that there is one place for defaults.
@@ -181,6 +182,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         listeners: listeners(&root),
         issuers: root.children("issuer", "issuer").iter().map(issuer).collect(),
         token_cache: token_cache(&table("token_cache")),
+        revoked_tokens: revocation(&table("revocation")),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
         xdp: xdp(&table("xdp")),
@@ -299,6 +301,11 @@ fn token_cache(section: &Section<'_>) -> TokenCache {
         ),
         ttl: section.or("ttl", text(duration_between(ttl)), MINUTE),
     }
+}
+
+fn revocation(section: &Section<'_>) -> Option<At<PathBuf>> {
+    section.not_yet("store", Neutral::Empty, "leave it out and list revoked tokens in tokens_file");
+    section.maybe("tokens_file", text(value::path))
 }
 
 fn upstream(section: &Section<'_>) -> Upstream {
@@ -597,6 +604,7 @@ mod tests {
                 "[[listener]]\n[listener.tls]\nclient_auth",
                 &[("\"required\"", true), ("\"optional\"", false), ("\"off\"", false)],
             ),
+            ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
             ("[[issuer]]\njwks_url", &[("\"\"", true), ("\"https://idp\"", false)]),
             ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
             ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),
@@ -628,7 +636,6 @@ mod tests {
             assert!(problems.contains(&expected), "{problems:#?}");
         }
         for (text, column) in [
-            ("[revocation]\ntokens_file = \"x\"", 2),
             ("[host]\nsysfs = \"/sys\"", 2),
             ("[[identity]]\nfrom = \"san_uri\"", 3),
             ("[[limit]]\nname = \"x\"", 3),

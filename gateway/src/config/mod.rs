@@ -29,7 +29,7 @@ mod section;
 mod tree;
 mod value;
 
-pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES};
+pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES};
 pub use disk::{Content, Daemon, Disk, FileError, Files};
 pub use material::{Exposed, private};
 pub use problem::{Finding, Kind, Problems, Warning};
@@ -62,6 +62,8 @@ pub struct Config {
     pub issuers: Vec<Issuer>,
     /// The cache of verified tokens: `[token_cache]`.
     pub token_cache: TokenCache,
+    /// List of revoked tokens, absolute: `[revocation].tokens_file`.
+    pub revoked_tokens: Option<PathBuf>,
     /// Names are unique: `[[upstream]]`.
     pub upstreams: Vec<Upstream>,
     /// Each names an upstream that exists: `[[route]]`.

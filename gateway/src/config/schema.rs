@@ -102,6 +102,11 @@ pub(super) const TABLES: &[Known] = &[
         keys: &[("entries", "65_536"), ("ttl", "\"60s\"")],
     },
     Known {
+        path: "revocation",
+        header: "[revocation]",
+        keys: &[("tokens_file", "\"revoked.jti\""), ("store", "\"\"")],
+    },
+    Known {
         path: "upstream",
         header: "[[upstream]]",
         keys: &[

@@ -11,11 +11,12 @@ use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
 
 use crate::{
     config::{
-        self, Config, Content, Disk, Files, Listener, MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES,
+        self, Config, Content, Disk, Files, Listener, MATERIAL_MAX_BYTES,
+        REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES,
     },
     identity::{
-        certificate::{Anchors, Revocations, Trust, not_after, server_key},
-        token::{Binding, Issuers, KeySet},
+        certificate::{Anchors, Revocations, Trust, name::shown_bytes, not_after, server_key},
+        token::{Binding, Issuers, KeySet, RevokedTokens},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
@@ -45,7 +46,7 @@ pub fn files(config: &Config) -> BTreeSet<PathBuf> {
         .listeners
         .iter()
         .flat_map(|listener| certificate_files(&listener.tls).chain(trust_files(&listener.tls)));
-    of_listeners.chain(issuer_files(config)).cloned().collect()
+    of_listeners.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
 }
 
 fn certificate_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
@@ -58,6 +59,10 @@ fn trust_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
 
 fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
     config.issuers.iter().map(|issuer| &issuer.jwks_file)
+}
+
+fn revoked_file(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.revoked_tokens.iter()
 }
 
 /// Reads everything anew.
@@ -76,8 +81,12 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
         })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
-    match (issuers, errors.is_empty()) {
-        (Some(issuers), true) => Ok(snapshot(config, generation, listeners, Arc::new(issuers))),
+    let revoked = revoked_tokens(config).map_err(|more| errors.extend(more)).ok();
+    match (issuers, revoked) {
+        (Some(issuers), Some(revoked)) if errors.is_empty() => {
+            let tokens = (Arc::new(issuers), Arc::new(revoked));
+            Ok(snapshot(config, generation, listeners, tokens))
+        }
         _ => Err(errors),
     }
 }
@@ -120,8 +129,10 @@ pub fn refresh(
     }
     let issuers =
         part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
+    let revoked =
+        part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
     let Parts { read, errors, renewed, .. } = part;
-    let next = || snapshot(config, generation, listeners, issuers);
+    let next = || snapshot(config, generation, listeners, (issuers, revoked));
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -164,12 +175,13 @@ fn snapshot(
     config: &Config,
     generation: u64,
     listeners: Vec<ListenerTls>,
-    issuers: Arc<Issuers>,
+    (issuers, revoked_tokens): (Arc<Issuers>, Arc<RevokedTokens>),
 ) -> Snapshot {
     Snapshot {
         generation,
         listeners,
         issuers,
+        revoked_tokens,
         routes: routes(config),
         upstreams: upstreams(config),
         access_log: config.log.access,
@@ -194,6 +206,24 @@ pub fn token_issuers(config: &Config, generation: u64) -> Result<Issuers, Vec<Ma
         })
         .collect();
     if errors.is_empty() { Ok(Issuers::new(issuers, generation)) } else { Err(errors) }
+}
+
+/// Reads the list of revoked tokens, where there is one.
+fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialError>> {
+    let Some(path) = &config.revoked_tokens else { return Ok(RevokedTokens::default()) };
+    let list = contents(path, REVOKED_TOKENS_MAX_BYTES).and_then(|content| {
+        RevokedTokens::parse(&content.bytes).map_err(|error| wrong(path, error))
+    });
+    let list = list.map_err(|error| vec![error])?;
+    let known = |issuer: &str| config.issuers.iter().any(|known| known.rules.issuer == issuer);
+    for issuer in list.issuers().filter(|issuer| !known(issuer)) {
+        tracing::warn!(
+            file = %path.display(),
+            issuer = shown_bytes(issuer.as_bytes()),
+            "revoked tokens of an issuer that no [[issuer]] has: they revoke nothing"
+        );
+    }
+    Ok(list)
 }
 
 fn listener_tls(

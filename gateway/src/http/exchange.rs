@@ -118,7 +118,10 @@ async fn serve(
 fn identify(worker: &Worker, snapshot: &Snapshot, token: &str) -> Result<Arc<Claims>, TokenError> {
     let mut tokens = worker.tokens.borrow_mut();
     let misses = tokens.counts().misses;
-    let verdict = tokens.verify(token, &snapshot.issuers, time::unix());
+    let verdict = tokens.verify(token, &snapshot.issuers, time::unix()).and_then(|claims| {
+        // Also of a remembered one.
+        snapshot.revoked_tokens.check(&claims).map(|()| claims)
+    });
     if tokens.counts().misses != misses {
         let (issuer, result) = match &verdict {
             Ok(claims) => (claims.issuer(), "ok"),

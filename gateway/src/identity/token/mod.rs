@@ -17,6 +17,7 @@ mod inspect;
 mod json;
 mod keys;
 mod parse;
+mod revoked;
 mod verify;
 
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub use self::{
     inspect::{Report, Verdict, inspect},
     keys::{KEY_SET_MAX_BYTES, KEYS_MAX, KeySet, KeySetError, UnusableKey},
     parse::{HeaderFields, KeyName, TOKEN_MAX_BYTES, Unverified, parse},
+    revoked::{REVOKED_MAX, RevokedTokens, RevokedTokensError},
     verify::{Claims, Issuers, Keys, verify},
 };
 
