@@ -33,6 +33,7 @@ mod drain;
 mod enforce;
 mod feedback;
 mod follow;
+mod issuer;
 mod mtls;
 mod operator;
 mod proxy;

@@ -5,6 +5,7 @@
 //! wait for it.
 
 mod control;
+mod keys;
 mod material;
 mod refresh;
 
@@ -26,6 +27,7 @@ use tokio::{
     task::LocalSet,
 };
 
+pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, token_issuers};
 use self::{control::Control, refresh::Followed};
 use crate::{
@@ -158,11 +160,13 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     trace_to(&log);
     announce(&config, &warnings, workers);
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(config.server.max_connections),
         evidence,
+        unknown_keys,
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -181,8 +185,11 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         handles.push(handle);
     }
     let control = Control::new(path, config, shared, handles, kernel, phase, watch);
-    LocalSet::new()
-        .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
+    LocalSet::new().block_on(&runtime, async {
+        let control = Rc::new(control);
+        tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
+        serve(control, signals, operators, monitors, evidence_receiver).await;
+    });
     tracing::info!("stopped");
     writer.finish(&log);
     Ok(ExitCode::SUCCESS)
@@ -253,13 +260,12 @@ fn run_id() -> String {
 
 /// The control thread's loop: evidence, signals, operators, monitors, until the drain is over.
 async fn serve(
-    control: Control,
+    control: Rc<Control>,
     mut signals: Signals,
     operators: UnixListener,
     monitors: std::net::TcpListener,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
 ) {
-    let control = Rc::new(control);
     control.started();
     tokio::task::spawn_local(refresh::follow(control.clone()));
     tokio::task::spawn_local(answer_operators(control.clone(), operators));

@@ -14,6 +14,7 @@ use crate::{
 };
 
 /// One consistent state of everything that a reload may replace.
+#[derive(Clone)]
 pub struct Snapshot {
     /// Counts up with each replacement, from 1.
     pub generation: u64,

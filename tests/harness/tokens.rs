@@ -164,7 +164,8 @@ fn part(token: &str, number: usize) -> Result<&str> {
     token.split('.').nth(number).with_context(|| format!("not a compact token: {token}"))
 }
 
-fn encode(value: &Value) -> String {
+/// A header or claims as a token carries them.
+pub fn encode(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 

@@ -6,13 +6,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, LogFormat, Protocol,
+    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol,
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
     value::{self, Between, Proof, duration_between},
 };
 use crate::{
+    fetch::Url,
     identity::token::Algorithm,
     kernel::{Mode, Service, Transport},
 };
@@ -73,10 +74,25 @@ pub(super) struct Issuer {
     pub(super) issuer: Option<At<String>>,
     pub(super) audiences: Option<Vec<String>>,
     pub(super) algorithms: Vec<At<Algorithm>>,
-    pub(super) jwks_file: Option<At<PathBuf>>,
+    pub(super) keys: Keys,
     pub(super) leeway: At<Duration>,
     pub(super) max_lifetime: At<Duration>,
     pub(super) client_id_claims: Vec<String>,
+}
+
+/// Where an issuer's keys are, and what to do when they cannot be had. Not written is `None`: most
+/// of it means something for keys that are fetched only.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) file: Option<At<PathBuf>>,
+    pub(super) url: Option<At<Url>>,
+    pub(super) discovery_url: Option<At<Url>>,
+    pub(super) authorities: Option<At<PathBuf>>,
+    pub(super) addresses: Option<At<Vec<At<SocketAddr>>>>,
+    pub(super) refresh: Option<At<Duration>>,
+    pub(super) cooldown: Option<At<Duration>>,
+    pub(super) idp_lost: Option<At<IdpLost>>,
+    pub(super) max_stale: Option<At<Duration>>,
 }
 
 /// `[token_cache]`.
@@ -252,16 +268,6 @@ fn tls(section: &Section<'_>) -> Tls {
 }
 
 fn issuer(section: &Section<'_>) -> Issuer {
-    for key in ["jwks_url", "discovery_url"] {
-        section.not_yet(
-            key,
-            Neutral::Empty,
-            "keep the issuer's keys in a file, named by jwks_file",
-        );
-    }
-    for key in ["idp_lost", "max_stale"] {
-        section.not_yet(key, Neutral::Empty, "leave it out, keys from a file do not grow stale");
-    }
     let leeway = Between {
         min: Duration::ZERO,
         max: 5 * MINUTE,
@@ -277,17 +283,46 @@ fn issuer(section: &Section<'_>) -> Issuer {
             || [Algorithm::Rs256, Algorithm::Es256].map(|value| section.default(value)).to_vec(),
             |list| list.value,
         ),
-        jwks_file: if section.is_set("jwks_url") || section.is_set("discovery_url") {
-            section.maybe("jwks_file", text(value::path))
-        } else {
-            section.must("jwks_file", text(value::path))
-        },
+        keys: keys(section),
         leeway: section.or("leeway", text(duration_between(leeway)), MINUTE),
         max_lifetime: section.or("max_lifetime", text(duration_between(lifetime)), HOUR),
         client_id_claims: section.filled("client_id_claims", text(value::words)).map_or_else(
             || ["client_id", "azp", "sub"].map(String::from).to_vec(),
             |list| values(list.value),
         ),
+    }
+}
+
+fn keys(section: &Section<'_>) -> Keys {
+    let every = Between {
+        min: SECOND,
+        max: HOUR,
+        why: "a key that the issuer took back is believed until then",
+    };
+    let cooldown = Between {
+        min: SECOND,
+        max: HOUR,
+        why: "a new key is not known until then, and every stranger can ask that often",
+    };
+    let stale = Between {
+        min: SECOND,
+        max: 30 * DAY,
+        why: "what is not confirmed for longer cannot be believed",
+    };
+    let (file, url) = (section.is_set("jwks_file"), section.is_set("jwks_url"));
+    if !file && !url && !section.is_set("discovery_url") {
+        section.missing("jwks_file");
+    }
+    Keys {
+        file: section.maybe("jwks_file", text(value::path)),
+        url: section.maybe("jwks_url", text(value::url)),
+        discovery_url: section.maybe("discovery_url", text(value::url)),
+        authorities: section.maybe("ca", text(value::path)),
+        addresses: section.list_or_empty("addresses", text(value::server_address)),
+        refresh: section.maybe("refresh", text(duration_between(every))),
+        cooldown: section.maybe("cooldown", text(duration_between(cooldown))),
+        idp_lost: section.maybe("idp_lost", text(value::idp_lost)),
+        max_stale: section.maybe("max_stale", text(duration_between(stale))),
     }
 }
 
@@ -605,10 +640,6 @@ mod tests {
                 &[("\"required\"", true), ("\"optional\"", false), ("\"off\"", false)],
             ),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
-            ("[[issuer]]\njwks_url", &[("\"\"", true), ("\"https://idp\"", false)]),
-            ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
-            ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),
-            ("[[issuer]]\nmax_stale", &[("\"\"", true), ("\"24h\"", false)]),
             (
                 "[[upstream]]\nbalance",
                 &[("\"round_robin\"", true), ("\"least_connections\"", false)],

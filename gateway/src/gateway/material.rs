@@ -11,12 +11,12 @@ use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
 
 use crate::{
     config::{
-        self, Config, Content, Disk, Files, Listener, MATERIAL_MAX_BYTES,
+        self, Config, Content, Disk, Files, KeySource, Listener, MATERIAL_MAX_BYTES,
         REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES,
     },
     identity::{
         certificate::{Anchors, Revocations, Trust, name::shown_bytes, not_after, server_key},
-        token::{Binding, Issuers, KeySet, RevokedTokens},
+        token::{Binding, Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
@@ -58,7 +58,10 @@ fn trust_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
 }
 
 fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
-    config.issuers.iter().map(|issuer| &issuer.jwks_file)
+    config.issuers.iter().filter_map(|issuer| match &issuer.keys {
+        KeySource::File(file) => Some(file),
+        KeySource::Remote(_) => None,
+    })
 }
 
 fn revoked_file(config: &Config) -> impl Iterator<Item = &PathBuf> {
@@ -188,7 +191,7 @@ fn snapshot(
     }
 }
 
-/// Reads the issuers' keys.
+/// Reads the issuers' keys, as far as they are in files; the others are put in when they come.
 ///
 /// # Errors
 /// Every file that is not good.
@@ -198,14 +201,23 @@ pub fn token_issuers(config: &Config, generation: u64) -> Result<Issuers, Vec<Ma
         .issuers
         .iter()
         .filter_map(|issuer| {
-            let keys = read(&issuer.jwks_file).and_then(|bytes| {
-                KeySet::parse(&bytes, &issuer.rules.algorithms)
-                    .map_err(|error| wrong(&issuer.jwks_file, error))
-            });
-            Some((issuer.rules.clone(), keep(keys, &mut errors)?))
+            let keys = match &issuer.keys {
+                KeySource::File(file) => keep(keys_of_file(file, &issuer.rules), &mut errors)?,
+                KeySource::Remote(_) => Keys::Unavailable,
+            };
+            Some((issuer.rules.clone(), keys))
         })
         .collect();
-    if errors.is_empty() { Ok(Issuers::new(issuers, generation)) } else { Err(errors) }
+    if errors.is_empty() { Ok(Issuers::with_keys(issuers, generation)) } else { Err(errors) }
+}
+
+fn keys_of_file(file: &Path, rules: &TokenRules) -> Result<Keys, MaterialError> {
+    let content = contents(file, MATERIAL_MAX_BYTES)?;
+    if rules.algorithms.iter().any(|algorithm| algorithm.is_symmetric()) {
+        config::private(&content, Disk::new().daemon()).map_err(|open| wrong(file, open))?;
+    }
+    let keys = KeySet::parse(&content.bytes, &rules.algorithms);
+    Ok(Keys::Known(Arc::new(keys.map_err(|error| wrong(file, error))?)))
 }
 
 /// Reads the list of revoked tokens, where there is one.

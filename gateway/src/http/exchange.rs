@@ -122,6 +122,10 @@ fn identify(worker: &Worker, snapshot: &Snapshot, token: &str) -> Result<Arc<Cla
         // Also of a remembered one.
         snapshot.revoked_tokens.check(&claims).map(|()| claims)
     });
+    if let Err(TokenError::UnknownKey { issuer, .. }) = &verdict {
+        // A full queue holds the same question already.
+        let _ = worker.shared.unknown_keys.try_send(Arc::from(issuer.as_str()));
+    }
     if tokens.counts().misses != misses {
         let (issuer, result) = match &verdict {
             Ok(claims) => (claims.issuer(), "ok"),

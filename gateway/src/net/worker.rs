@@ -71,6 +71,8 @@ pub struct Shared {
     pub admission: Admission,
     /// Evidence goes here, and the sender never waits.
     pub evidence: mpsc::Sender<Evidence>,
+    /// Issuers of tokens whose key is not known go here, and the sender never waits.
+    pub unknown_keys: mpsc::Sender<Arc<str>>,
     /// What the process is doing.
     pub phase: watch::Receiver<Phase>,
     /// Where log lines go.

@@ -24,6 +24,7 @@ pub struct ServerCertificate {
 }
 
 /// What one listener's handshakes are made of.
+#[derive(Clone)]
 pub struct ListenerTls {
     /// The server's certificate.
     pub certificate: Arc<ServerCertificate>,
