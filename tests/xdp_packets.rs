@@ -36,14 +36,14 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
 /// Not the first, so that a program that ignores its slot is noticed.
-const SLOT: u32 = 5;
+pub const SLOT: u32 = 5;
 const SECRET: u64 = 0x5eed_cafe_f00d_1234;
 const MAX_SOURCES: u32 = 1024;
 /// Far longer than a test takes in jiffies.
-const LONG_NS: u64 = 1 << 40;
+pub const LONG_NS: u64 = 1 << 40;
 
 /// Whether programs may be loaded here. Continuous integration must be able to.
 pub fn may_load_programs() -> bool {
@@ -59,31 +59,31 @@ pub fn may_load_programs() -> bool {
 }
 
 /// The program in the kernel, with maps of its own.
-struct Loaded {
-    object: Ebpf,
-    maps: Maps,
-    settings: abi::Settings,
+pub struct Loaded {
+    pub object: Ebpf,
+    pub maps: Maps,
+    pub settings: abi::Settings,
 }
 
 /// What the rules are, for both sides.
 #[derive(Clone, Default)]
-struct Rules {
-    ports: Vec<u16>,
-    management: Vec<Service>,
-    deny: Vec<IpNet>,
-    exempt: Vec<IpNet>,
-    banned: Vec<Source>,
-    banned_nets: Vec<IpNet>,
+pub struct Rules {
+    pub ports: Vec<u16>,
+    pub management: Vec<Service>,
+    pub deny: Vec<IpNet>,
+    pub exempt: Vec<IpNet>,
+    pub banned: Vec<Source>,
+    pub banned_nets: Vec<IpNet>,
     /// How often a source's limits are doubled.
-    classes: Vec<(Source, i32)>,
-    limit: Limit,
-    connections: Limit,
-    bytes: Limit,
-    enforce: bool,
+    pub classes: Vec<(Source, i32)>,
+    pub limit: Limit,
+    pub connections: Limit,
+    pub bytes: Limit,
+    pub enforce: bool,
 }
 
 impl Loaded {
-    fn new(rules: &Rules) -> Self {
+    pub fn new(rules: &Rules) -> Self {
         let mut object = maps::load(None, SLOT, MAX_SOURCES).unwrap();
         let maps = Maps::take(&mut object).unwrap();
         for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
@@ -95,7 +95,7 @@ impl Loaded {
         loaded
     }
 
-    fn write(&mut self, rules: &Rules) {
+    pub fn write(&mut self, rules: &Rules) {
         self.settings = abi::Settings {
             packets: rules.limit,
             connections: rules.connections,
@@ -133,21 +133,21 @@ impl Loaded {
         }
     }
 
-    fn ban_until(&mut self, source: Source, expires_ns: u64) {
+    pub fn ban_until(&mut self, source: Source, expires_ns: u64) {
         assert!(self.maps.insert_ban(source, &Ban { expires_ns, ..Ban::default() }).unwrap());
     }
 
-    fn ban_net_until(&mut self, net: &IpNet, until_ns: u64) {
+    pub fn ban_net_until(&mut self, net: &IpNet, until_ns: u64) {
         let ban = abi::PrefixBan { until_ns, ..abi::PrefixBan::default() };
         assert!(self.maps.insert_prefix_ban(Prefix::from(net), &ban).unwrap());
     }
 
-    fn program(&self, name: &str) -> &Xdp {
+    pub fn program(&self, name: &str) -> &Xdp {
         self.object.program(name).unwrap().try_into().unwrap()
     }
 
     /// The program's clock.
-    fn now_ns(&self) -> u64 {
+    pub fn now_ns(&self) -> u64 {
         let mut written = [0; 64];
         let options = TestRunOptions {
             data_in: Some(&[0; 64]),
@@ -159,7 +159,7 @@ impl Loaded {
     }
 
     /// Runs the program on a frame and tells the action, and the cell that counted it.
-    fn run(&self, frame: &[u8], repeat: u32) -> (u32, HashMap<u32, u64>) {
+    pub fn run(&self, frame: &[u8], repeat: u32) -> (u32, HashMap<u32, u64>) {
         let before = self.counts();
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
         let action = self.program(abi::PROGRAM).test_run(options).unwrap().return_value;
@@ -177,24 +177,24 @@ impl Loaded {
         (action, grown)
     }
 
-    fn counts(&self) -> Vec<abi::Count> {
+    pub fn counts(&self) -> Vec<abi::Count> {
         (0..abi::CELLS).map(|cell| self.maps.count(SLOT, cell).unwrap()).collect()
     }
 }
 
 /// User space's own tables for the same rules.
-struct Oracle {
-    rules: Rules,
-    sets: RefCell<HashMap<(Quota, u32), Set>>,
+pub struct Oracle {
+    pub rules: Rules,
+    pub sets: RefCell<HashMap<(Quota, u32), Set>>,
 }
 
 impl Oracle {
-    fn new(rules: &Rules) -> Self {
+    pub fn new(rules: &Rules) -> Self {
         Self { rules: rules.clone(), sets: RefCell::default() }
     }
 
     /// The action and the cell that the program should come to.
-    fn judge(&self, frame: &[u8]) -> (u32, u32) {
+    pub fn judge(&self, frame: &[u8]) -> (u32, u32) {
         let outcome = judge(frame, self, LONG_NS);
         let action = if outcome.drops() && self.rules.enforce { XDP_DROP } else { XDP_PASS };
         (action, abi::cell(outcome, self.rules.enforce))
@@ -314,7 +314,7 @@ impl Packet {
     }
 }
 
-fn rules() -> Rules {
+pub fn rules() -> Rules {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
     Rules {

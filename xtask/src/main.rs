@@ -12,6 +12,7 @@ mod cargo;
 mod check;
 mod demo;
 mod perf;
+mod process;
 mod setup;
 mod test;
 mod vm_test;

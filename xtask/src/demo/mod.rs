@@ -13,20 +13,12 @@ mod world;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::geteuid;
-use signal_hook::{consts, flag};
 
 use self::{table::Report, world::World};
-use crate::{
-    cargo,
-    harness::{clock, netns},
-    setup,
-};
+use crate::{cargo, harness::netns, process, setup};
 
 /// The longest a measured phase may be asked to last: a demonstration, not a soak test.
 const MAX_PHASE_S: u64 = 60;
-/// Exit status for a missing privilege, as the product's own.
-const NOT_PERMITTED: u8 = 77;
 
 /// What was asked for on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,14 +55,13 @@ impl Options {
 /// When the scene cannot be set, or somebody interrupts; all that was made is removed then too.
 pub fn demo(words: &[String]) -> Result<ExitCode> {
     let options = Options::parse(words)?;
-    if !geteuid().is_root() {
-        eprintln!(
-            "demo: needs root, for network namespaces, links and BPF (CAP_NET_ADMIN, CAP_SYS_ADMIN, \
-             CAP_BPF): sudo --preserve-env=PATH,HOME cargo xtask demo"
-        );
-        return Ok(ExitCode::from(NOT_PERMITTED));
+    if let Some(refused) = process::refuse_without_root(
+        "demo",
+        "for network namespaces, links and BPF (CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF)",
+    ) {
+        return Ok(refused);
     }
-    stop_on_signals()?;
+    process::stop_on_signals()?;
     setup::setup()?;
     setup::mount_bpffs()?;
     let binary = cargo::build_release()?;
@@ -85,17 +76,6 @@ pub fn demo(words: &[String]) -> Result<ExitCode> {
     }
     report.print();
     Ok(if report.all_held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The first SIGINT or SIGTERM ends every wait, so that the scene is taken down in the ordinary way;
-/// a second one ends the process at once, and the next run finds what it left.
-fn stop_on_signals() -> Result<()> {
-    let interrupt = clock::interrupt_flag();
-    for signal in [consts::SIGINT, consts::SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, interrupt.clone())?;
-        flag::register(signal, interrupt.clone())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

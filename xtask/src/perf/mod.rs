@@ -15,13 +15,8 @@ mod xdp_filter;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use nix::unistd::geteuid;
-use signal_hook::{consts, flag};
 
-use crate::{harness::clock, setup};
-
-/// Exit status for a missing privilege, as the product's own.
-const NOT_PERMITTED: u8 = 77;
+use crate::{process, setup};
 
 /// What was asked for on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,15 +50,14 @@ impl Options {
 /// When something cannot be built, loaded or measured, or somebody interrupts.
 pub fn perf(words: &[String]) -> Result<ExitCode> {
     let options = Options::parse(words)?;
-    if !geteuid().is_root() {
-        eprintln!(
-            "perf: needs root, to load BPF programs and to keep a core for itself (CAP_BPF, \
-             CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_NICE): sudo --preserve-env=PATH,HOME cargo xtask \
-             perf"
-        );
-        return Ok(ExitCode::from(NOT_PERMITTED));
+    if let Some(refused) = process::refuse_without_root(
+        "perf",
+        "to load BPF programs and to keep a core for itself (CAP_BPF, CAP_NET_ADMIN, \
+         CAP_SYS_ADMIN, CAP_SYS_NICE)",
+    ) {
+        return Ok(refused);
     }
-    stop_on_signals()?;
+    process::stop_on_signals()?;
     if options.json {
         // Standard output is the document's alone; setup speaks there.
         eprintln!(
@@ -82,16 +76,6 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
     }
     eprintln!("perf: kept as {}", kept.display());
     Ok(ExitCode::SUCCESS)
-}
-
-/// The first SIGINT or SIGTERM ends the measurement in the ordinary way, a second one at once.
-fn stop_on_signals() -> Result<()> {
-    let interrupt = clock::interrupt_flag();
-    for signal in [consts::SIGINT, consts::SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, interrupt.clone())?;
-        flag::register(signal, interrupt.clone())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
