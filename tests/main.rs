@@ -34,6 +34,7 @@ mod enforce;
 mod feedback;
 mod follow;
 mod identity;
+mod issuer;
 mod lockout;
 mod mtls;
 mod operator;
