@@ -26,7 +26,8 @@ cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
-cargo xtask perf [xdp] [--json] [--quick]  measures against others, and keeps the results (root)
+cargo xtask perf [xdp|flood] [--json] [--quick]
+                                       measures against others, and keeps the results (root)
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 
