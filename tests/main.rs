@@ -40,6 +40,7 @@ mod proxy;
 mod reload;
 mod samples;
 mod token;
+mod token_corpus;
 mod xdp_frames;
 mod xdp_live;
 mod xdp_packets;
