@@ -45,6 +45,7 @@ mod revocation;
 mod samples;
 mod survival;
 mod token;
+mod token_corpus;
 mod xdp_cpus;
 mod xdp_frames;
 mod xdp_fuzz;

@@ -54,7 +54,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         return Ok(ExitCode::from(2));
     };
     match name.as_str() {
-        "setup" => without_arguments(rest, setup::setup),
+        "setup" => without_arguments(rest, setup::setup_all),
         "check" => without_arguments(rest, check::check),
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
         "vm-test" => vm_test::vm_test(rest),

@@ -60,3 +60,6 @@ pub struct TokenRules {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod vectors;
