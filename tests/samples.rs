@@ -357,7 +357,7 @@ fn every_problem_is_listed_with_its_place() {
                 ("protocols", "protocols = [\"h3\", \"h2\"]\nproxy_protocol = \"required\""),
                 ("balance", "balance = \"least_connections\""),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
-            ]) + "\n[revocation]\ntokens_file = \"revoked.jti\"\n",
+            ]) + "\n[host]\nsysfs = \"/proc\"\n",
             vec![
                 (
                     Kind::NotSupported,
@@ -393,7 +393,7 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::NotSupported,
                     format!(
-                        "{}:2: not supported yet: revocation; leave the table out (revocation)",
+                        "{}:2: not supported yet: host; leave the table out (host)",
                         SAMPLE.lines().count() + 2
                     ),
                 ),

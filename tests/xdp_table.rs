@@ -1349,7 +1349,9 @@ fn quotas() -> Vec<Row> {
         row("one octet too many", long("192.0.2.31", 1_000), WithinLimit),
         row("one octet too many: 1001", long("192.0.2.31", 1_001), OverBytes),
         row("what is smaller still fits", long("192.0.2.31", 1_000), WithinLimit),
-        row("octets are looked at last", long("192.0.2.31", 1_000), OverLimit),
+        row("refused for its octets, it cost no packet", long("192.0.2.31", 1_000), OverBytes),
+        rows("small ones", 3, long("192.0.2.33", 60), WithinLimit),
+        row("octets are looked at last", long("192.0.2.33", 1_900), OverLimit),
         row(
             "a frame larger than the burst, of one who rested",
             long("192.0.2.32", 2_100),
@@ -1388,8 +1390,16 @@ fn newcomers() -> Vec<Row> {
         row("the first stranger", ack("192.0.2.1"), WithinLimit),
         row("the second", frame(&ip("192.0.2.2", TCP, &tcp(GUARDED, SYN))), WithinLimit),
         rows("no more than two", 3, ack("192.0.2.3"), OverNewSources),
-        row("a connection of a stranger", frame(&ip("192.0.2.4", TCP, &tcp(GUARDED, SYN))), OverNewSources),
-        row("a fragment of a stranger", frame(&fragment_4("192.0.2.4", UDP, 1, &[0; 16])), OverNewSources),
+        row(
+            "a connection of a stranger",
+            frame(&ip("192.0.2.4", TCP, &tcp(GUARDED, SYN))),
+            OverNewSources,
+        ),
+        row(
+            "a fragment of a stranger",
+            frame(&fragment_4("192.0.2.4", UDP, 1, &[0; 16])),
+            OverNewSources,
+        ),
         row("over IPv6 as well", ack(SOMEBODY_6), OverNewSources),
         rows("who is known goes on", 9, ack("192.0.2.1"), WithinLimit),
         row("the other one, too", ack("192.0.2.2"), WithinLimit),
@@ -1397,8 +1407,16 @@ fn newcomers() -> Vec<Row> {
         row("a banned stranger", ack(BANNED), Banned),
         row("a denied stranger", ack("203.0.113.8"), Denied),
         row("a stranger from the link", ack("fe80::1"), Exempt),
-        row("a stranger to management", frame(&ip("192.0.2.5", TCP, &tcp(OPERATORS, SYN))), Management),
-        row("a stranger to another port", frame(&ip("192.0.2.5", TCP, &tcp(OTHER, SYN))), OtherPort),
+        row(
+            "a stranger to management",
+            frame(&ip("192.0.2.5", TCP, &tcp(OPERATORS, SYN))),
+            Management,
+        ),
+        row(
+            "a stranger to another port",
+            frame(&ip("192.0.2.5", TCP, &tcp(OTHER, SYN))),
+            OtherPort,
+        ),
         row("a stranger's echo", frame(&ip("192.0.2.5", ICMP, &[8; 8])), OtherPort),
     ]
 }
@@ -1477,5 +1495,4 @@ fn the_table_is_as_large_as_promised_and_has_every_outcome() {
     for outcome in Outcome::ALL {
         assert!(rows.iter().any(|row| row.expected == outcome), "{}", outcome.word());
     }
-}");
 }

@@ -5,6 +5,7 @@
 //! wait for it.
 
 mod control;
+mod keys;
 mod material;
 mod refresh;
 mod spared;
@@ -28,6 +29,7 @@ use tokio::{
     task::LocalSet,
 };
 
+pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, token_issuers};
 use self::{
     control::{Control, Tell},
@@ -164,6 +166,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     trace_to(&log);
     announce(&config, &warnings, workers);
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
     let shared = Shared {
@@ -178,6 +181,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
                 NonZeroUsize::new(listener.tls.sessions).map(Sessions::new).map(Arc::new)
             })
             .collect(),
+        unknown_keys,
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -195,9 +199,13 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
-    let control = Control::new(path, config, shared, handles, kernel, Tell { phase, news }, watch);
-    LocalSet::new()
-        .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
+    let tell = Tell { phase, news };
+    let control = Control::new(path, config, shared, handles, kernel, tell, watch);
+    LocalSet::new().block_on(&runtime, async {
+        let control = Rc::new(control);
+        tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
+        serve(control, signals, operators, monitors, evidence_receiver).await;
+    });
     tracing::info!("stopped");
     writer.finish(&log);
     Ok(ExitCode::SUCCESS)
@@ -268,13 +276,12 @@ fn run_id() -> String {
 
 /// The control thread's loop: evidence, signals, operators, monitors, until the drain is over.
 async fn serve(
-    control: Control,
+    control: Rc<Control>,
     mut signals: Signals,
     operators: UnixListener,
     monitors: std::net::TcpListener,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
 ) {
-    let control = Rc::new(control);
     control.started();
     tokio::task::spawn_local(refresh::follow(control.clone()));
     tokio::task::spawn_local(answer_operators(control.clone(), operators));

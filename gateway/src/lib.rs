@@ -26,6 +26,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod fetch;
 pub mod gateway;
 pub mod http;
 pub mod identity;

@@ -7,13 +7,17 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::{
-    identity::{principal::Rules, token::Issuers},
+    identity::{
+        principal::Rules,
+        token::{Issuers, RevokedTokens},
+    },
     policy::route::Routes,
     tls::ListenerTls,
     upstream::Upstream,
 };
 
 /// One consistent state of everything that a reload may replace.
+#[derive(Clone)]
 pub struct Snapshot {
     /// Counts up with each replacement, from 1.
     pub generation: u64,
@@ -23,6 +27,8 @@ pub struct Snapshot {
     pub issuers: Arc<Issuers>,
     /// Client certificate → principal.
     pub identities: Rules,
+    /// Tokens that are refused whatever else is right with them.
+    pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.
     pub routes: Routes,
     /// Routes name them by index.

@@ -7,12 +7,15 @@ use std::{
     hash::Hash,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 
 use super::{
-    Admin, Bans, Config, Issuer, Listener, Log, Route, Server, TokenCache, Upstream,
+    Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, RemoteKeys, Route,
+    Server, TokenCache, Upstream,
     disk::Files,
     file::{self, File},
     material,
@@ -25,7 +28,7 @@ use crate::{
     identity::{
         pattern::Pattern,
         principal::{NameSource, Rule, Rules},
-        token::{Binding, TokenRules},
+        token::{Binding, RefreshRules, RevokedTokens, TokenRules},
     },
     kernel::{self, ByteRate, Rate, Service, Transport},
     policy::authorize::Demands,
@@ -38,6 +41,25 @@ pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
 
 /// Revocation lists of large authorities reach tens of megabytes.
 pub const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
+
+/// From one good answer of an issuer to the next question: a key that it took back is believed for
+/// no longer, and it is asked no more often than it can bear from many gateways.
+const REFRESH_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// For keys that are not known yet; every stranger can cause a question that often.
+const REFRESH_COOLDOWN: Duration = Duration::from_secs(30);
+
+/// How long an issuer may be away: over a night, till somebody looks.
+const STALE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// `idp_lost = "strict"`: refuses after this.
+const STRICT_BELIEVED: Duration = Duration::from_secs(300);
+
+/// And so asks this often: one lost answer is not the loss of an issuer.
+const STRICT_EVERY: Duration = Duration::from_secs(60);
+
+/// A million revoked tokens with their issuer's URL.
+pub const REVOKED_TOKENS_MAX_BYTES: usize = 128 << 20;
 
 /// `sockaddr_un.sun_path` holds 108 bytes, the last of which is 0 (unix(7)).
 const SOCKET_PATH_MAX_BYTES: usize = 107;
@@ -65,6 +87,7 @@ pub(super) fn judge(
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
     let identities = check.identities(&file.identities);
+    let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
     check.unused(file);
@@ -84,6 +107,7 @@ pub(super) fn judge(
             ttl: file.token_cache.ttl.value,
         },
         identities: identities?,
+        revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
         xdp: xdp?,
@@ -164,7 +188,8 @@ impl Check<'_> {
 
     fn issuer(&self, written: &file::Issuer) -> Option<Issuer> {
         let is_symmetric = self.symmetric(written);
-        if let Some(path) = &written.jwks_file {
+        let keys = self.key_source(&written.keys, is_symmetric);
+        if let Some(path) = &written.keys.file {
             let key = "issuer.jwks_file";
             self.judged(key, path, MATERIAL_MAX_BYTES, material::key_set);
             if is_symmetric
@@ -195,7 +220,7 @@ impl Check<'_> {
                 max_lifetime: lifetime.value,
                 client_id_claims: written.client_id_claims.clone(),
             },
-            jwks_file: self.base.join(&written.jwks_file.as_ref()?.value),
+            keys: keys?,
         })
     }
 
@@ -284,6 +309,102 @@ impl Check<'_> {
                 self.problem(written.place, Kind::BadValue, text);
             })
             .ok()
+    }
+
+    fn key_source(&self, written: &file::Keys, is_symmetric: bool) -> Option<KeySource> {
+        let file::Keys { file, url, discovery_url, .. } = written;
+        let file_place = file.as_ref().map(|at| ("jwks_file", at.place));
+        let url_place = url.as_ref().map(|at| ("jwks_url", at.place));
+        let discovery_place = discovery_url.as_ref().map(|at| ("discovery_url", at.place));
+        let sources: Vec<_> =
+            [file_place, url_place, discovery_place].into_iter().flatten().collect();
+        if let [(first, _), (second, place), ..] = sources.as_slice() {
+            let text = format!(
+                "issuer.{second} stands beside {first}, and an issuer's keys come from one place; \
+                 take one of them out"
+            );
+            self.contradiction(*place, text);
+        }
+        let location = match (url, discovery_url) {
+            (Some(url), _) => KeyLocation::Keys(url.value.clone()),
+            (None, Some(url)) => KeyLocation::Description(url.value.clone()),
+            (None, None) => {
+                let file = file.as_ref()?;
+                self.settings_of_fetching(written);
+                return Some(KeySource::File(self.base.join(&file.value)));
+            }
+        };
+        if let Some((name, place)) = url_place.or(discovery_place)
+            && is_symmetric
+        {
+            let text = format!(
+                "issuer.{name} would show a shared key to whoever asks; keep the key of HS256 in a \
+                 file, named by jwks_file"
+            );
+            self.contradiction(place, text);
+        }
+        if let Some(path) = &written.authorities {
+            self.judged("issuer.ca", path, MATERIAL_MAX_BYTES, material::certificates);
+        }
+        let addresses = written.addresses.as_ref()?.value.iter().map(|at| at.value);
+        Some(KeySource::Remote(Arc::new(RemoteKeys {
+            location,
+            authorities: written.authorities.as_ref().map(|path| self.base.join(&path.value)),
+            addresses: addresses.collect(),
+            refresh: self.refresh(written),
+        })))
+    }
+
+    /// Settings of fetching, where nothing is fetched.
+    fn settings_of_fetching(&self, written: &file::Keys) {
+        let addresses = written.addresses.as_ref().filter(|list| !list.value.is_empty());
+        for (key, place) in [
+            ("ca", written.authorities.as_ref().map(|at| at.place)),
+            ("addresses", addresses.map(|at| at.place)),
+            ("refresh", written.refresh.as_ref().map(|at| at.place)),
+            ("cooldown", written.cooldown.as_ref().map(|at| at.place)),
+            ("idp_lost", written.idp_lost.as_ref().map(|at| at.place)),
+            ("max_stale", written.max_stale.as_ref().map(|at| at.place)),
+        ] {
+            if let Some(place) = place {
+                let text = format!(
+                    "issuer.{key} is about keys that are fetched, and these come from a file; take \
+                     it out, or name the issuer's jwks_url or discovery_url"
+                );
+                self.contradiction(place, text);
+            }
+        }
+    }
+
+    fn refresh(&self, written: &file::Keys) -> RefreshRules {
+        let value = |at: &Option<At<Duration>>, default| at.as_ref().map_or(default, |at| at.value);
+        let every = value(&written.refresh, REFRESH_EVERY);
+        let cooldown = value(&written.cooldown, REFRESH_COOLDOWN);
+        if written.idp_lost.as_ref().map(|at| at.value) != Some(IdpLost::Strict) {
+            return RefreshRules {
+                every,
+                cooldown,
+                believed: value(&written.max_stale, STALE_MAX),
+            };
+        }
+        if let Some(stale) = &written.max_stale {
+            let text = "issuer.max_stale is how long old keys serve, but idp_lost is \"strict\", \
+                        which refuses after 5 minutes; take one of them out";
+            self.contradiction(stale.place, text);
+        }
+        RefreshRules { every: every.min(STRICT_EVERY), cooldown, believed: STRICT_BELIEVED }
+    }
+
+    fn revoked_tokens(&self, file: &File) -> Option<PathBuf> {
+        let path = file.revoked_tokens.as_ref()?;
+        let key = "revocation.tokens_file";
+        self.judged(key, path, REVOKED_TOKENS_MAX_BYTES, RevokedTokens::parse);
+        if file.issuers.is_empty() {
+            let text = "revocation.tokens_file lists tokens, but there is no [[issuer]] whose \
+                        tokens are believed; take it out";
+            self.report.warning(path.place, text);
+        }
+        Some(self.base.join(&path.value))
     }
 
     fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
@@ -642,6 +763,13 @@ impl Check<'_> {
         let servers = file.upstreams.iter().filter_map(|upstream| upstream.servers.as_ref());
         let addresses = servers.flatten().filter_map(|server| server.value.host.parse().ok());
         exempt.extend(addresses.map(|address: IpAddr| IpNet::from(address.to_canonical())));
+        let issuers = file.issuers.iter().map(|issuer| &issuer.keys);
+        for keys in issuers {
+            let urls = [&keys.url, &keys.discovery_url].into_iter().flatten();
+            exempt.extend(urls.filter_map(|url| url.value.address()).map(IpNet::from));
+            let addresses = keys.addresses.iter().flat_map(|list| &list.value);
+            exempt.extend(addresses.map(|at| IpNet::from(at.value.ip().to_canonical())));
+        }
         let mut seen = std::collections::HashSet::new();
         exempt.retain(|network| seen.insert(*network));
         self.denied(written, &exempt);
@@ -893,7 +1021,8 @@ interfaces = ["eth0"]
             client_id_claims: vec!["client_id".into(), "azp".into(), "sub".into()],
         };
         assert_eq!(config.issuers[0].rules, rules);
-        assert_eq!(config.issuers[0].jwks_file, Path::new("/etc/portcullis/jwks.json"));
+        let keys = &config.issuers[0].keys;
+        assert!(matches!(keys, KeySource::File(file) if file == "/etc/portcullis/jwks.json"));
 
         let upstream = &config.upstreams[0];
         assert_eq!(upstream.servers, [Endpoint { host: "192.0.2.9".into(), port: 9001 }]);
@@ -1506,6 +1635,103 @@ access = false
             change(&mut fake);
             let problems = fake.load(SMALL).expect_err(expected);
             assert_eq!(problem_lines(&problems).join("\n"), *expected);
+        }
+    }
+
+    #[test]
+    fn keys_come_from_one_place() {
+        let issuer = |lines: &str| {
+            let text = small("jwks_file = \"jwks.json\"", lines);
+            let mut fake = Fake::new();
+            fake.put("idp-ca.pem", &LAB.authority, 0o644);
+            fake.load(&text).map_err(|problems| problem_lines(&problems).join("\n"))
+        };
+        let second = Duration::from_secs;
+        let default =
+            RefreshRules { every: second(900), cooldown: second(30), believed: second(24 * 3600) };
+        for (lines, expected) in [
+            ("jwks_url = \"https://idp.example.com/keys\"", default),
+            (
+                "discovery_url = \"https://idp.example.com/d\"\nca = \"idp-ca.pem\"\n\
+                 addresses = [\"192.0.2.77:443\"]\nrefresh = \"1m\"\ncooldown = \"2s\"\n\
+                 idp_lost = \"available\"\nmax_stale = \"1h\"",
+                RefreshRules { every: second(60), cooldown: second(2), believed: second(3600) },
+            ),
+            (
+                "jwks_url = \"http://127.0.0.1:9/k\"\nidp_lost = \"strict\"",
+                RefreshRules { every: second(60), believed: second(300), ..default },
+            ),
+        ] {
+            let (config, warnings) = issuer(lines).unwrap();
+            assert_eq!(warnings, Vec::<Warning>::new());
+            let KeySource::Remote(keys) = &config.issuers[0].keys else { panic!("{lines}") };
+            assert_eq!(keys.refresh, expected, "{lines}");
+            let exempt = config.xdp.map(|xdp| xdp.exempt).unwrap_or_default();
+            let stands = exempt.contains(&"192.0.2.77/32".parse().unwrap());
+            assert_eq!(stands, !keys.addresses.is_empty());
+        }
+        for (lines, expected) in [
+            (
+                "leeway = \"1s\"",
+                "8:1: [[issuer]] has no jwks_file; add it, as in jwks_file = \"jwks.json\"",
+            ),
+            (
+                "jwks_file = \"jwks.json\"\njwks_url = \"https://idp/\"",
+                "13:12: issuer.jwks_url stands beside jwks_file, and an issuer's keys come from one \
+                 place; take one of them out",
+            ),
+            (
+                "jwks_url = \"http://idp.example.com/keys\"",
+                "12:12: issuer.jwks_url is \"http://idp.example.com/keys\": it is not https://, \
+                 and http:// is for this machine's loopback only; write it as in \
+                 \"https://idp.example.com/keys\"",
+            ),
+            (
+                "jwks_file = \"jwks.json\"\nmax_stale = \"1h\"",
+                "13:13: issuer.max_stale is about keys that are fetched, and these come from a \
+                 file; take it out, or name the issuer's jwks_url or discovery_url",
+            ),
+            (
+                "jwks_url = \"https://idp/\"\nidp_lost = \"strict\"\nmax_stale = \"1h\"",
+                "14:13: issuer.max_stale is how long old keys serve, but idp_lost is \"strict\", \
+                 which refuses after 5 minutes; take one of them out",
+            ),
+            (
+                "jwks_url = \"https://idp/\"\nalgorithms = [\"HS256\"]",
+                "12:12: issuer.jwks_url would show a shared key to whoever asks; keep the key of \
+                 HS256 in a file, named by jwks_file",
+            ),
+        ] {
+            assert_eq!(issuer(lines).unwrap_err(), expected, "{lines}");
+        }
+    }
+
+    #[test]
+    fn revoked_tokens_are_listed_whole() {
+        let text = SMALL.to_owned() + "[revocation]\ntokens_file = \"revoked.jti\"\n";
+        let listed = |list: Option<&str>| {
+            let mut fake = Fake::new();
+            if let Some(list) = list {
+                fake.put("revoked.jti", list, 0o644);
+            }
+            fake.load(&text).map_err(|problems| problem_lines(&problems).join("\n"))
+        };
+        let (config, warnings) = listed(Some("https://idp.example.com 7f3c\n")).unwrap();
+        assert_eq!(
+            config.revoked_tokens.as_deref(),
+            Some(Path::new("/etc/portcullis/revoked.jti"))
+        );
+        assert_eq!(warnings, Vec::<Warning>::new());
+        for (list, expected) in [
+            (None, "does not exist; correct the path or create the file"),
+            (
+                Some("https://idp.example.com 7f3c"),
+                "the last line has no end, so it may be half written; end each line with a newline",
+            ),
+        ] {
+            let expected =
+                format!("24:15: revocation.tokens_file \"/etc/portcullis/revoked.jti\" {expected}");
+            assert_eq!(listed(list).unwrap_err(), expected);
         }
     }
 

@@ -6,13 +6,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, LogFormat, Protocol,
+    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol,
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
     value::{self, Between, ClientAuth, Proof, duration_between},
 };
 use crate::{
+    fetch::Url,
     identity::{
         pattern::Pattern,
         principal::{NameSource, Template},
@@ -35,6 +36,7 @@ pub(super) struct File {
     pub(super) issuers: Vec<Issuer>,
     pub(super) token_cache: TokenCache,
     pub(super) identities: Vec<Identity>,
+    pub(super) revoked_tokens: Option<At<PathBuf>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
     pub(super) xdp: Xdp,
@@ -99,10 +101,25 @@ pub(super) struct Issuer {
     pub(super) issuer: Option<At<String>>,
     pub(super) audiences: Option<Vec<String>>,
     pub(super) algorithms: Vec<At<Algorithm>>,
-    pub(super) jwks_file: Option<At<PathBuf>>,
+    pub(super) keys: Keys,
     pub(super) leeway: At<Duration>,
     pub(super) max_lifetime: At<Duration>,
     pub(super) client_id_claims: Vec<String>,
+}
+
+/// Where an issuer's keys are, and what to do when they cannot be had. Not written is `None`: most
+/// of it means something for keys that are fetched only.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) file: Option<At<PathBuf>>,
+    pub(super) url: Option<At<Url>>,
+    pub(super) discovery_url: Option<At<Url>>,
+    pub(super) authorities: Option<At<PathBuf>>,
+    pub(super) addresses: Option<At<Vec<At<SocketAddr>>>>,
+    pub(super) refresh: Option<At<Duration>>,
+    pub(super) cooldown: Option<At<Duration>>,
+    pub(super) idp_lost: Option<At<IdpLost>>,
+    pub(super) max_stale: Option<At<Duration>>,
 }
 
 /// `[token_cache]`.
@@ -210,7 +227,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["revocation", "limit", "host"] {
+    for key in ["limit", "host"] {
         root.not_yet(key, Neutral::Empty, "leave the table out");
     }
     // A table that is not written is read as an empty one, so that there is one place for defaults.
@@ -225,6 +242,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         issuers: root.children("issuer", "issuer").iter().map(issuer).collect(),
         token_cache: token_cache(&table("token_cache")),
         identities: root.children("identity", "identity").iter().map(identity).collect(),
+        revoked_tokens: revocation(&table("revocation")),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
         xdp: xdp(&table("xdp")),
@@ -325,16 +343,6 @@ fn clients(section: &Section<'_>, path: &'static str) -> Clients {
 }
 
 fn issuer(section: &Section<'_>) -> Issuer {
-    for key in ["jwks_url", "discovery_url"] {
-        section.not_yet(
-            key,
-            Neutral::Empty,
-            "keep the issuer's keys in a file, named by jwks_file",
-        );
-    }
-    for key in ["idp_lost", "max_stale"] {
-        section.not_yet(key, Neutral::Empty, "leave it out, keys from a file do not grow stale");
-    }
     let leeway = Between {
         min: Duration::ZERO,
         max: 5 * MINUTE,
@@ -350,17 +358,46 @@ fn issuer(section: &Section<'_>) -> Issuer {
             || [Algorithm::Rs256, Algorithm::Es256].map(|value| section.default(value)).to_vec(),
             |list| list.value,
         ),
-        jwks_file: if section.is_set("jwks_url") || section.is_set("discovery_url") {
-            section.maybe("jwks_file", text(value::path))
-        } else {
-            section.must("jwks_file", text(value::path))
-        },
+        keys: keys(section),
         leeway: section.or("leeway", text(duration_between(leeway)), MINUTE),
         max_lifetime: section.or("max_lifetime", text(duration_between(lifetime)), HOUR),
         client_id_claims: section.filled("client_id_claims", text(value::words)).map_or_else(
             || ["client_id", "azp", "sub"].map(String::from).to_vec(),
             |list| values(list.value),
         ),
+    }
+}
+
+fn keys(section: &Section<'_>) -> Keys {
+    let every = Between {
+        min: SECOND,
+        max: HOUR,
+        why: "a key that the issuer took back is believed until then",
+    };
+    let cooldown = Between {
+        min: SECOND,
+        max: HOUR,
+        why: "a new key is not known until then, and every stranger can ask that often",
+    };
+    let stale = Between {
+        min: SECOND,
+        max: 30 * DAY,
+        why: "what is not confirmed for longer cannot be believed",
+    };
+    let (file, url) = (section.is_set("jwks_file"), section.is_set("jwks_url"));
+    if !file && !url && !section.is_set("discovery_url") {
+        section.missing("jwks_file");
+    }
+    Keys {
+        file: section.maybe("jwks_file", text(value::path)),
+        url: section.maybe("jwks_url", text(value::url)),
+        discovery_url: section.maybe("discovery_url", text(value::url)),
+        authorities: section.maybe("ca", text(value::path)),
+        addresses: section.list_or_empty("addresses", text(value::server_address)),
+        refresh: section.maybe("refresh", text(duration_between(every))),
+        cooldown: section.maybe("cooldown", text(duration_between(cooldown))),
+        idp_lost: section.maybe("idp_lost", text(value::idp_lost)),
+        max_stale: section.maybe("max_stale", text(duration_between(stale))),
     }
 }
 
@@ -384,6 +421,11 @@ fn identity(section: &Section<'_>) -> Identity {
         roles: section.list_or_empty("roles", text(value::role)),
         tenant: section.maybe("tenant", text(value::template)),
     }
+}
+
+fn revocation(section: &Section<'_>) -> Option<At<PathBuf>> {
+    section.not_yet("store", Neutral::Empty, "leave it out and list revoked tokens in tokens_file");
+    section.maybe("tokens_file", text(value::path))
 }
 
 fn upstream(section: &Section<'_>) -> Upstream {
@@ -689,10 +731,7 @@ mod tests {
             ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
             ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
-            ("[[issuer]]\njwks_url", &[("\"\"", true), ("\"https://idp\"", false)]),
-            ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
-            ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),
-            ("[[issuer]]\nmax_stale", &[("\"\"", true), ("\"24h\"", false)]),
+            ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
             (
                 "[[upstream]]\nbalance",
                 &[("\"round_robin\"", true), ("\"least_connections\"", false)],
@@ -709,11 +748,7 @@ mod tests {
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        for (text, column) in [
-            ("[revocation]\ntokens_file = \"x\"", 2),
-            ("[host]\nsysfs = \"/sys\"", 2),
-            ("[[limit]]\nname = \"x\"", 3),
-        ] {
+        for (text, column) in [("[host]\nsysfs = \"/sys\"", 2), ("[[limit]]\nname = \"x\"", 3)] {
             let problems = problem_lines(&Fake::new().load(text).unwrap_err());
             let start = format!("1:{column}: not supported yet: ");
             assert!(problems.iter().any(|problem| problem.starts_with(&start)), "{problems:#?}");

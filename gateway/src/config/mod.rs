@@ -10,13 +10,18 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use ipnet::IpNet;
 
 use crate::{
-    identity::{principal, token::TokenRules},
+    fetch::Url,
+    identity::{
+        principal,
+        token::{RefreshRules, TokenRules},
+    },
     kernel,
     policy::authorize::Demands,
 };
@@ -33,7 +38,7 @@ mod section;
 mod tree;
 mod value;
 
-pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES};
+pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES};
 pub use disk::{Content, Daemon, Disk, FileError, Files};
 pub use material::{Exposed, private};
 pub use problem::{Finding, Kind, Problems, Warning};
@@ -68,6 +73,8 @@ pub struct Config {
     pub token_cache: TokenCache,
     /// Client certificate → principal: `[[identity]]`.
     pub identities: principal::Rules,
+    /// List of revoked tokens, absolute: `[revocation].tokens_file`.
+    pub revoked_tokens: Option<PathBuf>,
     /// Names are unique: `[[upstream]]`.
     pub upstreams: Vec<Upstream>,
     /// Each names an upstream that exists: `[[route]]`.
@@ -170,8 +177,57 @@ pub enum CrlExpired {
 pub struct Issuer {
     /// What a token of this issuer must satisfy.
     pub rules: TokenRules,
-    /// JWKS file, absolute.
-    pub jwks_file: PathBuf,
+    /// Where its keys are.
+    pub keys: KeySource,
+}
+
+/// Where an issuer's keys are.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// In this JWKS file, absolute.
+    File(PathBuf),
+    /// At the issuer's own server.
+    Remote(Arc<RemoteKeys>),
+}
+
+/// Keys that are fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteKeys {
+    /// What is fetched first.
+    pub location: KeyLocation,
+    /// Authorities that the server's certificate has to come from, absolute; `None`: the system's.
+    pub authorities: Option<PathBuf>,
+    /// The server's addresses; empty: those of its name.
+    pub addresses: Vec<SocketAddr>,
+    /// When to ask, and how long to believe the last answer.
+    pub refresh: RefreshRules,
+}
+
+/// `jwks_url` or `discovery_url`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyLocation {
+    /// The keys themselves.
+    Keys(Url),
+    /// The issuer's description of itself, which says where they are.
+    Description(Url),
+}
+
+impl KeyLocation {
+    /// What is fetched first.
+    pub fn url(&self) -> &Url {
+        match self {
+            Self::Keys(url) | Self::Description(url) => url,
+        }
+    }
+}
+
+/// `idp_lost`: what an issuer that gives no answer means for its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdpLost {
+    /// They are judged by the last keys, up to `max_stale`.
+    Available,
+    /// They are refused after five minutes.
+    Strict,
 }
 
 /// `[token_cache]`.

@@ -211,7 +211,7 @@ impl<'t> Section<'t> {
     }
 
     /// Notes that a key is missing.
-    fn missing(&self, key: &'static str) {
+    pub(super) fn missing(&self, key: &'static str) {
         let header = self.known.header;
         let example = self.known.example(key).unwrap_or_default();
         let text = format!("{header} has no {key}; add it, as in {key} = {example}");

@@ -9,10 +9,11 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, LogFormat, Protocol, schema,
+    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, schema,
     section::{Refused, shown},
 };
 use crate::{
+    fetch::Url,
     identity::{
         pattern::Pattern,
         principal::{NameSource, Template},
@@ -538,6 +539,33 @@ pub(super) fn algorithm(text: &str) -> Result<Algorithm, Refused> {
         _ => format!("which is none of {}", Algorithm::ALL.map(Algorithm::name).join(", ")),
     };
     Err(Refused::bad(format!("has {}, {advice}", shown(text))))
+}
+
+/// `jwks_url` or `discovery_url`.
+pub(super) fn url(text: &str) -> Result<Url, Refused> {
+    Url::parse(text).map_err(|why| {
+        let text = shown(text);
+        Refused::bad(format!("is {text}: {why}; write it as in \"https://idp.example.com/keys\""))
+    })
+}
+
+/// `idp_lost`.
+pub(super) fn idp_lost(text: &str) -> Result<IdpLost, Refused> {
+    word(text, &[("available", IdpLost::Available), ("strict", IdpLost::Strict)], &[], "")
+}
+
+/// Address and port of a server.
+pub(super) fn server_address(text: &str) -> Result<SocketAddr, Refused> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| {
+        address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
+    });
+    address.ok_or_else(|| {
+        let text = shown(text);
+        Refused::bad(format!(
+            "has {text}, which is no address of a server; write it with its port, as in \
+             \"192.0.2.1:443\""
+        ))
+    })
 }
 
 /// `[xdp].mode`.

@@ -15,7 +15,9 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::{all_ended, kernel_settings, load_snapshot, refresh::Followed, spared};
+use super::{
+    all_ended, kernel_settings, keys::IssuerKeys, load_snapshot, refresh::Followed, spared,
+};
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
@@ -83,6 +85,7 @@ pub(super) struct Control {
     /// Configurations applied; snapshots are counted by themselves, for files change without them.
     generation: Cell<u64>,
     files: RefCell<Followed>,
+    issuer_keys: RefCell<IssuerKeys>,
     started_at: Instant,
 }
 
@@ -121,6 +124,9 @@ impl Control {
         });
         let counted = vec![WorkerMetrics::new(shared.listeners); workers.len()];
         let settings = penalty_settings(&config, &[]);
+        // Digits that differ from run to run; when they are none, the spread is that of others too.
+        let seed = u64::from_str_radix(&shared.run_id, 16).unwrap_or_default();
+        let issuer_keys = IssuerKeys::new(&config, seed, time::monotonic());
         Control {
             path: path.to_path_buf(),
             ledger: RefCell::new(Ledger::new(settings)),
@@ -139,6 +145,7 @@ impl Control {
             unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
+            issuer_keys: RefCell::new(issuer_keys),
             started_at: time::monotonic(),
         }
     }
@@ -356,6 +363,7 @@ impl Control {
         }
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
+        self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
         self.publish(snapshot);
         self.generation.set(self.generation.get() + 1);
         self.files.borrow_mut().replace(watch);
@@ -365,10 +373,40 @@ impl Control {
     }
 
     /// From now on this is what handshakes and requests are judged by.
-    pub(super) fn publish(&self, snapshot: Snapshot) {
+    ///
+    /// Whoever made it may have begun before another was published, so number and fetched keys are
+    /// put in here.
+    pub(super) fn publish(&self, mut snapshot: Snapshot) {
+        let before = self.shared.published.load();
+        snapshot.generation = before.generation + 1;
+        snapshot.issuers = self.issuer_keys.borrow().put_into(
+            &snapshot.issuers,
+            &before.issuers,
+            snapshot.generation,
+        );
         self.shared.published.store(Arc::new(snapshot));
         // Connections judge their clients again; receivers live as long as the workers.
         let _ = self.tell.news.send(());
+    }
+
+    /// Publishes the keys of issuers, where they have changed.
+    pub(super) fn publish_keys(&self) {
+        let before = self.shared.published.load_full();
+        let generation = before.generation + 1;
+        let issuers =
+            self.issuer_keys.borrow().put_into(&before.issuers, &before.issuers, generation);
+        if !Arc::ptr_eq(&issuers, &before.issuers) {
+            self.shared.published.store(Arc::new(Snapshot {
+                generation,
+                issuers,
+                ..(*before).clone()
+            }));
+        }
+    }
+
+    /// Does something with the keys that are fetched.
+    pub(super) fn issuer_keys<T>(&self, act: impl FnOnce(&mut IssuerKeys) -> T) -> T {
+        act(&mut self.issuer_keys.borrow_mut())
     }
 
     /// Configurations applied so far.
@@ -413,6 +451,9 @@ impl Control {
     pub(super) fn readiness(&self) -> Readiness {
         if *self.tell.phase.borrow() != Phase::Running {
             return Err("draining".to_owned());
+        }
+        if let Some(issuer) = self.issuer_keys.borrow().starting() {
+            return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
         if self.config.borrow().xdp.is_none() {
             return Ok(());
@@ -777,6 +818,7 @@ impl Control {
         ];
         readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
+        readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();

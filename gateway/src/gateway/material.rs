@@ -11,12 +11,12 @@ use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
 
 use crate::{
     config::{
-        self, Config, Content, Disk, Files, Listener, MATERIAL_MAX_BYTES,
-        REVOCATION_LIST_MAX_BYTES, TlsClients, TlsSite,
+        self, Config, Content, Disk, Files, KeySource, Listener, MATERIAL_MAX_BYTES,
+        REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, TlsClients, TlsSite,
     },
     identity::{
-        certificate::{Anchors, Revocations, Trust, server_key, validity},
-        token::{Issuers, KeySet},
+        certificate::{Anchors, Revocations, Trust, name::shown_bytes, server_key, validity},
+        token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
@@ -50,7 +50,7 @@ pub fn files(config: &Config) -> BTreeSet<PathBuf> {
         let clients = site.clients.iter().flat_map(trust_files);
         certificate_files(site).chain(clients)
     });
-    of_sites.chain(issuer_files(config)).cloned().collect()
+    of_sites.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
 }
 
 fn certificate_files(site: &TlsSite) -> impl Iterator<Item = &PathBuf> {
@@ -62,7 +62,14 @@ fn trust_files(clients: &TlsClients) -> impl Iterator<Item = &PathBuf> {
 }
 
 fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
-    config.issuers.iter().map(|issuer| &issuer.jwks_file)
+    config.issuers.iter().filter_map(|issuer| match &issuer.keys {
+        KeySource::File(file) => Some(file),
+        KeySource::Remote(_) => None,
+    })
+}
+
+fn revoked_file(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.revoked_tokens.iter()
 }
 
 /// Reads everything anew.
@@ -94,8 +101,12 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
         })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
-    match (issuers, errors.is_empty()) {
-        (Some(issuers), true) => Ok(snapshot(config, generation, listeners, Arc::new(issuers))),
+    let revoked = revoked_tokens(config).map_err(|more| errors.extend(more)).ok();
+    match (issuers, revoked) {
+        (Some(issuers), Some(revoked)) if errors.is_empty() => {
+            let tokens = (Arc::new(issuers), Arc::new(revoked));
+            Ok(snapshot(config, generation, listeners, tokens))
+        }
         _ => Err(errors),
     }
 }
@@ -144,8 +155,10 @@ pub fn refresh(
     }
     let issuers =
         part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
+    let revoked =
+        part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
     let Parts { read, errors, renewed, .. } = part;
-    let next = || snapshot(config, generation, listeners, issuers);
+    let next = || snapshot(config, generation, listeners, (issuers, revoked));
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -188,20 +201,21 @@ fn snapshot(
     config: &Config,
     generation: u64,
     listeners: Vec<ListenerTls>,
-    issuers: Arc<Issuers>,
+    (issuers, revoked_tokens): (Arc<Issuers>, Arc<RevokedTokens>),
 ) -> Snapshot {
     Snapshot {
         generation,
         listeners,
         issuers,
         identities: config.identities.clone(),
+        revoked_tokens,
         routes: routes(config),
         upstreams: upstreams(config),
         access_log: config.log.access,
     }
 }
 
-/// Reads the issuers' keys.
+/// Reads the issuers' keys, as far as they are in files; the others are put in when they come.
 ///
 /// # Errors
 /// Every file that is not good.
@@ -211,14 +225,41 @@ pub fn token_issuers(config: &Config, generation: u64) -> Result<Issuers, Vec<Ma
         .issuers
         .iter()
         .filter_map(|issuer| {
-            let keys = read(&issuer.jwks_file).and_then(|bytes| {
-                KeySet::parse(&bytes, &issuer.rules.algorithms)
-                    .map_err(|error| wrong(&issuer.jwks_file, error))
-            });
-            Some((issuer.rules.clone(), keep(keys, &mut errors)?))
+            let keys = match &issuer.keys {
+                KeySource::File(file) => keep(keys_of_file(file, &issuer.rules), &mut errors)?,
+                KeySource::Remote(_) => Keys::Unavailable,
+            };
+            Some((issuer.rules.clone(), keys))
         })
         .collect();
-    if errors.is_empty() { Ok(Issuers::new(issuers, generation)) } else { Err(errors) }
+    if errors.is_empty() { Ok(Issuers::with_keys(issuers, generation)) } else { Err(errors) }
+}
+
+fn keys_of_file(file: &Path, rules: &TokenRules) -> Result<Keys, MaterialError> {
+    let content = contents(file, MATERIAL_MAX_BYTES)?;
+    if rules.algorithms.iter().any(|algorithm| algorithm.is_symmetric()) {
+        config::private(&content, Disk::new().daemon()).map_err(|open| wrong(file, open))?;
+    }
+    let keys = KeySet::parse(&content.bytes, &rules.algorithms);
+    Ok(Keys::Known(Arc::new(keys.map_err(|error| wrong(file, error))?)))
+}
+
+/// Reads the list of revoked tokens, where there is one.
+fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialError>> {
+    let Some(path) = &config.revoked_tokens else { return Ok(RevokedTokens::default()) };
+    let list = contents(path, REVOKED_TOKENS_MAX_BYTES).and_then(|content| {
+        RevokedTokens::parse(&content.bytes).map_err(|error| wrong(path, error))
+    });
+    let list = list.map_err(|error| vec![error])?;
+    let known = |issuer: &str| config.issuers.iter().any(|known| known.rules.issuer == issuer);
+    for issuer in list.issuers().filter(|issuer| !known(issuer)) {
+        tracing::warn!(
+            file = %path.display(),
+            issuer = shown_bytes(issuer.as_bytes()),
+            "revoked tokens of an issuer that no [[issuer]] has: they revoke nothing"
+        );
+    }
+    Ok(list)
 }
 
 /// `None` without a site, which no configuration is.

@@ -132,7 +132,14 @@ fn identify(
 ) -> Result<Arc<Claims>, TokenError> {
     let mut tokens = worker.tokens.borrow_mut();
     let misses = tokens.counts().misses;
-    let verdict = tokens.verify(token, &snapshot.issuers, now);
+    let verdict = tokens.verify(token, &snapshot.issuers, now).and_then(|claims| {
+        // Also of a remembered one.
+        snapshot.revoked_tokens.check(&claims).map(|()| claims)
+    });
+    if let Err(TokenError::UnknownKey { issuer, .. }) = &verdict {
+        // A full queue holds the same question already.
+        let _ = worker.shared.unknown_keys.try_send(Arc::from(issuer.as_str()));
+    }
     if tokens.counts().misses != misses {
         let (issuer, result) = match &verdict {
             Ok(claims) => (claims.issuer(), "ok"),

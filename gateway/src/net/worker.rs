@@ -76,6 +76,8 @@ pub struct Shared {
     pub news: watch::Receiver<()>,
     /// Sessions that clients may resume, for each listener that has any.
     pub sessions: Arc<[Option<Arc<Sessions>>]>,
+    /// Issuers of tokens whose key is not known go here, and the sender never waits.
+    pub unknown_keys: mpsc::Sender<Arc<str>>,
     /// What the process is doing.
     pub phase: watch::Receiver<Phase>,
     /// Where log lines go.

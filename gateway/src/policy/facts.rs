@@ -109,6 +109,8 @@ fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
         named.split_once(':').unwrap_or((named, ""))
     };
     let bracketed = named.starts_with('[');
+    // The root's dot, which a name may end with.
+    let host = host.strip_suffix('.').unwrap_or(host);
     let valid = |byte: u8| {
         byte.is_ascii_alphanumeric()
             || matches!(byte, b'-' | b'.' | b'_')
@@ -120,7 +122,6 @@ fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
     {
         return Err(BAD);
     }
-    let host = host.strip_suffix('.').unwrap_or(host);
     Ok(if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(host.to_ascii_lowercase())
     } else {
@@ -162,6 +163,7 @@ mod tests {
             ("/", vec!["a:b"], Err(())),
             ("/", vec![""], Err(())),
             ("/", vec!["[::1"], Err(())),
+            ("/", vec!["."], Err(())),
             ("/", vec![], Ok(None)),
         ] {
             let uri: Uri = target.parse().unwrap();

@@ -35,6 +35,7 @@ pub struct ServerCertificate {
 }
 
 /// What one listener's handshakes are made of.
+#[derive(Clone)]
 pub struct ListenerTls {
     /// Chosen by the host's name.
     pub sites: Sites,
@@ -87,6 +88,7 @@ impl Site {
 
 /// The sites of one listener by name. The first is the listener's own, for clients that name no host
 /// or one that is in no other.
+#[derive(Clone)]
 pub struct Sites {
     all: Vec<Arc<Site>>,
     /// By name, and by what follows the star of a pattern.

@@ -48,7 +48,7 @@ pub struct Attributes {
 
 impl Attributes {
     /// Reads those of a parsed certificate.
-    pub(super) fn of(certificate: &X509Certificate<'_>) -> Attributes {
+    pub fn of(certificate: &X509Certificate<'_>) -> Attributes {
         let extensions = certificate.extensions().iter().filter_map(|extension| {
             let oid = extension.oid.to_id_string();
             (!oid.starts_with(STANDARD_EXTENSIONS)).then(|| Attribute {

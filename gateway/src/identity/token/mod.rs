@@ -5,18 +5,21 @@
 //! the claims that a forger could have set to anything, so that a log line "expired" is always about a
 //! token its issuer once gave out.
 //!
-//! Not here: fetching keys (only the decision when to, in `refresh`), encrypted tokens, and where
+//! Not here: fetching keys (only the decision when to, in [`Refresh`]), encrypted tokens, and where
 //! in a request the token stands.
 
 mod algorithm;
 mod binding;
 mod cache;
 mod clock;
+mod discovery;
 mod error;
 mod inspect;
 mod json;
 mod keys;
 mod parse;
+mod refresh;
+mod revoked;
 mod verify;
 
 use std::time::Duration;
@@ -26,10 +29,13 @@ pub use self::{
     binding::{Binding, THUMBPRINT_BYTES},
     cache::{Cache, CacheCounts},
     clock::Clock,
+    discovery::{DiscoveryError, jwks_uri},
     error::{ClaimShape, Part, TokenError},
     inspect::{Report, Verdict, inspect},
     keys::{KEY_SET_MAX_BYTES, KEYS_MAX, KeySet, KeySetError, UnusableKey},
     parse::{HeaderFields, KeyName, TOKEN_MAX_BYTES, Unverified, parse},
+    refresh::{Refresh, RefreshRules},
+    revoked::{REVOKED_MAX, RevokedTokens, RevokedTokensError},
     verify::{Claims, Issuers, Keys, verify},
 };
 
@@ -54,3 +60,6 @@ pub struct TokenRules {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod vectors;

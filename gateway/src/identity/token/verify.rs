@@ -36,6 +36,17 @@ pub enum Keys {
     Unavailable,
 }
 
+impl Keys {
+    /// Whether these are the very same keys.
+    pub fn is_same(&self, other: &Keys) -> bool {
+        match (self, other) {
+            (Self::Known(ours), Self::Known(theirs)) => Arc::ptr_eq(ours, theirs),
+            (Self::Unavailable, Self::Unavailable) => true,
+            _ => false,
+        }
+    }
+}
+
 impl Issuers {
     /// `generation` must change whenever a rule or a key does: what was proven under another
     /// generation is proven again.
@@ -56,6 +67,15 @@ impl Issuers {
             })
             .collect();
         Self { issuers, generation }
+    }
+
+    /// The same issuers with other keys, where `keys` knows some.
+    pub fn revised(&self, keys: impl Fn(&TokenRules) -> Option<Keys>, generation: u64) -> Self {
+        let revise = |issuer: &Issuer| {
+            let keys = keys(&issuer.rules).unwrap_or_else(|| issuer.keys.clone());
+            Issuer { keys, ..issuer.clone() }
+        };
+        Self { issuers: self.issuers.iter().map(revise).collect(), generation }
     }
 
     /// The generation given to [`new`](Self::new).
