@@ -36,6 +36,7 @@ mod follow;
 mod identity;
 mod interfaces;
 mod issuer;
+mod live;
 mod lockout;
 mod mtls;
 mod operator;

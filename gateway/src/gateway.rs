@@ -23,7 +23,8 @@ use std::{
 use arc_swap::ArcSwap;
 use nix::sched::{CpuSet, sched_getaffinity};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    io::AsyncReadExt,
+    net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::LocalSet,
@@ -288,6 +289,7 @@ async fn serve(
     if let Ok(listener) = TcpListener::from_std(monitors) {
         tokio::task::spawn_local(answer_monitors(control.clone(), listener));
     }
+    let mut tell = tokio::time::interval(control::drops::TELL_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut batch = Vec::with_capacity(EVIDENCE_BATCH);
@@ -315,6 +317,7 @@ async fn serve(
                 Event::Ignored => {}
             },
             _ = sweep.tick() => control.sweep(),
+            _ = tell.tick() => control.tell_drops(),
             _ = second.tick() => {
                 control.go_back_unless_confirmed();
                 control.keep_attached();
@@ -343,12 +346,41 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
         let control = control.clone();
         tokio::task::spawn_local(async move {
             let answer = match socket::read(&mut stream).await {
+                Ok(socket::Question::Drops) => return tell_drops(&control, &mut stream).await,
+                Ok(socket::Question::Top) => match control.top().await {
+                    Ok(overview) => socket::Answer::Ok(serde_json::json!(overview)),
+                    Err(why) => socket::Answer::Error(why),
+                },
                 Ok(question) => control.answer(question),
                 Err(why) => socket::Answer::Error(why),
             };
             // Who asked may be gone.
             let _ = socket::write(&mut stream, &answer).await;
         });
+    }
+}
+
+/// Answers, then tells of dropped frames until the asker goes.
+async fn tell_drops(control: &Control, stream: &mut UnixStream) {
+    let mut rows = match control.follow_drops() {
+        Ok(rows) => rows,
+        Err(why) => {
+            // Who asked may be gone.
+            let _ = socket::write(stream, &socket::Answer::<()>::Error(why)).await;
+            return;
+        }
+    };
+    let mut went = socket::write(stream, &socket::Answer::Ok(())).await.is_err();
+    let mut nothing = [0; 1];
+    while !went {
+        went = tokio::select! {
+            row = rows.recv() => match row {
+                Some(row) => socket::write_row(stream, &row).await.is_err(),
+                None => true,
+            },
+            // Whoever asked has no more to say: a word and the end alike end it.
+            _ = stream.read(&mut nothing) => true,
+        };
     }
 }
 

@@ -61,8 +61,17 @@ impl Consumers {
         index.map_or(Consumer::OTHER, |index| Consumer(index as u16 + 1))
     }
 
-    fn names(&self) -> Vec<String> {
+    /// The names that have a place, in the order of their places.
+    pub fn names(&self) -> Vec<String> {
         self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+impl Consumer {
+    /// Its name, among those of [`Consumers::names`].
+    pub fn name(self, names: &[String]) -> &str {
+        let index = usize::from(self.0).checked_sub(1);
+        index.and_then(|index| names.get(index)).map_or(OTHER, String::as_str)
     }
 }
 
@@ -257,8 +266,7 @@ pub fn page(
     head(&mut out, "gateway_http_requests_total", "counter", "Requests answered.");
     let requests: BTreeMap<_, _> = workers.requests.iter().collect();
     for ((consumer, route, code), count) in requests {
-        let index = usize::from(consumer.0).checked_sub(1);
-        let name = index.and_then(|index| names.get(index)).map_or(OTHER, String::as_str);
+        let name = consumer.name(&names);
         let labels = [("consumer_id", name), ("route", route), ("code", &code.to_string())];
         line(&mut out, "gateway_http_requests_total", &labels, count);
     }

@@ -57,6 +57,11 @@ pub enum Question {
         /// Whose.
         source: IpNet,
     },
+    /// Packets, sources, refusals and consumers, as they are now.
+    Top,
+    /// Frames that are dropped, as they come: after the answer one [`DropRow`] a line, until the
+    /// asker goes.
+    Drops,
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -136,6 +141,85 @@ pub struct PastRefusal {
     pub reason: String,
     /// How long ago, in seconds.
     pub ago_s: f64,
+}
+
+/// A frame that was dropped, or would have been; or, without a reason, how many more there were.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DropRow {
+    /// When, in seconds since 1970; right to a tenth.
+    pub at_s: f64,
+    /// The interface it came in by.
+    pub interface: Option<String>,
+    /// Its sender's address, where it had one that could be read.
+    pub source: Option<String>,
+    /// What it was sent to, as in `8443/tcp`, where its headers tell.
+    pub service: Option<String>,
+    /// Why, in the word of the metric.
+    pub reason: Option<String>,
+    /// Its length from the Ethernet header on.
+    pub frame_bytes: u64,
+    /// Whether it was dropped, not only counted.
+    pub enforced: bool,
+    /// Frames that were dropped besides and not told of; 0 in the row of a frame.
+    pub untold: u64,
+}
+
+/// What is going on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Overview {
+    /// When, in seconds since the daemon's start.
+    pub at_s: f64,
+    /// Open connections.
+    pub connections: usize,
+    /// Bans in force.
+    pub bans: usize,
+    /// What the XDP program did, by interface, action and reason.
+    pub packets: Vec<PacketRow>,
+    /// The sources that have used most of what they may send, most first.
+    pub sources: Vec<SourceRow>,
+    /// Refusals by reason, of requests and handshakes.
+    pub refusals: Vec<CountRow>,
+    /// Requests by consumer.
+    pub consumers: Vec<CountRow>,
+}
+
+/// One counter of the XDP program in [`Overview`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PacketRow {
+    /// The interface.
+    pub interface: String,
+    /// `pass`, `drop` or `would_drop`.
+    pub action: String,
+    /// Why, in the word of the metric.
+    pub reason: String,
+    /// Frames so far.
+    pub packets: u64,
+    /// Their octets.
+    pub bytes: u64,
+    /// Frames a second; the command line's to work out, from two looks.
+    #[serde(default)]
+    pub packets_per_s: f64,
+}
+
+/// One source in [`Overview`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SourceRow {
+    /// As a prefix.
+    pub source: String,
+    /// What it may still send.
+    pub allowances: Vec<AllowanceRow>,
+}
+
+/// One counter in [`Overview`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CountRow {
+    /// Of what.
+    pub name: String,
+    /// So far.
+    pub count: u64,
+    /// A second; the command line's to work out, from two looks.
+    #[serde(default)]
+    pub per_s: f64,
 }
 
 /// How the daemon is.
@@ -304,7 +388,15 @@ pub async fn read(stream: &mut UnixStream) -> Result<Question, String> {
 /// # Errors
 /// The other side is gone.
 pub async fn write<T: Serialize>(stream: &mut UnixStream, answer: &Answer<T>) -> io::Result<()> {
-    let mut text = serde_json::to_vec(answer)?;
+    write_row(stream, answer).await
+}
+
+/// Writes one line of what goes on after an answer.
+///
+/// # Errors
+/// The other side is gone.
+pub async fn write_row<T: Serialize>(stream: &mut UnixStream, row: &T) -> io::Result<()> {
+    let mut text = serde_json::to_vec(row)?;
     text.push(b'\n');
     stream.write_all(&text).await
 }
@@ -315,13 +407,7 @@ pub async fn write<T: Serialize>(stream: &mut UnixStream, answer: &Answer<T>) ->
 /// No daemon, no permission, or the daemon's own no.
 pub fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AskError> {
     let here = path.to_path_buf();
-    let stream = StdUnixStream::connect(path).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => AskError::NotPermitted(here.clone()),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            AskError::NoDaemon(here.clone())
-        }
-        _ => AskError::Broken(here.clone(), error),
-    })?;
+    let stream = connect(path)?;
     let exchange = || -> io::Result<String> {
         stream.set_read_timeout(Some(ANSWER_MAX))?;
         stream.set_write_timeout(Some(ANSWER_MAX))?;
@@ -337,5 +423,52 @@ pub fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, A
         Ok(Answer::Ok(value)) => Ok(value),
         Ok(Answer::Error(why)) => Err(AskError::Refused(why)),
         Err(error) => Err(AskError::Broken(here, error.into())),
+    }
+}
+
+fn connect(path: &Path) -> Result<StdUnixStream, AskError> {
+    let here = path.to_path_buf();
+    StdUnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => AskError::NotPermitted(here),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NoDaemon(here),
+        _ => AskError::Broken(here, error),
+    })
+}
+
+/// The command line's side of what goes on after the answer: asks, then hands over one row after the
+/// other until `take` has enough or the daemon ends.
+///
+/// # Errors
+/// No daemon, no permission, the daemon's own no, or a row that is none.
+pub fn follow<T: DeserializeOwned>(
+    path: &Path,
+    question: &Question,
+    mut take: impl FnMut(T) -> bool,
+) -> Result<(), AskError> {
+    let broken = |error: io::Error| AskError::Broken(path.to_path_buf(), error);
+    let stream = connect(path)?;
+    stream.set_write_timeout(Some(ANSWER_MAX)).map_err(broken)?;
+    let mut asked = serde_json::to_vec(question).map_err(|error| broken(error.into()))?;
+    asked.push(b'\n');
+    (&stream).write_all(&asked).map_err(broken)?;
+    let mut lines = BufReader::new(&stream);
+    let mut is_answered = false;
+    loop {
+        let mut line = String::new();
+        // Rows come when they come; the daemon's end ends the line.
+        if (&mut lines).take(QUESTION_MAX_BYTES).read_line(&mut line).map_err(broken)? == 0 {
+            return Ok(());
+        }
+        let is_none = |error: serde_json::Error| broken(error.into());
+        if is_answered {
+            if !take(serde_json::from_str(&line).map_err(is_none)?) {
+                return Ok(());
+            }
+        } else {
+            match serde_json::from_str(&line).map_err(is_none)? {
+                Answer::<serde_json::Value>::Ok(_) => is_answered = true,
+                Answer::Error(why) => return Err(AskError::Refused(why)),
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod bans;
 mod check;
 mod detach;
+mod drops;
 mod enforce;
 mod explain;
 mod file;
@@ -10,6 +11,7 @@ pub mod pki;
 mod run;
 mod status;
 pub mod token;
+mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -60,6 +62,10 @@ enum Command {
     Bans(bans::Command),
     /// Tell everything that is known of a source, and why it is treated as it is.
     Explain(explain::Arguments),
+    /// Show packets, sources, refusals and consumers, with their rates; every second on a terminal.
+    Top(top::Arguments),
+    /// Follow the frames that the XDP program drops: some of them, and how many more there are.
+    Drops(drops::Arguments),
     /// Let the XDP program drop; until the next reload or restart, which do what is configured.
     Enforce(enforce::Arguments),
     /// Let the XDP program only count; until the next reload or restart.
@@ -124,6 +130,8 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&config, &arguments),
         Command::Bans(command) => bans::run(&config, command),
         Command::Explain(arguments) => explain::run(&config, &arguments),
+        Command::Top(arguments) => top::run(&config, &arguments),
+        Command::Drops(arguments) => drops::run(&config, &arguments),
         Command::Enforce(arguments) => enforce::run(&config, true, &arguments),
         Command::Observe => enforce::run(&config, false, &enforce::Arguments::default()),
         Command::Detach => detach::run(&config),

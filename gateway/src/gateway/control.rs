@@ -1,5 +1,7 @@
 //! The control thread's state and what it does with it: bans, reloads, answers, the drain.
 
+pub(super) mod drops;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
@@ -23,8 +25,9 @@ use crate::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
         socket::{
-            AllowanceRow, Answer, BanRow, CertificateStatus, Explanation, PastRefusal, Question,
-            RefusedFile, Status, XdpInterface, XdpStatus,
+            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, Overview,
+            PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status, XdpInterface,
+            XdpStatus,
         },
     },
     config::{self, Config, Disk},
@@ -47,6 +50,9 @@ const BAN_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Longest time to confirm in; for longer, observing is the honest setting.
 const CONFIRM_MAX: Duration = Duration::from_secs(3600);
+
+/// Sources that `portcullis top` is told of: more than a screen shows.
+const TOP_SOURCES: usize = 50;
 
 /// Operators' notes kept at once.
 const NOTES_MAX: usize = 4_096;
@@ -80,6 +86,7 @@ pub(super) struct Control {
     tell: Tell,
     /// Interfaces that should have the XDP program and have not, and why.
     unguarded: RefCell<BTreeMap<String, String>>,
+    followers: drops::Followers,
     /// When the XDP program goes back to counting, unless the operator confirms before.
     unconfirmed_until: Cell<Option<Instant>>,
     /// Configurations applied; snapshots are counted by themselves, for files change without them.
@@ -142,6 +149,7 @@ impl Control {
             metrics: RefCell::default(),
             tell,
             unguarded: RefCell::default(),
+            followers: drops::Followers::default(),
             unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
@@ -481,6 +489,8 @@ impl Control {
             Question::Ban { source, for_s, note } => self.ban_by_hand(source, for_s, note),
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Explain { source } => self.explain(source).map(|told| json!(told)),
+            // Answered where there is time to ask the workers, and to go on telling.
+            Question::Top | Question::Drops => Err("not answered at once".to_owned()),
             Question::Detach => self.detach(),
             Question::Enforce { enforce, confirm_within_s } => {
                 self.enforce(enforce, confirm_within_s.map(Duration::from_secs))
@@ -761,7 +771,8 @@ impl Control {
     }
 
     /// The whole page of metrics.
-    pub(super) async fn metrics(&self) -> String {
+    /// What all workers counted, asked of each.
+    async fn counted(&self) -> WorkerMetrics {
         let mut asked = Vec::new();
         for worker in &self.workers {
             let (sender, receiver) = oneshot::channel();
@@ -780,6 +791,53 @@ impl Control {
             sum.add(counts);
         }
         sum.log_lines_lost = self.shared.log.lost();
+        sum
+    }
+
+    /// What is going on.
+    pub(super) async fn top(&self) -> Result<Overview, String> {
+        let counted = self.counted().await;
+        let mut kernel = self.kernel.borrow_mut();
+        let (mut packets, mut sources) = (Vec::new(), Vec::new());
+        if let Some(kernel) = kernel.as_mut() {
+            let counts = kernel.counters().map_err(|error| error.to_string())?;
+            packets = counts.into_iter().map(packet_row).collect();
+            let top = kernel.top(TOP_SOURCES).map_err(|error| error.to_string())?;
+            sources = top
+                .into_iter()
+                .map(|source| SourceRow {
+                    source: source.net.to_string(),
+                    allowances: source.allowances.iter().map(allowance).collect(),
+                })
+                .collect();
+        }
+        drop(kernel);
+        let mut refusals = BTreeMap::<&'static str, u64>::new();
+        for (reason, count) in counted.refusals.iter().chain(&counted.handshake_failures) {
+            *refusals.entry(reason.word()).or_default() += count;
+        }
+        let names = self.shared.consumers.names();
+        let mut consumers = BTreeMap::<&str, u64>::new();
+        for ((consumer, _, _), count) in &counted.requests {
+            *consumers.entry(consumer.name(&names)).or_default() += count;
+        }
+        let row =
+            |(name, count): (&str, u64)| CountRow { name: name.to_owned(), count, per_s: 0.0 };
+        let mut consumers: Vec<CountRow> = consumers.into_iter().map(row).collect();
+        consumers.sort_by_key(|row| std::cmp::Reverse(row.count));
+        Ok(Overview {
+            at_s: time::monotonic().duration_since(self.started_at).as_secs_f64(),
+            connections: self.shared.admission.open(),
+            bans: self.ban_rows()?.len(),
+            packets,
+            sources,
+            refusals: refusals.into_iter().map(row).collect(),
+            consumers,
+        })
+    }
+
+    pub(super) async fn metrics(&self) -> String {
+        let sum = self.counted().await;
         let names: Vec<String> =
             self.config.borrow().listeners.iter().map(|listener| listener.name.clone()).collect();
         metrics::page(
@@ -972,6 +1030,17 @@ fn xdp_status(kernel: &Kernel) -> XdpStatus {
     XdpStatus {
         enforce: status.enforce,
         interfaces: status.interfaces.iter().map(interface).collect(),
+    }
+}
+
+fn packet_row(count: kernel::Count) -> PacketRow {
+    PacketRow {
+        interface: count.interface,
+        action: count.action.word().to_owned(),
+        reason: count.reason.word().to_owned(),
+        packets: count.packets,
+        bytes: count.bytes,
+        packets_per_s: 0.0,
     }
 }
 
