@@ -83,6 +83,7 @@ impl Pair {
             packets: Some(Rate { per_s: 1_000, burst: 1_000 }),
             connections: None,
             bytes: None,
+            new_sources: None,
             max_sources: 1_000,
             pin: self.pin.clone(),
         }
@@ -574,12 +575,7 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     let (kernel, notices) = Kernel::start(&larger).unwrap();
     assert_eq!(
         notices,
-        [
-            Notice::Wiped { map: "BUCKETS" },
-            Notice::Wiped { map: "CONNECTIONS" },
-            Notice::Wiped { map: "BYTES" },
-            Notice::Adopted { interfaces: 1, bans: 1 }
-        ]
+        [Notice::Wiped { map: "SOURCES" }, Notice::Adopted { interfaces: 1, bans: 1 }]
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
     assert!(!pair.sockets().passes());
@@ -625,6 +621,7 @@ fn daemon_to_be_killed(text: &str) {
         packets: None,
         connections: None,
         bytes: None,
+        new_sources: None,
         max_sources: 1_000,
         pin: pin.into(),
     };

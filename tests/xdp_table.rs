@@ -1349,7 +1349,9 @@ fn quotas() -> Vec<Row> {
         row("one octet too many", long("192.0.2.31", 1_000), WithinLimit),
         row("one octet too many: 1001", long("192.0.2.31", 1_001), OverBytes),
         row("what is smaller still fits", long("192.0.2.31", 1_000), WithinLimit),
-        row("octets are looked at last", long("192.0.2.31", 1_000), OverLimit),
+        row("what was refused cost no packet: octets refuse", long("192.0.2.31", 1_000), OverBytes),
+        rows("three packets", 3, ack("192.0.2.33"), WithinLimit),
+        row("octets are looked at last", long("192.0.2.33", 1_990), OverLimit),
         row(
             "a frame larger than the burst, of one who rested",
             long("192.0.2.32", 2_100),

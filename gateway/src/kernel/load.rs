@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +30,7 @@ use super::{
     PrefixBanOutcome, Rate, Settings, SourceState, Status,
     attachment::{self, Attachments},
     error::KernelError,
+    events::{self, DropEvent},
     maps::{self, Maps},
     pin::{self, PinnedProgram, Pins, Undo},
     plan::{self, BanFilter, Prefix},
@@ -103,14 +105,17 @@ impl Kernel {
         }
 
         let mut object = maps::load(Some(pins.directory()), 0, settings.max_sources)?;
-        let maps = Maps::take(&mut object)?;
+        let mut maps = Maps::take(&mut object)?;
         let tick = TickReader::load(object)?;
-        let mut in_kernel = maps.settings()?;
+        let mut in_kernel = maps.settings();
         if in_kernel.ns_per_jiffy == 0 {
             in_kernel.ns_per_jiffy = tick::ns_per_jiffy()?;
             in_kernel.secret = draw_secret()?;
         }
-        in_kernel.set_mask = abi::bucket_sets(settings.max_sources) - 1;
+        in_kernel.set_mask = u64::from(abi::bucket_sets(settings.max_sources) - 1);
+        // The sets of bans are found by it.
+        maps.write_settings(&in_kernel);
+        maps.rebuild_ban_sets()?;
         let banned: HashSet<Source> = maps.bans()?.into_iter().map(|(source, _)| source).collect();
         let classed: HashMap<Source, abi::Class> = maps.classes()?.into_iter().collect();
         let shown = banned.iter().chain(classed.keys());
@@ -131,7 +136,7 @@ impl Kernel {
             classed,
             banned_nets,
         };
-        kernel.maps.write_ban_filter(kernel.ban_filter.words())?;
+        kernel.maps.write_ban_filter(kernel.ban_filter.words());
         kernel.write_rules(settings)?;
         kernel.sweep()?;
 
@@ -197,8 +202,8 @@ impl Kernel {
 
     /// Switches between dropping and only counting.
     pub fn set_enforce(&mut self, enforce: bool) -> Result<(), KernelError> {
-        let changed = abi::Settings { enforce: u32::from(enforce), ..self.in_kernel };
-        self.maps.write_settings(&changed)?;
+        let changed = abi::Settings { enforce: u64::from(enforce), ..self.in_kernel };
+        self.maps.write_settings(&changed);
         self.in_kernel = changed;
         self.settings.enforce = enforce;
         Ok(())
@@ -247,7 +252,7 @@ impl Kernel {
         let is_new = !self.banned.contains(&source);
         if is_new {
             // Before the ban itself, or the program would not look for it.
-            self.show_in_filter(source)?;
+            self.show_in_filter(source);
         }
         let mut fits = self.maps.insert_ban(source, &entry);
         if matches!(fits, Ok(false)) && *may_sweep {
@@ -262,7 +267,7 @@ impl Kernel {
             }
             refused => {
                 if is_new {
-                    self.hide_from_filter(source)?;
+                    self.hide_from_filter(source);
                 }
                 refused.map(|_| BanOutcome::TableFull)
             }
@@ -306,14 +311,17 @@ impl Kernel {
         let entry = abi::Class { expires_ns, doublings: class.doublings(), _pad: 0 };
         self.maps.write_class(source, Some(&entry))?;
         self.classed.insert(source, entry);
-        if is_new { self.show_in_filter(source).map(|()| true) } else { Ok(true) }
+        if is_new {
+            self.show_in_filter(source);
+        }
+        Ok(true)
     }
 
     fn forget_class(&mut self, source: Source) -> Result<(), KernelError> {
         if self.classed.contains_key(&source) {
             self.maps.write_class(source, None)?;
             self.classed.remove(&source);
-            self.hide_from_filter(source)?;
+            self.hide_from_filter(source);
         }
         Ok(())
     }
@@ -357,7 +365,8 @@ impl Kernel {
         };
         let before = self.banned_nets.insert(net, entry);
         // The filter before the trie, or the program would not look there.
-        let written = self.write_prefix_filter().and_then(|()| self.write_prefix_bans(&net));
+        self.write_prefix_filter();
+        let written = self.write_prefix_bans(&net);
         if !matches!(written, Ok(true)) {
             match before {
                 Some(before) => self.banned_nets.insert(net, before),
@@ -368,7 +377,7 @@ impl Kernel {
                 let _ = self.maps.remove_prefix_ban(Prefix::from(&net));
             }
             let _ = self.write_prefix_bans(&net);
-            let _ = self.write_prefix_filter();
+            self.write_prefix_filter();
             return written.map(|_| PrefixBanOutcome::TableFull);
         }
         Ok(if is_new { PrefixBanOutcome::Set } else { PrefixBanOutcome::Replaced })
@@ -387,7 +396,7 @@ impl Kernel {
         }
         self.maps.remove_prefix_ban(Prefix::from(&net))?;
         self.write_prefix_bans(&net)?;
-        self.write_prefix_filter()?;
+        self.write_prefix_filter();
         Ok(true)
     }
 
@@ -418,7 +427,7 @@ impl Kernel {
             self.banned_nets.remove(net);
         }
         if !over.is_empty() {
-            self.write_prefix_filter()?;
+            self.write_prefix_filter();
         }
         Ok(over.len())
     }
@@ -436,10 +445,10 @@ impl Kernel {
         Ok(true)
     }
 
-    fn write_prefix_filter(&mut self) -> Result<(), KernelError> {
+    fn write_prefix_filter(&mut self) {
         let Settings { deny, exempt, .. } = &self.settings;
         let filter = plan::prefix_filter(deny, exempt, self.banned_nets.keys());
-        self.maps.write_prefix_filter(&filter)
+        self.maps.write_prefix_filter(&filter);
     }
 
     /// Every ban of a single source in force.
@@ -484,14 +493,13 @@ impl Kernel {
             .filter(|class| (class.expires_ns.wrapping_sub(now_ns) as i64) > 0)
             .and_then(|class| Class::doubled(class.doublings))
             .unwrap_or_default();
-        let mut allowances =
-            self.allowances(source, net, class.doublings(), &Quota::ALL, now_ns)?;
+        let mut allowances = self.allowances(source, net, class.doublings(), &Quota::ALL, now_ns);
         if let Some(network) = source.network()
             && let Ok(net) = IpNet::new(net.addr(), SITE_BITS)
         {
             let quotas = [Quota::Packets, Quota::Connections];
             let of_site =
-                self.allowances(network.word(), net.trunc(), NETWORK_DOUBLINGS, &quotas, now_ns)?;
+                self.allowances(network.word(), net.trunc(), NETWORK_DOUBLINGS, &quotas, now_ns);
             allowances.extend(of_site);
         }
         Ok(SourceState {
@@ -512,40 +520,62 @@ impl Kernel {
         doublings: i32,
         quotas: &[Quota],
         now_ns: u64,
-    ) -> Result<Vec<Allowance>, KernelError> {
+    ) -> Vec<Allowance> {
         let hash = bucket::hash(owner, self.in_kernel.secret);
-        let index = abi::bucket_set(hash, self.in_kernel.set_mask);
-        let mut allowances = Vec::new();
-        for &quota in quotas {
-            let limit = self.in_kernel.limit(quota);
-            if limit.is_none() {
-                continue;
-            }
-            let limit = if doublings == 0 { limit } else { limit.doubled(doublings) };
-            let full_at_ns = maps::pinned_bucket(self.pins.directory(), quota, owner, index)?;
-            let left = plan::left(quota, &limit, full_at_ns, now_ns);
-            let burst = plan::left(quota, &limit, None, now_ns);
-            allowances.push(Allowance { quota, net, left, burst });
+        let set = abi::bucket_set(hash, self.in_kernel.set_mask) as usize;
+        let way = self.maps.ways(set).into_iter().find(|way| way.source == owner.word());
+        let limits = quotas.iter().map(|&quota| (quota, self.in_kernel.limit(quota)));
+        limits
+            .filter(|(_, limit)| !limit.is_none())
+            .map(|(quota, limit)| {
+                let limit = if doublings == 0 { limit } else { limit.doubled(doublings) };
+                let full_at_ns = way.map(|way| way.full_at_ns(quota));
+                Allowance {
+                    quota,
+                    net,
+                    left: plan::left(quota, &limit, full_at_ns, now_ns),
+                    burst: plan::left(quota, &limit, None, now_ns),
+                }
+            })
+            .collect()
+    }
+
+    /// Frames that were dropped, or would have been, since the last call: the oldest first, at most
+    /// so many. Never waits; [`Kernel::events_fd`] tells when there are some.
+    pub fn take_events(&mut self, max: usize) -> Vec<DropEvent> {
+        let mut taken = Vec::new();
+        while taken.len() < max
+            && let Some(event) = self.maps.take_event()
+        {
+            let interfaces = self.slots.iter().zip(&self.settings.interfaces);
+            // One of an interface that is not guarded any more is of no interest.
+            let name = interfaces.into_iter().find(|(slot, _)| **slot == event.slot);
+            taken.extend(name.and_then(|(_, name)| events::read(&event, name)));
         }
-        Ok(allowances)
+        taken
+    }
+
+    /// A descriptor that is readable (poll(2), epoll(7)) while there are events to take.
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.maps.events_fd()
     }
 
     /// What was counted on each interface since its maps were made.
     pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
         let mut counts = Vec::new();
         for (interface, &slot) in self.settings.interfaces.iter().zip(&self.slots) {
+            let (cells, _) = self.maps.counts(slot)?;
             for reason in Outcome::ALL {
-                let mut push = |action, cell| -> Result<(), KernelError> {
-                    let abi::Count { packets, bytes } = self.maps.count(slot, cell)?;
+                let mut push = |action, cell: u32| {
+                    let abi::Count { packets, bytes } = cells[cell as usize];
                     let interface = interface.clone();
                     counts.push(Count { interface, action, reason, packets, bytes });
-                    Ok(())
                 };
                 if reason.drops() {
-                    push(Action::Drop, abi::cell(reason, true))?;
-                    push(Action::WouldDrop, abi::cell(reason, false))?;
+                    push(Action::Drop, abi::cell(reason, true));
+                    push(Action::WouldDrop, abi::cell(reason, false));
                 } else {
-                    push(Action::Pass, abi::cell(reason, true))?;
+                    push(Action::Pass, abi::cell(reason, true));
                 }
             }
         }
@@ -557,16 +587,15 @@ impl Kernel {
         let interfaces = self.settings.interfaces.iter().zip(&self.slots).map(|(name, &slot)| {
             InterfaceStatus { name: name.clone(), attached: attached(name, &self.pins.link(slot)) }
         });
-        let evictions = self
-            .slots
-            .iter()
-            .filter_map(|&slot| self.maps.count(slot, abi::EVICTIONS_CELL).ok())
-            .map(|count| count.packets)
-            .sum();
+        let counts: Vec<_> =
+            self.slots.iter().filter_map(|&slot| self.maps.counts(slot).ok()).collect();
+        let evictions =
+            counts.iter().map(|(cells, _)| cells[abi::EVICTIONS_CELL as usize].packets).sum();
+        let events_lost = counts.iter().map(|(_, events_lost)| events_lost).sum();
         let fill = |map, used, limit| Fill { map, used, limit };
         Status {
             interfaces: interfaces.collect(),
-            enforce: self.settings.enforce,
+            enforce: self.maps.settings().enforce != 0,
             fills: vec![
                 fill("bans", self.banned.len(), abi::BANS_MAX),
                 fill("classes", self.classed.len(), abi::CLASSES_MAX),
@@ -575,6 +604,7 @@ impl Kernel {
                 fill("exempt", self.settings.exempt.len(), abi::EXEMPT_MAX),
             ],
             evictions,
+            events_lost,
         }
     }
 
@@ -597,37 +627,40 @@ impl Kernel {
             &prefixes(&settings.exempt),
             &plan::prefix_filter(&settings.deny, &settings.exempt, self.banned_nets.keys()),
         )?;
-        self.maps.write_ports(&plan::ports(&settings.ports, &settings.management))?;
+        self.maps.write_ports(&plan::ports(&settings.ports, &settings.management));
+        let packets = plan::limit(settings.packets);
+        let connections = plan::limit(settings.connections);
         let changed = abi::Settings {
-            packets: plan::limit(settings.packets),
-            connections: plan::limit(settings.connections),
+            packets,
+            connections,
             bytes: plan::byte_limit(settings.bytes),
-            enforce: u32::from(settings.enforce),
+            network_packets: packets.doubled(NETWORK_DOUBLINGS),
+            network_connections: connections.doubled(NETWORK_DOUBLINGS),
+            newcomers: plan::limit(settings.new_sources),
+            enforce: u64::from(settings.enforce),
             ..self.in_kernel
         };
-        self.maps.write_settings(&changed)?;
+        self.maps.write_settings(&changed);
         self.in_kernel = changed;
         Ok(())
     }
 
-    fn show_in_filter(&mut self, source: Source) -> Result<(), KernelError> {
-        match self.ban_filter.add(ban_bit(source, &self.in_kernel)) {
-            Some((index, word)) => self.maps.write_ban_filter_word(index, word),
-            None => Ok(()),
+    fn show_in_filter(&mut self, source: Source) {
+        if let Some((index, word)) = self.ban_filter.add(ban_bit(source, &self.in_kernel)) {
+            self.maps.write_ban_filter_word(index, word);
         }
     }
 
-    fn hide_from_filter(&mut self, source: Source) -> Result<(), KernelError> {
-        match self.ban_filter.remove(ban_bit(source, &self.in_kernel)) {
-            Some((index, word)) => self.maps.write_ban_filter_word(index, word),
-            None => Ok(()),
+    fn hide_from_filter(&mut self, source: Source) {
+        if let Some((index, word)) = self.ban_filter.remove(ban_bit(source, &self.in_kernel)) {
+            self.maps.write_ban_filter_word(index, word);
         }
     }
 
     fn forget(&mut self, source: Source) -> Result<bool, KernelError> {
         let was_there = self.maps.remove_ban(source)?;
         if self.banned.remove(&source) {
-            self.hide_from_filter(source)?;
+            self.hide_from_filter(source);
         }
         Ok(was_there)
     }
@@ -936,6 +969,7 @@ fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError
     for (setting, rate) in [
         ("packets", settings.packets.map(events)),
         ("connections", settings.connections.map(events)),
+        ("new_sources", settings.new_sources.map(events)),
         ("bytes", settings.bytes.map(octets)),
     ] {
         let Some((per_s, burst, least)) = rate else { continue };

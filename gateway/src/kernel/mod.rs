@@ -9,10 +9,12 @@
 
 pub mod attachment;
 pub mod error;
+mod events;
 mod load;
 pub mod maps;
 pub mod pin;
 pub mod plan;
+mod shared;
 pub mod tick;
 
 use std::{fmt, path::PathBuf, time::Duration};
@@ -23,6 +25,7 @@ use ipnet::IpNet;
 
 pub use self::{
     error::KernelError,
+    events::DropEvent,
     load::{Detached, Kernel, detach, probe},
 };
 
@@ -49,6 +52,8 @@ pub struct Settings {
     pub connections: Option<Rate>,
     /// Octets for each source; `None`: no limit.
     pub bytes: Option<ByteRate>,
+    /// Packets of all sources together that have no bucket yet; `None`: no limit.
+    pub new_sources: Option<Rate>,
     /// Sources whose buckets are remembered at once.
     pub max_sources: u32,
     /// Directory below a bpffs where program, links and maps are pinned.
@@ -301,6 +306,8 @@ pub struct Status {
     /// Buckets that were forgotten before they were full: many mean that `max_sources` is too
     /// small.
     pub evictions: u64,
+    /// Dropped frames that were to be told of and found no room where events are kept.
+    pub events_lost: u64,
 }
 
 /// How one interface stands.
