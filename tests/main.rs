@@ -34,6 +34,7 @@ mod enforce;
 mod feedback;
 mod follow;
 mod identity;
+mod interfaces;
 mod issuer;
 mod lockout;
 mod mtls;

@@ -53,7 +53,8 @@ fn hammer(rules: &Rules, frame: &[u8]) -> (u64, u64, Duration) {
         }
     });
     let elapsed = started.elapsed();
-    let count = |outcome| loaded.counts()[abi::cell(outcome, true) as usize].packets;
+    let counts = loaded.counts();
+    let count = |outcome| counts[abi::cell(outcome, true) as usize].packets;
     let all = Outcome::ALL.map(count).iter().sum();
     (count(Outcome::WithinLimit), all, elapsed)
 }

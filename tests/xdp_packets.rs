@@ -65,7 +65,7 @@ pub struct Loaded {
     pub maps: Maps,
     pub settings: abi::Settings,
     /// The kernel's number for the table of sources.
-    sources_id: u32,
+    pub sources_id: u32,
 }
 
 /// What the rules are, for both sides.
@@ -202,9 +202,9 @@ impl Loaded {
 /// User space's own tables for the same rules.
 pub struct Oracle {
     pub rules: Rules,
-    sets: Vec<Set>,
-    budget: Budget,
-    evictions: Cell<u32>,
+    pub sets: Vec<Set>,
+    pub budget: Budget,
+    pub evictions: Cell<u32>,
 }
 
 impl Oracle {
@@ -252,7 +252,11 @@ impl Tables for Oracle {
         Standing::Limited(class.map_or(0, |class| class.1))
     }
 
-    fn listed(&self, address: Address, _: u64) -> Listed {
+    fn marks(&self, _: Address) -> u8 {
+        u8::MAX
+    }
+
+    fn listed(&self, address: Address, _: u8, _: u64) -> Listed {
         let covers = |net: &IpNet| net.contains(&plan::ip(address));
         if self.rules.banned_nets.iter().any(covers) {
             Listed::Banned
@@ -263,7 +267,7 @@ impl Tables for Oracle {
         }
     }
 
-    fn is_exempt(&self, address: Address) -> bool {
+    fn is_exempt(&self, address: Address, _: u8) -> bool {
         self.rules.exempt.iter().any(|net| net.contains(&plan::ip(address)))
     }
 

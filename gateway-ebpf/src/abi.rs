@@ -66,6 +66,8 @@ pub const EXEMPT_MAX: u32 = 16_384;
 /// in a thousand is looked up in vain, with a full table one in sixteen. There are as many
 /// [`BanSet`]s, 1 MiB: with ten thousand bans one in 250 finds its set full and is in the hash only.
 pub const BAN_FILTER_WORDS: u32 = 1 << 14;
+/// A place in the filter in front of the bans is a number of so many bits.
+const BAN_FILTER_BITS: u32 = (BAN_FILTER_WORDS * 64).ilog2();
 /// Places of the filter in front of the tries: 2^16 for each family.
 pub const PREFIX_PLACES: usize = 1 << 17;
 /// All ports.
@@ -378,7 +380,8 @@ pub const fn prefix_place(address: Address) -> u32 {
         Address::V4(address) => address >> 16,
         Address::V6(upper, _) => {
             let first = (upper >> 32) as u32;
-            1 << 16 | (first >> 16 ^ first & 0xffff)
+            // Added, not combined bit by bit: kernels before 6.3 lose track of how large that can be.
+            1 << 16 | ((first >> 16) + (first & 0xffff)) & 0xffff
         }
     }
 }
@@ -386,7 +389,7 @@ pub const fn prefix_place(address: Address) -> u32 {
 /// The bit of the filter in front of the bans for a source, from its [`bucket::hash`].
 #[inline(always)]
 pub const fn ban_bit(hash: u64) -> u32 {
-    hash as u32 % (BAN_FILTER_WORDS * 64)
+    (hash >> (u64::BITS - BAN_FILTER_BITS)) as u32
 }
 
 /// The set of buckets for a source, from its [`bucket::hash`].

@@ -314,21 +314,17 @@ impl Set {
         Place::Taken(any_way(soonest, self.rest[0].bytes.load()))
     }
 
-    /// Whether the source at this place can pay, and if not, what it has too little of. Nothing is
-    /// written, so a flood of refused packets writes nothing.
+    /// Whether the source at this place has too little left for this price. Nothing is written, so a
+    /// flood of refused packets writes nothing.
     #[inline(always)]
-    pub fn refuses(&self, way: usize, price: &Price, now_ns: u64) -> Option<Quota> {
+    pub fn refuses(&self, way: usize, quota: Quota, price: &Limit, now_ns: u64) -> bool {
         let (owner, rest) = self.way(way);
-        // Connections first, so that a flood of them is counted as what it is.
-        if rest.connections.refuses(&price.connections, now_ns) {
-            Some(Quota::Connections)
-        } else if owner.packets.refuses(&price.packets, now_ns) {
-            Some(Quota::Packets)
-        } else if rest.bytes.refuses(&price.bytes, now_ns) {
-            Some(Quota::Bytes)
-        } else {
-            None
+        match quota {
+            Quota::Packets => &owner.packets,
+            Quota::Connections => &rest.connections,
+            Quota::Bytes => &rest.bytes,
         }
+        .refuses(price, now_ns)
     }
 
     /// Lets the source at this place pay. CPUs that race for a token may take one more each, and
@@ -539,16 +535,16 @@ impl Word {
     }
 }
 
-/// A source's hash, keyed by `secret`: the upper half chooses its [`Set`], the lower bits its
-/// place in the filter of banned sources. Whoever does not know the secret cannot choose sources
-/// that meet in one set.
+/// A source's hash, keyed by `secret`: the lower bits of its upper half choose the [`Set`], the
+/// upper ones the place in the filter of banned sources. Whoever does not know the secret cannot
+/// choose sources that meet in one set.
 #[inline(always)]
 pub const fn hash(source: Source, secret: u64) -> u64 {
-    // Two odd multipliers of the 64-bit finalizer family; each spreads low bits upwards, the
-    // shifts bring them back down, and the secret enters before both.
+    // Two odd multipliers of the 64-bit finalizer family; each spreads low bits upwards,
+    // the shift brings them back down, and the secret enters before both. Only the upper half is
+    // used, which needs no more.
     let word = (source.word() ^ secret).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let word = (word ^ word >> 32 ^ secret.rotate_left(32)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    word ^ word >> 32
+    (word ^ word >> 32 ^ secret).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }
 
 #[cfg(test)]
@@ -667,7 +663,13 @@ mod tests {
     fn admit(set: &Set, source: Source, price: &Price, now_ns: u64) -> bool {
         match set.find(source, now_ns) {
             Place::Known(way) => {
-                let passes = set.refuses(way, price, now_ns).is_none();
+                let prices = [
+                    (Quota::Connections, price.connections),
+                    (Quota::Packets, price.packets),
+                    (Quota::Bytes, price.bytes),
+                ];
+                let passes =
+                    !prices.iter().any(|(quota, price)| set.refuses(way, *quota, price, now_ns));
                 if passes {
                     set.charge(way, price, now_ns);
                 }
@@ -717,8 +719,10 @@ mod tests {
             for _ in 0..4 {
                 assert!(admit(&set, Source::ipv4(0), &price, 0), "{quota:?}");
             }
-            assert_eq!(set.refuses(0, &price, 0), Some(quota));
-            assert_eq!(set.refuses(0, &FREE, 0), None);
+            for other in Quota::ALL {
+                assert_eq!(set.refuses(0, other, &limit, 0), other == quota);
+            }
+            assert!(!set.refuses(0, quota, &Limit::NONE, 0));
         }
     }
 

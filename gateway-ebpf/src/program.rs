@@ -200,15 +200,6 @@ struct Maps<'a> {
     rules: &'a Rules,
 }
 
-impl Maps<'_> {
-    /// What the filter knows about an address.
-    #[inline(always)]
-    fn prefix_marks(&self, address: Address) -> u8 {
-        // No place is beyond the filter; the remainder only says so, as elsewhere below.
-        self.rules.prefixes[prefix_place(address) as usize % abi::PREFIX_PLACES]
-    }
-}
-
 impl Tables for Maps<'_> {
     #[inline(always)]
     fn service(&self, target: Target) -> Service {
@@ -219,7 +210,9 @@ impl Tables for Maps<'_> {
         };
         let marks = self.rules.ports[usize::from(port)];
         let management = if is_tcp { abi::PORT_MANAGEMENT_TCP } else { abi::PORT_MANAGEMENT_UDP };
-        if marks == 0 {
+        if marks == abi::PORT_GUARDED {
+            Service::Guarded
+        } else if marks == 0 {
             Service::Other
         } else if marks & management != 0 {
             Service::Management
@@ -263,8 +256,13 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn listed(&self, address: Address, now_ns: u64) -> Listed {
-        let marks = self.prefix_marks(address);
+    fn marks(&self, address: Address) -> u8 {
+        // No place is beyond the filter; the remainder only says so, as elsewhere here.
+        self.rules.prefixes[prefix_place(address) as usize % abi::PREFIX_PLACES]
+    }
+
+    #[inline(always)]
+    fn listed(&self, address: Address, marks: u8, now_ns: u64) -> Listed {
         if marks & (abi::PREFIX_BANNED | abi::PREFIX_DENIED) == 0 {
             return Listed::Nowhere;
         }
@@ -282,9 +280,8 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn is_exempt(&self, address: Address) -> bool {
-        self.prefix_marks(address) & abi::PREFIX_EXEMPT != 0
-            && EXEMPT.get(&whole_address(address)).is_some()
+    fn is_exempt(&self, address: Address, marks: u8) -> bool {
+        marks & abi::PREFIX_EXEMPT != 0 && EXEMPT.get(&whole_address(address)).is_some()
     }
 
     #[inline(always)]

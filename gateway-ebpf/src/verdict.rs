@@ -152,10 +152,12 @@ pub trait Tables {
     fn hash(&self, source: Source) -> u64;
     /// What is in force about the source at `now_ns`.
     fn standing(&self, source: Source, hash: u64, now_ns: u64) -> Standing;
+    /// What kinds of prefixes may cover the address: all that do, and perhaps more.
+    fn marks(&self, address: Address) -> u8;
     /// Which prefixes cover the address at `now_ns`; a ban before the list of denied ones.
-    fn listed(&self, address: Address, now_ns: u64) -> Listed;
+    fn listed(&self, address: Address, marks: u8, now_ns: u64) -> Listed;
     /// Whether the address is on the list of those never dropped.
-    fn is_exempt(&self, address: Address) -> bool;
+    fn is_exempt(&self, address: Address, marks: u8) -> bool;
     /// What each source may have of this; of octets as [`Limit::octets`] tells it.
     fn limit(&self, quota: Quota) -> Limit;
     /// What each IPv6 /48 may have of this: [`NETWORK_DOUBLINGS`] times doubled. Never asked for
@@ -191,8 +193,9 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
         },
         Target::Fragment | Target::Unreadable => {}
     }
-    let outcome = judge_guarded(frame, &flow, tables, now_ns);
-    if outcome.drops() && tables.is_exempt(flow.address) { Outcome::Exempt } else { outcome }
+    let marks = tables.marks(flow.address);
+    let outcome = judge_guarded(frame, &flow, marks, tables, now_ns);
+    if outcome.drops() && tables.is_exempt(flow.address, marks) { Outcome::Exempt } else { outcome }
 }
 
 /// A packet that is, or may be, for a guarded port.
@@ -200,6 +203,7 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
 fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     frame: &F,
     flow: &Flow,
+    marks: u8,
     tables: &T,
     now_ns: u64,
 ) -> Outcome {
@@ -216,7 +220,7 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
         Standing::Banned => return Outcome::Banned,
         Standing::Limited(doublings) => doublings,
     };
-    match tables.listed(address, now_ns) {
+    match tables.listed(address, marks, now_ns) {
         Listed::Nowhere => {}
         Listed::Banned => return Outcome::Banned,
         Listed::Denied => return Outcome::Denied,
@@ -224,29 +228,40 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     // Whatever way led here, from here on it is one.
     let opens = forgotten(u64::from(flow.opens), now_ns) != 0;
     let doublings = forgotten(doublings as u64, now_ns) as i32;
-    let everybodys = price(frame, opens, tables);
-    if everybodys.is_nothing() && tables.newcomers().0.is_none() {
+    let prices = Prices { opens, doublings, tables };
+    if prices.packets().is_none() && prices.are_nothing() {
         return Outcome::WithinLimit;
     }
-    let price = if doublings == 0 { everybodys } else { everybodys.doubled(doublings) };
     let Some(set) = tables.set(hash) else { return Outcome::WithinLimit };
     let place = set.find(source, now_ns);
     // First everything is asked, then everything is paid: a packet that is refused for one thing
     // costs nothing of another, so a flood of connections does not also end those that a source
-    // has.
-    match place {
+    // has. A price is looked up when it is asked for: a flood that is refused costs the less.
+    let price = match place {
         Place::Known(way) => {
-            if let Some(quota) = set.refuses(way, &price, now_ns) {
-                return quota.outcome();
+            let connections = prices.connections();
+            if set.refuses(way, Quota::Connections, &connections, now_ns) {
+                return Outcome::OverConnections;
             }
+            let packets = prices.packets();
+            if set.refuses(way, Quota::Packets, &packets, now_ns) {
+                return Outcome::OverLimit;
+            }
+            let bytes = prices.bytes(frame);
+            if set.refuses(way, Quota::Bytes, &bytes, now_ns) {
+                return Outcome::OverBytes;
+            }
+            Price { connections, packets, bytes }
         }
         Place::Free(_) | Place::Taken(_) => {
             let (limit, budget) = tables.newcomers();
             if budget.bucket.refuses(&limit, now_ns) {
                 return Outcome::OverNewSources;
             }
+            let (connections, packets) = (prices.connections(), prices.packets());
+            Price { connections, packets, bytes: prices.bytes(frame) }
         }
-    }
+    };
     let (place, price) = match source.network() {
         None => (place, price),
         Some(network) => {
@@ -271,14 +286,43 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     Outcome::WithinLimit
 }
 
-/// What a packet costs a source that nothing special is said about.
-#[inline(always)]
-fn price<F: Frame + ?Sized, T: Tables>(frame: &F, opens: bool, tables: &T) -> Price {
-    let bytes = tables.limit(Quota::Bytes);
-    Price {
-        connections: if opens { tables.limit(Quota::Connections) } else { Limit::NONE },
-        packets: tables.limit(Quota::Packets),
-        bytes: if bytes.is_none() { Limit::NONE } else { bytes.of_frame(frame.bytes()) },
+/// What a packet costs its source.
+struct Prices<'a, T> {
+    opens: bool,
+    doublings: i32,
+    tables: &'a T,
+}
+
+impl<T: Tables> Prices<'_, T> {
+    #[inline(always)]
+    fn connections(&self) -> Limit {
+        if self.opens { self.own(self.tables.limit(Quota::Connections)) } else { Limit::NONE }
+    }
+
+    #[inline(always)]
+    fn packets(&self) -> Limit {
+        self.own(self.tables.limit(Quota::Packets))
+    }
+
+    #[inline(always)]
+    fn bytes<F: Frame + ?Sized>(&self, frame: &F) -> Limit {
+        let bytes = self.tables.limit(Quota::Bytes);
+        if bytes.is_none() { bytes } else { self.own(bytes.of_frame(frame.bytes())) }
+    }
+
+    /// Whether nothing is limited that this packet could be too much of.
+    #[inline(always)]
+    fn are_nothing(&self) -> bool {
+        self.connections().is_none()
+            && self.tables.limit(Quota::Packets).is_none()
+            && self.tables.limit(Quota::Bytes).is_none()
+            && self.tables.newcomers().0.is_none()
+    }
+
+    /// Everybody's limit as it is for this source.
+    #[inline(always)]
+    fn own(&self, limit: Limit) -> Limit {
+        if self.doublings == 0 { limit } else { limit.doubled(self.doublings) }
     }
 }
 
@@ -306,8 +350,12 @@ fn charge_network<T: Tables>(
     let set = tables.set(tables.hash(network))?;
     match set.find(network, now_ns) {
         Place::Known(way) => {
-            if let Some(quota) = set.refuses(way, &price, now_ns) {
-                return Some(quota);
+            for (quota, price) in
+                [(Quota::Connections, price.connections), (Quota::Packets, price.packets)]
+            {
+                if set.refuses(way, quota, &price, now_ns) {
+                    return Some(quota);
+                }
             }
             set.charge(way, &price, now_ns);
         }
@@ -394,10 +442,13 @@ mod tests {
         fn standing(&self, _: Source, _: u64, _: u64) -> Standing {
             if self.banned { Standing::Banned } else { Standing::Limited(0) }
         }
-        fn listed(&self, _: Address, _: u64) -> Listed {
+        fn marks(&self, _: Address) -> u8 {
+            0
+        }
+        fn listed(&self, _: Address, _: u8, _: u64) -> Listed {
             if self.denied { Listed::Denied } else { Listed::Nowhere }
         }
-        fn is_exempt(&self, _: Address) -> bool {
+        fn is_exempt(&self, _: Address, _: u8) -> bool {
             self.exempt_asked.set(self.exempt_asked.get() + 1);
             self.exempt
         }

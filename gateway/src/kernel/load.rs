@@ -1,5 +1,7 @@
 //! Attaching the program, keeping it attached, and taking it away.
 
+mod reattach;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
@@ -18,16 +20,18 @@ use aya::{
     },
 };
 use gateway_ebpf::{
-    Outcome, Source, abi, bucket,
+    Outcome, Source, abi,
+    bucket::{self, WAYS, WayState},
     verdict::{NETWORK_DOUBLINGS, Quota},
 };
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub use self::reattach::Reattached;
 use super::{
     Action, Allowance, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Class, Count,
     FRAME_MAX_BYTES, Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry,
-    PrefixBanOutcome, Rate, Settings, SourceState, Status,
+    PrefixBanOutcome, Rate, Settings, SourceState, Status, TopSource,
     attachment::{self, Attachments},
     error::KernelError,
     events::{self, DropEvent},
@@ -35,6 +39,7 @@ use super::{
     pin::{self, PinnedProgram, Pins, Undo},
     plan::{self, BanFilter, Prefix},
     tick::{self, TickReader},
+    top::{self, Limits, Survey},
 };
 
 /// The longest ban that the program's signed comparison tells from one that is over: 100 years.
@@ -59,6 +64,7 @@ pub struct Kernel {
     classed: HashMap<Source, abi::Class>,
     /// Banned prefixes, as the trie holds them, expired ones among them.
     banned_nets: BTreeMap<IpNet, abi::Ban>,
+    survey: Survey,
 }
 
 /// What [`detach`] found and removed.
@@ -115,6 +121,12 @@ impl Kernel {
         in_kernel.set_mask = u64::from(abi::bucket_sets(settings.max_sources) - 1);
         // The sets of bans are found by it.
         maps.write_settings(&in_kernel);
+        // From what an earlier version left: its program runs on until ours takes its place below.
+        let mut old_layouts = Vec::new();
+        for (directory, layout) in pins.other_layouts()? {
+            let inherited = maps.inherit(&directory, layout)?;
+            old_layouts.push(Notice::OldLayout { directory, inherited });
+        }
         maps.rebuild_ban_sets()?;
         let banned: HashSet<Source> = maps.bans()?.into_iter().map(|(source, _)| source).collect();
         let classed: HashMap<Source, abi::Class> = maps.classes()?.into_iter().collect();
@@ -135,6 +147,7 @@ impl Kernel {
             ban_filter,
             classed,
             banned_nets,
+            survey: Survey::default(),
         };
         kernel.maps.write_ban_filter(kernel.ban_filter.words());
         kernel.write_rules(settings)?;
@@ -153,7 +166,12 @@ impl Kernel {
             notices.push(Notice::Adopted { interfaces: adopted, bans });
         }
         kernel.release_other_slots(&mut notices)?;
-        kernel.pins.remove_other_layouts(&mut notices)?;
+        for notice in old_layouts {
+            if let Notice::OldLayout { directory, .. } = &notice {
+                kernel.pins.remove_layout(directory)?;
+            }
+            notices.push(notice);
+        }
         undo.keep();
         Ok((kernel, notices))
     }
@@ -487,12 +505,7 @@ impl Kernel {
         let prefix_ban = covering
             .filter_map(|(banned, ban)| prefix_in_force(*banned, ban, now_ns))
             .max_by_key(|entry| entry.remaining);
-        let class = self
-            .classed
-            .get(&source)
-            .filter(|class| (class.expires_ns.wrapping_sub(now_ns) as i64) > 0)
-            .and_then(|class| Class::doubled(class.doublings))
-            .unwrap_or_default();
+        let class = Class::doubled(self.class_of(source, now_ns)).unwrap_or_default();
         let mut allowances = self.allowances(source, net, class.doublings(), &Quota::ALL, now_ns);
         if let Some(network) = source.network()
             && let Ok(net) = IpNet::new(net.addr(), SITE_BITS)
@@ -538,6 +551,49 @@ impl Kernel {
                 }
             })
             .collect()
+    }
+
+    /// The sources that have used most of what they may have, most first: at most so many, and a
+    /// thousand.
+    ///
+    /// Reads the table in memory. One of more than a million sources is looked through in turns, one
+    /// each time this is called, and what was at the top before is looked at again.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn top(&mut self, max: usize) -> Result<Vec<TopSource>, KernelError> {
+        let now_ns = self.now_ns()?;
+        let abi::Settings { secret, set_mask, .. } = self.in_kernel;
+        let maps = &self.maps;
+        let turn = self.survey.turn(maps.sets()).flat_map(|set| maps.ways(set));
+        let seen: Vec<u64> = self.survey.seen().to_vec();
+        let again = seen.iter().flat_map(|&word| {
+            let hash = bucket::hash(Source::from_word(word), secret);
+            let ways = maps.ways(abi::bucket_set(hash, set_mask) as usize).into_iter();
+            ways.filter(move |way| way.source == word)
+        });
+        let limits = Limits::of(&self.in_kernel);
+        let top = self.survey.rank(turn.chain(again), &limits, now_ns, max);
+        let allowances = |way: WayState| {
+            let owner = Source::from_word(way.source);
+            let (net, doublings, quotas): (_, _, &[Quota]) = match owner.as_network() {
+                Some(first) => {
+                    let net = IpNet::new(first.into(), SITE_BITS).ok()?;
+                    (net, NETWORK_DOUBLINGS, &[Quota::Packets, Quota::Connections])
+                }
+                None => (plan::source_net(owner), self.class_of(owner, now_ns), &Quota::ALL),
+            };
+            let allowances = self.allowances(owner, net, doublings, quotas, now_ns);
+            Some(TopSource { net, allowances })
+        };
+        Ok(top.into_iter().filter_map(allowances).collect())
+    }
+
+    /// How often a source's limits are doubled.
+    fn class_of(&self, source: Source, now_ns: u64) -> i32 {
+        let in_force = |class: &&abi::Class| (class.expires_ns.wrapping_sub(now_ns) as i64) > 0;
+        self.classed.get(&source).filter(in_force).map_or(0, |class| class.doublings)
     }
 
     /// Frames that were dropped, or would have been, since the last call: the oldest first, at most
@@ -592,6 +648,12 @@ impl Kernel {
         let evictions =
             counts.iter().map(|(cells, _)| cells[abi::EVICTIONS_CELL as usize].packets).sum();
         let events_lost = counts.iter().map(|(_, events_lost)| events_lost).sum();
+        let sets = self.maps.sets();
+        // Without the clock nobody knows what is in use.
+        let sources = self
+            .now_ns()
+            .map_or(0, |now_ns| top::live_ways(sets, |set| self.maps.ways(set), now_ns));
+        let places = u32::try_from(sets * WAYS).unwrap_or(u32::MAX);
         let fill = |map, used, limit| Fill { map, used, limit };
         Status {
             interfaces: interfaces.collect(),
@@ -602,6 +664,7 @@ impl Kernel {
                 fill("ban_prefixes", self.banned_nets.len(), abi::BAN_PREFIXES_MAX),
                 fill("deny", self.settings.deny.len(), abi::DENY_MAX),
                 fill("exempt", self.settings.exempt.len(), abi::EXEMPT_MAX),
+                fill("sources", sources, places),
             ],
             evictions,
             events_lost,

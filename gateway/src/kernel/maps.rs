@@ -30,6 +30,7 @@ use gateway_ebpf::{
 };
 
 use super::{
+    Inherited,
     error::KernelError,
     plan::{self, Prefix, Write},
     shared::{Access, SharedWords},
@@ -261,6 +262,45 @@ impl Maps {
         self.ban_prefixes
             .remove(&Key::new(prefix.bits, prefix.data))
             .map_err(KernelError::map(abi::BAN_PREFIXES_MAP))
+    }
+
+    /// Takes over what a directory of an earlier layout holds in maps that have stayed as they were:
+    /// bans, bans of prefixes, classes. What is here already is newer and stays.
+    ///
+    /// The program that still goes by those maps is not touched. `None` when that layout's are not
+    /// known to mean the same.
+    pub fn inherit(
+        &mut self,
+        directory: &Path,
+        layout: u32,
+    ) -> Result<Option<Inherited>, KernelError> {
+        if !SAME_BANS_LAYOUTS.contains(&layout) {
+            return Ok(None);
+        }
+        let mut inherited = Inherited::default();
+        if let Some(bans) = pinned::<HashMap<_, u64, Ban>>(directory, abi::BANS_MAP) {
+            for entry in bans.iter() {
+                let (source, ban) = entry.map_err(KernelError::map(abi::BANS_MAP))?;
+                inherited.bans += added(self.bans.insert(source, ban, NO_EXIST), abi::BANS_MAP)?;
+            }
+        }
+        if let Some(classes) = pinned::<HashMap<_, u64, Class>>(directory, abi::CLASSES_MAP) {
+            for entry in classes.iter() {
+                let (source, class) = entry.map_err(KernelError::map(abi::CLASSES_MAP))?;
+                inherited.classes +=
+                    added(self.classes.insert(source, class, NO_EXIST), abi::CLASSES_MAP)?;
+            }
+        }
+        let prefixes =
+            pinned::<LpmTrie<_, PrefixData, PrefixBan>>(directory, abi::BAN_PREFIXES_MAP);
+        if let Some(prefixes) = prefixes {
+            for entry in prefixes.iter() {
+                let (prefix, ban) = entry.map_err(KernelError::map(abi::BAN_PREFIXES_MAP))?;
+                inherited.prefixes +=
+                    added(self.ban_prefixes.insert(&prefix, ban, NO_EXIST), abi::BAN_PREFIXES_MAP)?;
+            }
+        }
+        Ok(Some(inherited))
     }
 
     /// Every entry among the bans, expired or not.
@@ -595,6 +635,33 @@ fn memory(
     let words = entries.saturating_mul(value_bytes / size_of::<u64>());
     SharedWords::map(map.fd().as_fd(), words, access)
         .map_err(|error| failed()(MapError::IoError(error)))
+}
+
+/// Layouts whose bans, bans of prefixes and classes are written as today's, on the same clock.
+const SAME_BANS_LAYOUTS: [u32; 1] = [2];
+/// `BPF_NOEXIST`: leave alone what is there.
+const NO_EXIST: u64 = 1;
+
+/// A pinned map of this kind; `None` when there is none, or it is of another.
+fn pinned<M: TryFrom<Map, Error = MapError>>(directory: &Path, name: &str) -> Option<M> {
+    let map = Map::from_map_data(MapData::from_pin(directory.join(name)).ok()?).ok()?;
+    M::try_from(map).ok()
+}
+
+/// 1 for an entry that was added, 0 for one that was there or found no room.
+fn added(result: Result<(), MapError>, name: &'static str) -> Result<usize, KernelError> {
+    match result {
+        Ok(()) => Ok(1),
+        Err(MapError::SyscallError(error))
+            if matches!(
+                error.io_error.raw_os_error(),
+                Some(libc::EEXIST | libc::E2BIG | libc::ENOSPC)
+            ) =>
+        {
+            Ok(0)
+        }
+        Err(error) => Err(KernelError::map(name)(error)),
+    }
 }
 
 /// The names of the interfaces in a directory of pinned maps, whoever made them.

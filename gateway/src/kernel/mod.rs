@@ -16,6 +16,7 @@ pub mod pin;
 pub mod plan;
 mod shared;
 pub mod tick;
+mod top;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -26,7 +27,7 @@ use ipnet::IpNet;
 pub use self::{
     error::KernelError,
     events::DropEvent,
-    load::{Detached, Kernel, detach, probe},
+    load::{Detached, Kernel, Reattached, detach, probe},
 };
 
 /// What the kernel half is told: `[xdp]`, and what the daemon adds of its own.
@@ -257,6 +258,26 @@ pub struct Allowance {
     pub burst: u64,
 }
 
+/// A source, or an IPv6 /48, that has used up some of what it may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopSource {
+    /// Whose.
+    pub net: IpNet,
+    /// What it may still send, of everything that is limited.
+    pub allowances: Vec<Allowance>,
+}
+
+/// Entries that were taken over from an earlier layout of the maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Bans of single sources.
+    pub bans: usize,
+    /// Bans of prefixes.
+    pub prefixes: usize,
+    /// Sources with limits of their own.
+    pub classes: usize,
+}
+
 /// What the program did with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -350,7 +371,8 @@ impl AttachedMode {
 /// How full a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// What it holds: `bans`, `classes`, `ban_prefixes`, `deny` or `exempt`.
+    /// What it holds: `bans`, `classes`, `ban_prefixes`, `deny`, `exempt` or `sources`; of these
+    /// only a part is counted where there is room for many.
     pub map: &'static str,
     /// Entries in use; among bans also those that expired and were not swept yet.
     pub used: usize,
@@ -382,6 +404,8 @@ pub enum Notice {
     OldLayout {
         /// Where they were.
         directory: PathBuf,
+        /// What stays in force; `None` when this version does not know how that one wrote it.
+        inherited: Option<Inherited>,
     },
     /// The driver refused; the program runs behind it.
     FellBack {
@@ -424,10 +448,19 @@ impl fmt::Display for Notice {
                 formatter,
                 "kernel map {map} has another size or layout than is needed now; it starts empty"
             ),
-            Self::OldLayout { directory } => write!(
+            Self::OldLayout { directory, inherited: None } => write!(
                 formatter,
                 "removed {}: it was laid out by another version, its bans are gone",
                 directory.display()
+            ),
+            Self::OldLayout { directory, inherited: Some(inherited) } => write!(
+                formatter,
+                "removed {}: it was laid out by another version; its {} bans, {} banned prefixes and \
+                 {} sources with limits of their own stay in force, its counters are gone",
+                directory.display(),
+                inherited.bans,
+                inherited.prefixes,
+                inherited.classes
             ),
             Self::FellBack { interface, why } => write!(
                 formatter,
