@@ -182,7 +182,8 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::MisplacedKey,
                     format!(
-                        "{}:1: \"certificate\" does not belong in [server]; move it to [listener.tls]",
+                        "{}:1: \"certificate\" does not belong in [server]; move it to [listener.tls] or \
+                         [[listener.tls.sni]]",
                         line("drain_timeout")
                     ),
                 ),
@@ -354,7 +355,6 @@ fn every_problem_is_listed_with_its_place() {
             "settings of the contract that are not supported yet",
             sample_with(&[
                 ("protocols", "protocols = [\"h3\", \"h2\"]\nproxy_protocol = \"required\""),
-                ("client_auth", "client_auth = \"optional\""),
                 ("balance", "balance = \"least_connections\""),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
             ]) + "\n[host]\nsysfs = \"/proc\"\n",
@@ -373,14 +373,6 @@ fn every_problem_is_listed_with_its_place() {
                         "{}:1: not supported yet: proxy_protocol; write \"off\" or leave it out \
                      (listener.proxy_protocol)",
                         line("protocols") + 1
-                    ),
-                ),
-                (
-                    Kind::NotSupported,
-                    format!(
-                        "{}:15: not supported yet: \"optional\"; write \"required\" or leave it out \
-                     (listener.tls.client_auth)",
-                        line("client_auth") + 1
                     ),
                 ),
                 (
@@ -443,7 +435,8 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::BadValue,
                     format!(
-                        "{}:15: listener.tls.client_auth is \"no\"; write \"required\"",
+                        "{}:15: listener.tls.client_auth is \"no\"; write \"required\" or \"optional\" or \
+                         \"off\"",
                         line("client_auth")
                     ),
                 ),

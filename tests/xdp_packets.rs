@@ -84,7 +84,12 @@ pub struct Rules {
 
 impl Loaded {
     pub fn new(rules: &Rules) -> Self {
-        let mut object = maps::load(None, SLOT, MAX_SOURCES).unwrap();
+        Self::with_sources(rules, MAX_SOURCES)
+    }
+
+    /// One with places for so many sources.
+    pub fn with_sources(rules: &Rules, max_sources: u32) -> Self {
+        let mut object = maps::load(None, SLOT, max_sources).unwrap();
         let maps = Maps::take(&mut object).unwrap();
         for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
             let program: &mut Xdp = object.program_mut(name).unwrap().try_into().unwrap();
@@ -92,6 +97,8 @@ impl Loaded {
         }
         let mut loaded = Self { object, maps, settings: abi::Settings::default() };
         loaded.write(rules);
+        loaded.settings.set_mask = abi::bucket_sets(max_sources) - 1;
+        loaded.maps.write_settings(&loaded.settings).unwrap();
         loaded
     }
 

@@ -30,11 +30,11 @@ const BANNED_6: &str = "2001:db8:66::1";
 const FRAME_OCTETS_MIN: usize = 60;
 
 /// One frame.
-pub struct Row {
+struct Row {
     /// Why it is in the table.
     why: String,
     /// What is sent.
-    pub frame: Vec<u8>,
+    frame: Vec<u8>,
     /// How often.
     times: u32,
     /// What becomes of it, each time.
@@ -1387,11 +1387,16 @@ pub fn unlimited() -> Rules {
 }
 
 /// What is the same whatever came before.
-pub fn stateless() -> Vec<Row> {
+fn stateless() -> Vec<Row> {
     [link(), ipv4(), ipv4_fragments(), portless(), ipv6(), extensions(), ipv6_fragments(), lists()]
         .into_iter()
         .flatten()
         .collect()
+}
+
+/// Every frame of the table.
+pub fn frames() -> Vec<Vec<u8>> {
+    table().into_iter().flat_map(|(_, _, rows)| rows).map(|row| row.frame).collect()
 }
 
 /// The parts of the table, with the rules that each is judged by.

@@ -8,9 +8,11 @@ mod control;
 mod keys;
 mod material;
 mod refresh;
+mod spared;
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::Path,
     process::ExitCode,
     rc::Rc,
@@ -29,7 +31,10 @@ use tokio::{
 
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
-use self::{control::Control, refresh::Followed};
+use self::{
+    control::{Control, Tell},
+    refresh::Followed,
+};
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
@@ -45,6 +50,7 @@ use crate::{
         worker::{self, Handle, Phase, Shared},
     },
     time,
+    tls::sessions::Sessions,
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -162,10 +168,19 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
+    let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(config.server.max_connections),
         evidence,
+        news: news_receiver,
+        sessions: config
+            .listeners
+            .iter()
+            .map(|listener| {
+                NonZeroUsize::new(listener.tls.sessions).map(Sessions::new).map(Arc::new)
+            })
+            .collect(),
         unknown_keys,
         phase: phase_receiver,
         log: log.clone(),
@@ -184,7 +199,8 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
-    let control = Control::new(path, config, shared, handles, kernel, phase, watch);
+    let tell = Tell { phase, news };
+    let control = Control::new(path, config, shared, handles, kernel, tell, watch);
     LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));

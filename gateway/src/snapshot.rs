@@ -7,7 +7,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::{
-    identity::token::{Issuers, RevokedTokens},
+    identity::{
+        principal::Rules,
+        token::{Issuers, RevokedTokens},
+    },
     policy::route::Routes,
     tls::ListenerTls,
     upstream::Upstream,
@@ -22,6 +25,8 @@ pub struct Snapshot {
     pub listeners: Vec<ListenerTls>,
     /// The issuers and their keys.
     pub issuers: Arc<Issuers>,
+    /// Client certificate → principal.
+    pub identities: Rules,
     /// Tokens that are refused whatever else is right with them.
     pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.

@@ -17,8 +17,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 /// Programs that the build, the tests and the demo run, and the Debian packages they are in.
-const PROGRAMS: [Program; 4] =
-    [("cc", "gcc"), ("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl")];
+const PROGRAMS: [Program; 5] = [
+    ("cc", "gcc"),
+    ("c++", "g++"), // the fuzzer's engine
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+];
 /// Debian's compiler for BPF, with `core` prebuilt for the target.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 /// What bpf-linker is built from: the LLVM of that compiler, and of rustup's nightly.

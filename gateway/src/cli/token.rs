@@ -443,10 +443,11 @@ mod tests {
     /// 2026-03-01T12:00:00Z.
     const NOW_S: u64 = 1_772_366_400;
 
-    /// Runs one command line, words separated by blanks, `DIR` standing for the directory.
+    /// Runs one command line, words separated by blanks, `DIR/` standing for the directory: with the
+    /// slash, which no token has, for a token may well hold those three letters.
     fn token(dir: &Path, line: &str, issuers: Option<&Issuers>) -> (Result<()>, String) {
-        let dir = dir.display().to_string();
-        let words = line.split(' ').map(|word| word.replace("DIR", &dir));
+        let dir = format!("{}/", dir.display());
+        let words = line.split(' ').map(|word| word.replace("DIR/", &dir));
         let parsed = match Line::try_parse_from(["token".to_owned()].into_iter().chain(words)) {
             Ok(parsed) => parsed,
             Err(error) => return (Err(error.into()), String::new()),

@@ -12,23 +12,29 @@ use std::{
 };
 
 use ipnet::IpNet;
-use rustls::pki_types::CertificateDer;
 
 use super::{
-    Admin, Bans, Config, CrlExpired, IdpLost, Issuer, KeyLocation, KeySource, Listener,
-    ListenerTls, Log, RemoteKeys, Route, Server, TokenCache, Upstream,
+    Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, RemoteKeys, Route,
+    Server, TokenCache, Upstream,
     disk::Files,
     file::{self, File},
     material,
     problem::{Kind, Place, Report},
     schema,
     section::At,
-    value::Proof,
+    value::{ClientAuth, Proof},
 };
 use crate::{
-    identity::token::{RefreshRules, RevokedTokens, TokenRules},
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Rule, Rules},
+        token::{Binding, RefreshRules, RevokedTokens, TokenRules},
+    },
     kernel::{self, ByteRate, Rate, Service, Transport},
+    policy::authorize::Demands,
 };
+
+mod tls;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
 pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
@@ -80,6 +86,7 @@ pub(super) fn judge(
     let check = Check { base, files, report };
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
+    let identities = check.identities(&file.identities);
     let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
@@ -99,6 +106,7 @@ pub(super) fn judge(
             entries: file.token_cache.entries.value,
             ttl: file.token_cache.ttl.value,
         },
+        identities: identities?,
         revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
@@ -168,110 +176,6 @@ impl Check<'_> {
         })
     }
 
-    fn tls(&self, written: &file::Tls) -> Option<ListenerTls> {
-        self.serving(written);
-        self.clients(written);
-        let resolved = |path: &At<PathBuf>| self.base.join(&path.value);
-        Some(ListenerTls {
-            certificate: resolved(written.certificate.as_ref()?),
-            private_key: resolved(written.private_key.as_ref()?),
-            client_ca: resolved(written.client_ca.as_ref()?),
-            client_crl: written.client_crl.as_ref()?.value.iter().map(resolved).collect(),
-            crl_expired: written.crl_expired.value,
-            max_chain_depth: written.max_chain_depth.value,
-        })
-    }
-
-    /// The listener's own certificate and key.
-    fn serving(&self, written: &file::Tls) {
-        let chain = written.certificate.as_ref().and_then(|path| {
-            let key = "listener.tls.certificate";
-            let chain = self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates)?;
-            if let Some(number) = material::out_of_order(&chain) {
-                let text = format!(
-                    "certificate {number} of {} did not issue the one before it; put the leaf \
-                     first, then each issuer",
-                    path.value.display()
-                );
-                self.report.warning(path.place, text);
-            }
-            Some(chain)
-        });
-        let Some(path) = &written.private_key else { return };
-        let key = self.private_key(path);
-        if let (Some(chain), Some(key)) = (chain, key)
-            && let Err(damage) = material::pair(chain, key)
-        {
-            self.bad_file("listener.tls.private_key", path, damage);
-        }
-    }
-
-    fn private_key(&self, path: &At<PathBuf>) -> Option<rustls::pki_types::PrivateKeyDer<'static>> {
-        let key = "listener.tls.private_key";
-        let daemon = self.files.daemon();
-        let content = self.read(key, path, MATERIAL_MAX_BYTES)?;
-        if let Err(exposed) = material::private(&content, daemon) {
-            self.bad_file(key, path, exposed);
-        }
-        if content.owner != 0 && !daemon.users.contains(&content.owner) {
-            let (path_shown, owner) = (path.value.display(), content.owner);
-            let text = format!(
-                "{key} {path_shown} belongs to user {owner}, who is neither root nor the daemon; \
-                 change its owner (chown)"
-            );
-            self.report.warning(path.place, text);
-        }
-        let parsed = material::private_key(&content.bytes);
-        parsed.map_err(|damage| self.bad_file(key, path, damage)).ok()
-    }
-
-    /// What client certificates are checked against.
-    fn clients(&self, written: &file::Tls) {
-        let paths = written.client_crl.as_ref();
-        let mut lists = Vec::new();
-        let mut all_lists = true;
-        for path in paths.map_or(&[][..], |paths| &paths.value) {
-            let key = "listener.tls.client_crl";
-            match self.judged(key, path, REVOCATION_LIST_MAX_BYTES, material::revocation_lists) {
-                Some(more) => lists.extend(more),
-                None => all_lists = false,
-            }
-        }
-        if paths.is_some_and(|paths| paths.value.is_empty())
-            && written.crl_expired.value == CrlExpired::Allow
-        {
-            let text = "listener.tls.crl_expired says what an expired list means, but client_crl \
-                        names none; name the list or take crl_expired out";
-            self.report.warning(written.crl_expired.place, text);
-        }
-        let Some(path) = &written.client_ca else { return };
-        let key = "listener.tls.client_ca";
-        let anchors: Option<Vec<CertificateDer<'static>>> =
-            self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates);
-        let Some(anchors) = anchors else { return };
-        for subject in material::not_authorities(&anchors) {
-            let text = format!(
-                "{key} {}: {subject:?} is not the certificate of an authority, no client \
-                 certificate can chain to it; name the authority's",
-                path.value.display()
-            );
-            self.report.warning(path.place, text);
-        }
-        if let Some(paths) = paths
-            && !lists.is_empty()
-            && all_lists
-        {
-            for subject in material::without_list(&anchors, &lists) {
-                let text = format!(
-                    "listener.tls.client_crl has no list of {subject:?}, which {} trusts; add it, \
-                     or what it revoked stays unknown",
-                    path.value.display()
-                );
-                self.report.warning(paths.place, text);
-            }
-        }
-    }
-
     fn issuers(&self, written: &[file::Issuer]) -> Option<Vec<Issuer>> {
         let names = written.iter().filter_map(|issuer| issuer.name.as_ref());
         self.unique("issuer.name", names, String::clone);
@@ -334,6 +238,77 @@ impl Check<'_> {
             self.contradiction(first.place, text);
         }
         true
+    }
+
+    fn identities(&self, written: &[file::Identity]) -> Option<Rules> {
+        let rules: Vec<Option<Rule>> = written.iter().map(|rule| self.identity(rule)).collect();
+        Some(Rules::new(rules.into_iter().collect::<Option<_>>()?))
+    }
+
+    fn identity(&self, written: &file::Identity) -> Option<Rule> {
+        let from = written.from.as_ref()?;
+        let matches = written.matches.as_ref()?;
+        let patterns: Vec<Option<Pattern>> =
+            matches.iter().map(|one| self.identity_pattern(&from.value, one)).collect();
+        // A fingerprint changes with each renewal, so the next one is named beside it.
+        let most = if from.value == NameSource::Sha256 { 2 } else { 1 };
+        if let Some(more) = matches.get(most) {
+            let text = format!(
+                "identity.match has more than {most} for {}; write an [[identity]] for each",
+                from.value
+            );
+            self.contradiction(more.place, text);
+        }
+        match &from.value {
+            NameSource::SubjectCn => {
+                let text = "identity.from is \"subject_cn\", a free text that authorities check \
+                            least; use san_uri or san_dns where the certificates have them";
+                self.report.warning(from.place, text);
+            }
+            NameSource::Sha256 if matches.len() > 1 && written.principal.value.has_value() => {
+                let text = "identity.principal is the fingerprint itself, which changes when the \
+                            certificate does; write a name that stays";
+                self.report.warning(written.principal.place, text);
+            }
+            _ => {}
+        }
+        Some(Rule {
+            from: from.value.clone(),
+            matches: patterns.into_iter().collect::<Option<_>>()?,
+            principal: written.principal.value.clone(),
+            roles: written.roles.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
+            tenant: written.tenant.as_ref().map(|tenant| tenant.value.clone()),
+        })
+    }
+
+    /// As the names it is compared with are written: DNS names and digests in lower case.
+    fn identity_pattern(&self, from: &NameSource, written: &At<String>) -> Option<Pattern> {
+        let text = match from {
+            NameSource::SanDns => written.value.to_ascii_lowercase(),
+            NameSource::Sha256 | NameSource::IssuerSerial => {
+                // OpenSSL writes fingerprints with colons.
+                written.value.replace(':', "").to_ascii_lowercase()
+            }
+            _ => written.value.clone(),
+        };
+        let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let wants_digest = matches!(from, NameSource::Sha256 | NameSource::IssuerSerial);
+        if wants_digest && !is_digest && text != "*" {
+            let text = format!(
+                "identity.match is no SHA-256; {from} takes 64 hexadecimal digits, or \"*\" for every \
+                 certificate"
+            );
+            self.problem(written.place, Kind::BadValue, text);
+            return None;
+        }
+        Pattern::parse(&text)
+            .map_err(|error| {
+                let text = format!(
+                    "identity.match has {error}; one stands for one or more characters, / among them"
+                );
+                self.problem(written.place, Kind::BadValue, text);
+            })
+            .ok()
     }
 
     fn key_source(&self, written: &file::Keys, is_symmetric: bool) -> Option<KeySource> {
@@ -512,10 +487,21 @@ impl Check<'_> {
             path: written.path.as_ref()?.value.clone(),
             methods: written.methods.as_ref()?.iter().map(|at| at.value.clone()).collect(),
             upstream: upstream?,
-            require_certificate: requires(Proof::Certificate)?,
-            require_token: requires(Proof::Token)?,
-            scopes: written.scopes.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
-            bound_token: written.bound_token.value,
+            demands: Demands {
+                certificate: requires(Proof::Certificate)?,
+                token: requires(Proof::Token)?,
+                binding: if written.bound_token.value {
+                    Binding::Always
+                } else {
+                    Binding::WhenBound
+                },
+                scopes: values(written.scopes.as_ref()?),
+                roles: values(written.roles.as_ref()?),
+                principals: values(written.principals.as_ref()?),
+                sources: values(written.sources.as_ref()?),
+                hours: written.hours.as_ref()?.value.clone(),
+            },
+            pass_authorization: written.pass_authorization.value,
         })
     }
 
@@ -562,16 +548,71 @@ impl Check<'_> {
                         require lacks one of them; write [\"certificate\", \"token\"]";
             self.contradiction(route.bound_token.place, text);
         }
+        self.identities_of(require, route, file);
         let Some(scopes) = &route.scopes else { return };
         if token.is_none() && !scopes.value.is_empty() {
             let text = "route.scopes are a token's, but require has no \"token\"; add it there, or \
                         take scopes out";
             self.contradiction(scopes.place, text);
         }
-        if require.value.is_empty() && scopes.value.is_empty() {
+        let tables = file.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let asked: Vec<ClientAuth> = tables.flat_map(tls::asked).collect();
+        let certificate = require.value.iter().find(|at| at.value == Proof::Certificate);
+        if let Some(certificate) = certificate
+            && !asked.is_empty()
+            && asked.iter().all(|asked| *asked == ClientAuth::Off)
+        {
+            let text = "route.require has \"certificate\", but client_auth is \"off\" everywhere, \
+                        so nobody could come with one; ask for it in [listener.tls]";
+            self.contradiction(certificate.place, text);
+        }
+        let everybody = asked.iter().all(|asked| *asked == ClientAuth::Required);
+        if require.value.is_empty() && scopes.value.is_empty() && everybody {
             let text = "route.require is empty, yet every listener demands a client certificate \
                         before any request; write [\"certificate\"], which is what holds";
             self.report.warning(require.place, text);
+        }
+    }
+
+    /// The roles and principals of a route, against who there can be.
+    fn identities_of(&self, require: &At<Vec<At<Proof>>>, route: &file::Route, file: &File) {
+        let (Some(roles), Some(principals)) = (&route.roles, &route.principals) else { return };
+        let lists = [
+            ("roles", roles.place, roles.value.is_empty()),
+            ("principals", principals.place, principals.value.is_empty()),
+        ];
+        for (key, place, is_empty) in lists {
+            if require.value.is_empty() && !is_empty {
+                let text = format!(
+                    "route.{key} are of somebody, but require is empty, so anybody may come; write \
+                     what must be proven, or take {key} out"
+                );
+                self.contradiction(place, text);
+            }
+        }
+        let requires = |proof| require.value.iter().any(|at| at.value == proof);
+        let given = |role: &String| {
+            let rules = file.identities.iter().filter_map(|rule| rule.roles.as_ref());
+            rules.flat_map(|roles| &roles.value).any(|at| at.value == *role)
+        };
+        if requires(Proof::Certificate) && !requires(Proof::Token) {
+            for role in roles.value.iter().filter(|role| !given(&role.value)) {
+                let text = format!(
+                    "route.roles has {:?}, which no [[identity]] gives and no token is asked for; \
+                     add it to the roles of one",
+                    role.value
+                );
+                self.report.warning(role.place, text);
+            }
+        }
+        if !principals.value.is_empty()
+            && !requires(Proof::Certificate)
+            && requires(Proof::Token)
+            && file.issuers.len() > 1
+        {
+            let text = "route.principals are compared with the subjects of tokens, and there is more \
+                        than one issuer, who may each name a subject so; ask for a scope instead";
+            self.report.warning(principals.place, text);
         }
     }
 
@@ -856,6 +897,11 @@ impl Check<'_> {
     }
 }
 
+/// The values without their places.
+fn values<T: Clone>(list: &At<Vec<At<T>>>) -> Vec<T> {
+    list.value.iter().map(|at| at.value.clone()).collect()
+}
+
 /// Whether some request could go to either, with nothing to choose by: the same path is given.
 fn same_requests(a: &file::Route, b: &file::Route) -> bool {
     let (Some(a_hosts), Some(b_hosts)) = (&a.hosts, &b.hosts) else { return false };
@@ -893,7 +939,7 @@ mod tests {
 
     use super::{
         super::{
-            Endpoint, LogFormat, Protocol, Warning,
+            CrlExpired, Endpoint, LogFormat, Protocol, Warning,
             fake::{Fake, LAB, STRANGER_ID, lines, problem_lines},
         },
         *,
@@ -954,11 +1000,14 @@ interfaces = ["eth0"]
 
         let listener = &config.listeners[0];
         assert_eq!(listener.protocols, [Protocol::Http2, Protocol::Http1]);
-        assert_eq!(listener.tls.certificate, Path::new("/etc/portcullis/tls/server.pem"));
-        assert_eq!(listener.tls.private_key, Path::new("/etc/portcullis/tls/server.key"));
-        assert_eq!(listener.tls.client_ca, Path::new("/etc/portcullis/tls/clients-ca.pem"));
-        assert!(listener.tls.client_crl.is_empty());
-        assert_eq!((listener.tls.crl_expired, listener.tls.max_chain_depth), (CrlExpired::Deny, 2));
+        let [site] = &listener.tls.sites[..] else { panic!("{:?}", listener.tls) };
+        assert_eq!(site.certificate, Path::new("/etc/portcullis/tls/server.pem"));
+        assert_eq!(site.private_key, Path::new("/etc/portcullis/tls/server.key"));
+        let clients = site.clients.as_ref().unwrap();
+        assert!(clients.required && clients.crl.is_empty() && clients.retired_ca.is_empty());
+        assert_eq!(clients.ca, Path::new("/etc/portcullis/tls/clients-ca.pem"));
+        assert_eq!((clients.crl_expired, clients.max_chain_depth), (CrlExpired::Deny, 2));
+        assert_eq!(listener.tls.sessions, 20_000);
 
         let rules = TokenRules {
             name: "corp".into(),
@@ -979,9 +1028,11 @@ interfaces = ["eth0"]
         assert_eq!(upstream.response_timeout, Duration::from_secs(30));
 
         let route = &config.routes[0];
-        assert!(route.hosts.is_empty() && route.methods.is_empty() && route.scopes.is_empty());
+        let demands = &route.demands;
+        assert!(route.hosts.is_empty() && route.methods.is_empty() && demands.scopes.is_empty());
         assert_eq!((route.path.as_str(), route.upstream), ("/orders", 0));
-        assert!(route.require_certificate && route.require_token);
+        assert!(demands.certificate && demands.token && !route.pass_authorization);
+        assert!(demands.roles.is_empty() && demands.hours.is_none());
 
         let xdp = kernel::Settings {
             interfaces: vec!["eth0".into()],
@@ -1047,7 +1098,7 @@ access = false
         let route = &config.routes[0];
         assert_eq!(route.hosts, ["api.example.com"]);
         assert_eq!(route.methods, [http::Method::GET, http::Method::POST]);
-        assert_eq!(route.scopes, ["read"]);
+        assert_eq!(route.demands.scopes, ["read"]);
         let xdp = kernel::Settings {
             interfaces: vec!["eth0".into(), "eth1".into()],
             mode: Mode::Generic,
@@ -1152,6 +1203,24 @@ access = false
                 &[
                     "21:10: route.scopes are a token's, but require has no \"token\"; add it there, \
                    or take scopes out",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = []\nroles = [\"admin\"]\nhours = \"08:00-18:00\"\nprincipals = [\"**\"]",
+                &[
+                    "22:9: route.hours has not the form; write it as in \"08:00-18:00 \
+                     Europe/Berlin\" or \"Mon-Fri 08:00-18:00 Europe/Berlin\"",
+                    "23:15: route.principals has \"**\" with more than one *; one stands for any \
+                     characters, / among them",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = []\nroles = [\"admin\"]",
+                &[
+                    "21:9: route.roles are of somebody, but require is empty, so anybody may come; write \
+                   what must be proven, or take roles out",
                 ],
             ),
             (
@@ -1264,6 +1333,92 @@ access = false
         }
     }
 
+    /// An identity table with these lines, before the rest.
+    fn with_identity(lines: &str) -> String {
+        small("[[upstream]]", &format!("[[identity]]\n{lines}\n[[upstream]]"))
+    }
+
+    #[test]
+    fn identity_rules_are_read_or_refused() {
+        let digest = "ab".repeat(32);
+        let colons = vec!["AB"; 32].join(":");
+        for (lines, said) in [
+            ("from = \"san_uri\"\nmatch = \"spiffe://example.org/*\"", ""),
+            (
+                "from = \"oid:1.2.3\"\nmatch = [\"*\"]\ntenant = \"{oid:1.2.4}\"\nroles = [\"a\"]",
+                "",
+            ),
+            (&format!("from = \"sha256\"\nmatch = \"{colons}\"\nprincipal = \"partner\""), ""),
+            ("from = \"issuer_serial\"\nmatch = \"*\"\nprincipal = \"partner:{value}\"", ""),
+            ("from = \"san_uri\"", "13:1: [[identity]] has no match;"),
+            ("match = \"x\"", "13:1: [[identity]] has no from;"),
+            ("from = \"cn\"\nmatch = \"x\"", "14:8: identity.from is \"cn\"; write san_uri,"),
+            (
+                "from = \"san_uri\"\nmatch = \"*a*\"",
+                "15:9: identity.match has more than one *; one stands for",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = [\"a\", \"b\"]",
+                "15:15: identity.match has more than 1 for san_uri; write an [[identity]] for each",
+            ),
+            (
+                "from = \"sha256\"\nmatch = \"abcd\"",
+                "15:9: identity.match is no SHA-256; sha256 takes 64 hexadecimal digits,",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = \"x\"\nprincipal = \"{nobody}\"",
+                "16:13: identity.principal is \"{nobody}\", in which {nobody} is neither",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = \"x\"\nroles = [\"a,b\"]",
+                "16:10: identity.roles has \"a,b\"; write one role an entry",
+            ),
+            (
+                "from = \"subject_cn\"\nmatch = \"x\"",
+                "warning 14:8: identity.from is \"subject_cn\", a free text",
+            ),
+            (
+                &format!("from = \"sha256\"\nmatch = [\"{digest}\", \"{}\"]", "0".repeat(64)),
+                "warning 13:1: identity.principal is the fingerprint itself,",
+            ),
+        ] {
+            let outcome = Fake::new().load(&with_identity(lines));
+            let all = match &outcome {
+                Ok((_, warnings)) => super::super::fake::lines(warnings)
+                    .iter()
+                    .map(|line| format!("warning {line}"))
+                    .collect(),
+                Err(problems) => problem_lines(problems),
+            };
+            let held = match said {
+                "" => all.is_empty(),
+                said => all.iter().any(|line| line.starts_with(said)),
+            };
+            assert!(held, "{lines}: {all:#?}");
+        }
+    }
+
+    #[test]
+    fn what_a_route_demands_is_read() {
+        let text = small(
+            "require = [\"certificate\", \"token\"]",
+            "require = [\"certificate\", \"token\"]\nroles = [\"admin\"]\n\
+             principals = [\"spiffe://a/*\", \"b\"]\nsources = [\"10.0.0.0/8\"]\n\
+             hours = \"Mon-Fri 08:00-18:00 Europe/Berlin\"\npass_authorization = true",
+        );
+        let (config, warnings) = Fake::new().load(&text).unwrap();
+        assert_eq!(warnings, Vec::<Warning>::new());
+        let route = &config.routes[0];
+        assert_eq!(
+            format!("{:?}", route.demands),
+            "Demands { certificate: true, token: true, binding: WhenBound, scopes: [], roles: [\"admin\"], principals: \
+             [Pattern { before: \"spiffe://a/\", after: Some(\"\") }, Pattern { before: \"b\", after: \
+             None }], sources: [10.0.0.0/8], hours: Some(Hours(\"Mon-Fri 08:00-18:00 \
+             Europe/Berlin\")) }"
+        );
+        assert!(route.pass_authorization);
+    }
+
     #[test]
     fn a_token_needs_an_issuer() {
         let (before, rest) = SMALL.split_once("[[issuer]]").unwrap();
@@ -1359,6 +1514,24 @@ access = false
             let (_, warnings) = Fake::new().load(&small(from, to)).expect(to);
             assert_eq!(lines(&warnings), *expected, "{to}");
         }
+    }
+
+    #[test]
+    fn a_role_that_nobody_can_have_is_a_warning() {
+        let route = |lines: &str| {
+            small(
+                "require = [\"certificate\", \"token\"]",
+                &format!("require = [\"certificate\"]\nroles = [\"till\"]\n{lines}"),
+            )
+        };
+        let (_, warnings) = Fake::new().load(&route("")).unwrap();
+        let said = lines(&warnings);
+        let expected = "21:10: route.roles has \"till\", which no [[identity]] gives and no token is \
+                        asked for; add it to the roles of one";
+        assert!(said.iter().any(|line| line == expected), "{said:#?}");
+        let rule = "[[identity]]\nfrom = \"san_uri\"\nmatch = \"*\"\nroles = [\"till\"]\n";
+        let (_, warnings) = Fake::new().load(&route(rule)).unwrap();
+        assert!(!lines(&warnings).iter().any(|line| line.contains("route.roles")));
     }
 
     #[test]

@@ -18,8 +18,12 @@ use ipnet::IpNet;
 
 use crate::{
     fetch::Url,
-    identity::token::{RefreshRules, TokenRules},
+    identity::{
+        principal,
+        token::{RefreshRules, TokenRules},
+    },
     kernel,
+    policy::authorize::Demands,
 };
 
 mod check;
@@ -67,6 +71,8 @@ pub struct Config {
     pub issuers: Vec<Issuer>,
     /// The cache of verified tokens: `[token_cache]`.
     pub token_cache: TokenCache,
+    /// Client certificate → principal: `[[identity]]`.
+    pub identities: principal::Rules,
     /// List of revoked tokens, absolute: `[revocation].tokens_file`.
     pub revoked_tokens: Option<PathBuf>,
     /// Names are unique: `[[upstream]]`.
@@ -119,18 +125,42 @@ pub enum Protocol {
 /// `[listener.tls]`. Paths are absolute; the files were readable and parsed when checked.
 #[derive(Clone, Debug)]
 pub struct ListenerTls {
+    /// The listener's own, for clients that name no host or one that no other site has; then those
+    /// of `[[listener.tls.sni]]`. No name is in two of them.
+    pub sites: Vec<TlsSite>,
+    /// Sessions remembered for resumption; 0: none is ever resumed.
+    pub sessions: usize,
+}
+
+/// What is served under certain host names: with which certificate, and to whom.
+#[derive(Clone, Debug)]
+pub struct TlsSite {
+    /// Lower case; `*.example.com` stands for every name of one label more. Empty for the first.
+    pub names: Vec<String>,
     /// PEM chain, leaf first.
     pub certificate: PathBuf,
     /// PEM key of the leaf; refused when others can read it.
     pub private_key: PathBuf,
-    /// PEM trust anchors for clients; client certificates are always required.
-    pub client_ca: PathBuf,
+    /// `None`: clients are not asked for certificates.
+    pub clients: Option<TlsClients>,
+}
+
+/// Whose certificates are accepted.
+#[derive(Clone, Debug)]
+pub struct TlsClients {
+    /// False: a client may come without one. One that it sends must be good either way.
+    pub required: bool,
+    /// PEM trust anchors.
+    pub ca: PathBuf,
     /// PEM or DER lists; empty means that no certificate is looked up.
-    pub client_crl: Vec<PathBuf>,
+    pub crl: Vec<PathBuf>,
     /// What an expired list means for certificates of its issuer.
     pub crl_expired: CrlExpired,
     /// Intermediates allowed between the leaf and the anchor.
     pub max_chain_depth: usize,
+    /// PEM certificates of authorities that are no longer in use: what comes from them is refused by
+    /// a word of its own.
+    pub retired_ca: Vec<PathBuf>,
 }
 
 /// `crl_expired`: what to do with certificates whose issuer's list is past `nextUpdate`.
@@ -244,14 +274,10 @@ pub struct Route {
     pub methods: Vec<http::Method>,
     /// Index into [`Config::upstreams`].
     pub upstream: usize,
-    /// A client certificate must be proven (always so while listeners require one).
-    pub require_certificate: bool,
-    /// A token must be proven.
-    pub require_token: bool,
-    /// Each must be among the token's scopes.
-    pub scopes: Vec<String>,
-    /// The token must be bound to the client's certificate (RFC 8705); needs both required.
-    pub bound_token: bool,
+    /// What it asks of whoever comes by it.
+    pub demands: Demands,
+    /// The client's `Authorization` goes on to the upstream.
+    pub pass_authorization: bool,
 }
 
 /// `[bans]`.

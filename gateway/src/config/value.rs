@@ -14,8 +14,13 @@ use super::{
 };
 use crate::{
     fetch::Url,
-    identity::token::Algorithm,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Template},
+        token::Algorithm,
+    },
     kernel::{Mode, Service, Transport},
+    policy::hours::Hours,
 };
 
 /// A span of time that a setting may take, and why no other.
@@ -478,8 +483,42 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
-pub(super) fn client_auth(text: &str) -> Result<(), Refused> {
-    word(text, &[("required", ())], &["optional", "off"], "write \"required\" or leave it out")
+pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
+    let words = [
+        ("required", ClientAuth::Required),
+        ("optional", ClientAuth::Optional),
+        ("off", ClientAuth::Off),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `client_auth`: what is asked of clients in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientAuth {
+    /// No certificate, no handshake.
+    Required,
+    /// A certificate that is sent must be good; none is the routes' business.
+    Optional,
+    /// None is asked for.
+    Off,
+}
+
+/// A name in `names`, in lower case: a host name, or `*.` and one for every name of one label more.
+/// Handshakes never name addresses (RFC 6066 section 3).
+pub(super) fn server_name(text: &str) -> Result<String, Refused> {
+    let lower = text.to_ascii_lowercase();
+    let (star, name) = match lower.strip_prefix("*.") {
+        Some(name) => ("*.", name),
+        None => ("", lower.as_str()),
+    };
+    if name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return Err(Refused::bad(format!(
+            "has {}, an address: clients name hosts only; the listener's own certificate is for \
+             them",
+            shown(text)
+        )));
+    }
+    host(name).map(|name| format!("{star}{name}"))
 }
 
 /// `crl_expired`.
@@ -543,6 +582,57 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Refused> {
 /// One of a route's `require`.
 pub(super) fn proof(text: &str) -> Result<Proof, Refused> {
     word(text, &[("certificate", Proof::Certificate), ("token", Proof::Token)], &[], "")
+}
+
+/// An identity rule's `from`.
+pub(super) fn name_source(text: &str) -> Result<NameSource, Refused> {
+    NameSource::parse(text).ok_or_else(|| {
+        let text = shown(text);
+        Refused::bad(format!(
+            "is {text}; write san_uri, san_dns, subject_cn, issuer_serial, upn, sha256, or oid: and an \
+             object identifier, as in \"oid:2.5.4.11\""
+        ))
+    })
+}
+
+/// Names with one `*` in them at most.
+pub(super) fn pattern(text: &str) -> Result<Pattern, Refused> {
+    let text = words(text)?;
+    Pattern::parse(&text).map_err(|error| {
+        let text = shown(&text);
+        Refused::bad(format!(
+            "has {text} with {error}; one stands for any characters, / among them"
+        ))
+    })
+}
+
+/// A text with `{value}` and the like in it.
+pub(super) fn template(text: &str) -> Result<Template, Refused> {
+    let text = words(text)?;
+    Template::parse(&text).map_err(|error| {
+        let text = shown(&text);
+        Refused::bad(format!("is {text}, in which {error}; write it as in \"{{value}}\""))
+    })
+}
+
+/// A role: it is told to upstreams in a list with commas.
+pub(super) fn role(text: &str) -> Result<String, Refused> {
+    let text = words(text)?;
+    if text.contains(',') || !text.is_ascii() {
+        let text = shown(&text);
+        return Err(Refused::bad(format!(
+            "has {text}; write one role an entry, in ASCII and without commas, as in [\"admin\"]"
+        )));
+    }
+    Ok(text)
+}
+
+/// A route's `hours`; an empty text is none.
+pub(super) fn hours(text: &str) -> Result<Option<Hours>, Refused> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Hours::parse(text).map(Some).map_err(|error| Refused::bad(error.to_string()))
 }
 
 /// What a route may require.
@@ -842,6 +932,19 @@ mod tests {
                 ),
             ],
         );
+        for (text, expected) in [
+            ("API.Example.com", Some("api.example.com")),
+            ("*.Example.com", Some("*.example.com")),
+            ("*", None),
+            ("*.*.example.com", None),
+            ("a.*.example.com", None),
+            ("192.0.2.1", None),
+            ("[::1]", None),
+            ("*.192.0.2.1", None),
+            ("", None),
+        ] {
+            assert_eq!(server_name(text).ok().as_deref(), expected, "{text}");
+        }
         let label = "a".repeat(64);
         let name = ["a"; 128].join(".");
         for text in [
@@ -978,13 +1081,14 @@ mod tests {
         check(
             client_auth,
             &[
-                ("required", Ok(())),
+                ("required", Ok(ClientAuth::Required)),
+                ("optional", Ok(ClientAuth::Optional)),
+                ("off", Ok(ClientAuth::Off)),
                 (
-                    "optional",
-                    Err("not supported yet: \"optional\"; write \"required\" or leave it out"),
+                    "require",
+                    Err("is \"require\"; did you mean \"required\"? It takes \"required\" or \
+                         \"optional\" or \"off\""),
                 ),
-                ("off", Err("not supported yet: \"off\"; write \"required\" or leave it out")),
-                ("require", Err("is \"require\"; write \"required\"")),
             ],
         );
         check(

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,10 +11,13 @@ use std::{
 
 use gateway_ebpf::{Source, verdict::Quota};
 use ipnet::IpNet;
+use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::{all_ended, kernel_settings, keys::IssuerKeys, load_snapshot, refresh::Followed};
+use super::{
+    all_ended, kernel_settings, keys::IssuerKeys, load_snapshot, refresh::Followed, spared,
+};
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
@@ -74,7 +77,7 @@ pub(super) struct Control {
     /// By the source or prefix as listed.
     notes: RefCell<HashMap<String, String>>,
     metrics: RefCell<ControlMetrics>,
-    phase: watch::Sender<Phase>,
+    tell: Tell,
     /// When the XDP program goes back to counting, unless the operator confirms before.
     unconfirmed_until: Cell<Option<Instant>>,
     /// Configurations applied; snapshots are counted by themselves, for files change without them.
@@ -82,6 +85,14 @@ pub(super) struct Control {
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
     started_at: Instant,
+}
+
+/// What workers and connections are told.
+pub(super) struct Tell {
+    /// What the process is doing.
+    pub(super) phase: watch::Sender<Phase>,
+    /// That another state was published.
+    pub(super) news: watch::Sender<()>,
 }
 
 /// A ban that user space keeps.
@@ -100,7 +111,7 @@ impl Control {
         shared: Shared,
         workers: Vec<Handle>,
         kernel: Option<(Kernel, Vec<String>)>,
-        phase: watch::Sender<Phase>,
+        tell: Tell,
         files: Watch,
     ) -> Control {
         let kernel = kernel.map(|(kernel, notices)| {
@@ -127,7 +138,7 @@ impl Control {
             bans: RefCell::default(),
             notes: RefCell::default(),
             metrics: RefCell::default(),
-            phase,
+            tell,
             unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
@@ -371,6 +382,8 @@ impl Control {
             snapshot.generation,
         );
         self.shared.published.store(Arc::new(snapshot));
+        // Connections judge their clients again; receivers live as long as the workers.
+        let _ = self.tell.news.send(());
     }
 
     /// Publishes the keys of issuers, where they have changed.
@@ -415,11 +428,11 @@ impl Control {
     pub(super) fn drain(&self) {
         tracing::info!(open = self.shared.admission.open(), "draining");
         // Receivers live as long as the workers.
-        let _ = self.phase.send(Phase::Draining);
+        let _ = self.tell.phase.send(Phase::Draining);
     }
 
     pub(super) fn stop(&self) {
-        let _ = self.phase.send(Phase::Stopping);
+        let _ = self.tell.phase.send(Phase::Stopping);
     }
 
     pub(super) fn all_workers_ended(&self) -> bool {
@@ -433,7 +446,7 @@ impl Control {
 
     /// Whether the node should get traffic.
     pub(super) fn readiness(&self) -> Readiness {
-        if *self.phase.borrow() != Phase::Running {
+        if *self.tell.phase.borrow() != Phase::Running {
             return Err("draining".to_owned());
         }
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
@@ -503,11 +516,10 @@ impl Control {
     }
 
     fn ban_source_by_hand(&self, source: Source, lasts: Duration) -> Result<String, String> {
-        if overlaps(&self.never.borrow(), source) {
-            return Err(format!(
-                "{source} is exempt (own, gateway, upstream, [xdp].allow or [bans].never) and cannot be banned; \
-                 take it from those lists and reload first"
-            ));
+        let is_spared = |net: &&IpNet| overlaps(std::slice::from_ref(*net), source);
+        if let Some(by) = self.never.borrow().iter().find(is_spared) {
+            let why = spared::why(by, &self.config.borrow());
+            return Err(format!("{source} is exempt and cannot be banned: {by} {why}"));
         }
         let reason = Reason::Operator as u32;
         let ban = Ban { source, lasts, reason, origin: ORIGIN_OPERATOR, level: 0 };
@@ -521,8 +533,10 @@ impl Control {
         let net = net.trunc();
         let never = self.never.borrow();
         if let Some(by) = never.iter().find(|by| by.contains(&net) || net.contains(*by)) {
+            let why = spared::why(by, &self.config.borrow());
             return Err(format!(
-                "{net} has exempt addresses ({by}) and cannot be banned; name smaller prefixes beside it"
+                "{net} has exempt addresses and cannot be banned: {by} {why}; name smaller prefixes \
+                 beside it"
             ));
         }
         let mut kernel = self.kernel.borrow_mut();
@@ -680,11 +694,15 @@ impl Control {
             .listeners
             .iter()
             .zip(&snapshot.listeners)
-            .map(|(listener, tls)| {
-                let not_after_s = tls.certificate.not_after.as_secs();
+            .flat_map(|(listener, tls)| {
+                let sites = listener.tls.sites.iter().zip(tls.sites.iter());
+                sites.map(move |(site, serving)| (listener, site, serving))
+            })
+            .map(|(listener, site, serving)| {
+                let not_after_s = serving.certificate.not_after.as_secs();
                 CertificateStatus {
                     listener: listener.name.clone(),
-                    file: listener.tls.certificate.clone(),
+                    file: site.certificate.clone(),
                     not_after_s,
                     remaining_s: not_after_s.cast_signed() - now_s.cast_signed(),
                 }
@@ -768,8 +786,8 @@ impl Control {
                 kind: "gauge",
                 series: one(self.generation.get() as f64),
             },
-            self.certificate_reading(),
         ];
+        readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         let rows = self.ban_rows().unwrap_or_default();
@@ -789,25 +807,62 @@ impl Control {
         readings
     }
 
-    fn certificate_reading(&self) -> Reading {
+    fn tls_readings(&self) -> [Reading; 4] {
         let snapshot = self.shared.published.load();
         let config = self.config.borrow();
-        let series = config
-            .listeners
-            .iter()
-            .zip(&snapshot.listeners)
-            .map(|(listener, tls)| {
-                let labels = vec![("listener", listener.name.clone())];
-                (labels, tls.certificate.not_after.as_secs() as f64)
-            })
-            .collect();
-        Reading {
-            name: "gateway_tls_certificate_not_after_seconds",
-            help: "End of the server certificate's validity, in seconds since 1970.",
-            kind: "gauge",
-            series,
+        tls_readings(&config, &snapshot, time::unix())
+    }
+}
+
+/// Ends of certificates and revocation lists.
+fn tls_readings(config: &Config, snapshot: &Snapshot, now: UnixTime) -> [Reading; 4] {
+    let mut ends = Vec::new();
+    let mut remaining = Vec::new();
+    let mut updates = BTreeMap::new();
+    let mut revoked = BTreeMap::new();
+    for (listener, tls) in config.listeners.iter().zip(&snapshot.listeners) {
+        for site in tls.sites.iter() {
+            let labels = vec![
+                ("listener", listener.name.clone()),
+                // The listener's own site has no name.
+                ("site", site.names.first().cloned().unwrap_or_default()),
+            ];
+            let (start, end) = (site.certificate.not_before, site.certificate.not_after);
+            ends.push((labels.clone(), end.as_secs() as f64));
+            let whole = end.as_secs().saturating_sub(start.as_secs());
+            let left = end.as_secs().saturating_sub(now.as_secs());
+            remaining.push((labels, left as f64 / whole.max(1) as f64));
+            for list in site.clients.iter().flat_map(|c| c.trust.revocations().lists()) {
+                let labels = (listener.name.clone(), list.issuer().to_owned());
+                updates.insert(labels.clone(), list.next_update().as_secs() as f64);
+                revoked.insert(labels, list.revoked() as f64);
+            }
         }
     }
+    let by_issuer = |map: BTreeMap<(String, String), f64>| {
+        let series =
+            |((listener, issuer), value)| (vec![("listener", listener), ("issuer", issuer)], value);
+        map.into_iter().map(series).collect()
+    };
+    let gauge = |name, help, series| Reading { name, help, kind: "gauge", series };
+    [
+        gauge(
+            "gateway_tls_certificate_not_after_seconds",
+            "End of the server certificate's validity, in seconds since 1970.",
+            ends,
+        ),
+        gauge(
+            "gateway_tls_certificate_lifetime_remaining_ratio",
+            "Part of the server certificate's validity that is left; alert below 0.25.",
+            remaining,
+        ),
+        gauge(
+            "gateway_tls_crl_next_update_seconds",
+            "When a revocation list is due to be renewed, in seconds since 1970.",
+            by_issuer(updates),
+        ),
+        gauge("gateway_tls_crl_entries", "Certificates on a revocation list.", by_issuer(revoked)),
+    ]
 }
 
 fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
@@ -935,6 +990,9 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let listeners = |config: &Config| -> Vec<_> {
         config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
     };
+    let sessions = |config: &Config| -> Vec<_> {
+        config.listeners.iter().map(|listener| listener.tls.sessions).collect()
+    };
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
@@ -945,6 +1003,7 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
             (old.token_cache.entries, old.token_cache.ttl)
                 != (new.token_cache.entries, new.token_cache.ttl),
         ),
+        ("[listener.tls].sessions", sessions(old) != sessions(new)),
         ("[admin].socket", old.admin.socket != new.admin.socket),
         ("[admin].metrics", old.admin.metrics != new.admin.metrics),
         ("[log].format", old.log.format != new.log.format),

@@ -12,16 +12,16 @@ use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
 use crate::{
     config::{
         self, Config, Content, Disk, Files, KeySource, Listener, MATERIAL_MAX_BYTES,
-        REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES,
+        REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, TlsClients, TlsSite,
     },
     identity::{
-        certificate::{Anchors, Revocations, Trust, name::shown_bytes, not_after, server_key},
-        token::{Binding, Issuers, KeySet, Keys, RevokedTokens, TokenRules},
+        certificate::{Anchors, Revocations, Trust, name::shown_bytes, server_key, validity},
+        token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
     time,
-    tls::{ListenerTls, ServerCertificate, alpn},
+    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn},
     upstream::Upstream,
 };
 
@@ -40,21 +40,25 @@ impl fmt::Display for MaterialError {
     }
 }
 
+/// Tickets after each handshake: each is good once, and a client may open two connections at a time.
+const TICKETS: usize = 2;
+
 /// Every file that a snapshot is made from.
 pub fn files(config: &Config) -> BTreeSet<PathBuf> {
-    let of_listeners = config
-        .listeners
-        .iter()
-        .flat_map(|listener| certificate_files(&listener.tls).chain(trust_files(&listener.tls)));
-    of_listeners.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
+    let sites = config.listeners.iter().flat_map(|listener| &listener.tls.sites);
+    let of_sites = sites.flat_map(|site| {
+        let clients = site.clients.iter().flat_map(trust_files);
+        certificate_files(site).chain(clients)
+    });
+    of_sites.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
 }
 
-fn certificate_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
-    [&tls.certificate, &tls.private_key].into_iter()
+fn certificate_files(site: &TlsSite) -> impl Iterator<Item = &PathBuf> {
+    [&site.certificate, &site.private_key].into_iter()
 }
 
-fn trust_files(tls: &config::ListenerTls) -> impl Iterator<Item = &PathBuf> {
-    std::iter::once(&tls.client_ca).chain(&tls.client_crl)
+fn trust_files(clients: &TlsClients) -> impl Iterator<Item = &PathBuf> {
+    std::iter::once(&clients.ca).chain(&clients.crl).chain(&clients.retired_ca)
 }
 
 fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
@@ -78,9 +82,22 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
         .listeners
         .iter()
         .filter_map(|listener| {
-            let certificate = keep(server_certificate(&listener.tls), &mut errors);
-            let trust = keep(client_trust(&listener.tls), &mut errors);
-            Some(listener_tls(listener, Arc::new(certificate?), Arc::new(trust?)))
+            let sites: Vec<_> = listener
+                .tls
+                .sites
+                .iter()
+                .map(|site| {
+                    let certificate = keep(server_certificate(site), &mut errors);
+                    let clients = site.clients.as_ref();
+                    let trust = clients.map(|clients| keep(client_trust(clients), &mut errors));
+                    let trust = match trust {
+                        Some(trust) => Some(Arc::new(trust?)),
+                        None => None,
+                    };
+                    Some(tls_site(site, Arc::new(certificate?), trust))
+                })
+                .collect();
+            listener_tls(listener, sites.into_iter().collect::<Option<_>>()?)
         })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
@@ -117,18 +134,24 @@ pub fn refresh(
     let mut listeners = Vec::new();
     // A reload replaces configuration and snapshot together, so these are the same listeners.
     for (listener, before) in config.listeners.iter().zip(&before.listeners) {
-        let tls = &listener.tls;
-        let certificate = part.renewed(
-            certificate_files(tls),
-            || server_certificate(tls).map_err(|error| vec![error]),
-            &before.certificate,
-        );
-        let trust = part.renewed(
-            trust_files(tls),
-            || client_trust(tls).map_err(|error| vec![error]),
-            &before.trust,
-        );
-        listeners.push(listener_tls(listener, certificate, trust));
+        let mut sites = Vec::new();
+        for (site, before) in listener.tls.sites.iter().zip(before.sites.iter()) {
+            let certificate = part.renewed(
+                certificate_files(site),
+                || server_certificate(site).map_err(|error| vec![error]),
+                &before.certificate,
+            );
+            let clients = site.clients.as_ref().zip(before.clients.as_ref());
+            let trust = clients.map(|(clients, before)| {
+                part.renewed(
+                    trust_files(clients),
+                    || client_trust(clients).map_err(|error| vec![error]),
+                    &before.trust,
+                )
+            });
+            sites.push(tls_site(site, certificate, trust));
+        }
+        listeners.extend(listener_tls(listener, sites));
     }
     let issuers =
         part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
@@ -184,6 +207,7 @@ fn snapshot(
         generation,
         listeners,
         issuers,
+        identities: config.identities.clone(),
         revoked_tokens,
         routes: routes(config),
         upstreams: upstreams(config),
@@ -241,24 +265,34 @@ pub fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialErro
     Ok(list)
 }
 
-fn listener_tls(
-    listener: &Listener,
-    certificate: Arc<ServerCertificate>,
-    trust: Arc<Trust>,
-) -> ListenerTls {
-    ListenerTls {
-        certificate,
-        trust,
+/// `None` without a site, which no configuration is.
+fn listener_tls(listener: &Listener, mut sites: Vec<Site>) -> Option<ListenerTls> {
+    let others = sites.split_off(1.min(sites.len()));
+    Some(ListenerTls {
+        sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
         provider: Arc::new(aws_lc_rs::default_provider()),
+        tickets: if listener.tls.sessions == 0 { 0 } else { TICKETS },
+    })
+}
+
+fn tls_site(
+    site: &TlsSite,
+    certificate: Arc<ServerCertificate>,
+    trust: Option<Arc<Trust>>,
+) -> Site {
+    let clients = site.clients.as_ref().zip(trust);
+    Site {
+        names: site.names.clone(),
+        certificate,
+        clients: clients.map(|(clients, trust)| Clients { required: clients.required, trust }),
     }
 }
 
-fn client_trust(tls: &config::ListenerTls) -> Result<Trust, MaterialError> {
-    let anchors =
-        Anchors::parse(&read(&tls.client_ca)?).map_err(|error| wrong(&tls.client_ca, error))?;
-    let lists = tls
-        .client_crl
+fn client_trust(clients: &TlsClients) -> Result<Trust, MaterialError> {
+    let anchors = authorities(&clients.ca)?;
+    let lists = clients
+        .crl
         .iter()
         .map(|path| {
             let content = contents(path, REVOCATION_LIST_MAX_BYTES)?;
@@ -271,21 +305,28 @@ fn client_trust(tls: &config::ListenerTls) -> Result<Trust, MaterialError> {
         text: format!("revocation list {}: {}", error.index, error.fault),
         file: error.path.into(),
     })?;
-    Ok(Trust::new(anchors, revocations, tls.crl_expired, tls.max_chain_depth))
+    let retired =
+        clients.retired_ca.iter().map(|path| authorities(path)).collect::<Result<Vec<_>, _>>()?;
+    let trust = Trust::new(anchors, revocations, clients.crl_expired, clients.max_chain_depth);
+    Ok(retired.into_iter().fold(trust, Trust::with_retired))
 }
 
-fn server_certificate(tls: &config::ListenerTls) -> Result<ServerCertificate, MaterialError> {
-    let chain = read(&tls.certificate)?;
-    let key = contents(&tls.private_key, MATERIAL_MAX_BYTES)?;
+fn authorities(path: &Path) -> Result<Anchors, MaterialError> {
+    Anchors::parse(&read(path)?).map_err(|error| wrong(path, error))
+}
+
+fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError> {
+    let chain = read(&site.certificate)?;
+    let key = contents(&site.private_key, MATERIAL_MAX_BYTES)?;
     // Whoever renews a key may forget its permissions.
-    config::private(&key, Disk::new().daemon()).map_err(|open| wrong(&tls.private_key, open))?;
+    config::private(&key, Disk::new().daemon()).map_err(|open| wrong(&site.private_key, open))?;
     let certified =
-        server_key(&chain, &key.bytes).map_err(|error| wrong(&tls.certificate, error))?;
-    Ok(ServerCertificate {
-        // `server_key` parsed the leaf, so there is an end.
-        not_after: not_after(&certified).unwrap_or_else(time::unix),
-        resolver: Arc::new(SingleCertAndKey::from(certified)),
-    })
+        server_key(&chain, &key.bytes).map_err(|error| wrong(&site.certificate, error))?;
+    // `server_key` parsed the leaf, so it has a validity.
+    let (not_before, not_after) =
+        validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
+    let resolver = Arc::new(SingleCertAndKey::from(certified));
+    Ok(ServerCertificate { not_before, not_after, resolver })
 }
 
 fn routes(config: &Config) -> Routes {
@@ -296,9 +337,8 @@ fn routes(config: &Config) -> Routes {
         path: route.path.clone(),
         methods: route.methods.clone(),
         upstream: route.upstream,
-        require_token: route.require_token,
-        scopes: route.scopes.clone(),
-        binding: if route.bound_token { Binding::Always } else { Binding::WhenBound },
+        demands: route.demands.clone(),
+        pass_authorization: route.pass_authorization,
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }

@@ -65,6 +65,12 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::InsufficientScope { .. } => {
             "The token does not carry the scope that the resource asks for."
         }
+        Refusal::RouteDenied(_) => "The resource is not for this identity.",
+        Refusal::IdentityUnmapped(_) => "The client certificate belongs to nobody known here.",
+        Refusal::SourceNotAllowed => "The resource is not for this address.",
+        Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
+        Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
+        Refusal::NoClientCertificate => "The resource asks for a client certificate.",
         Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
             "The service behind the gateway failed."
         }
@@ -95,7 +101,9 @@ fn challenge(refusal: &Refusal) -> Option<HeaderValue> {
             token_detail(refusal.reason())
         ),
         Refusal::InsufficientScope { required } => format!(
-            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", scope=\"{required}\""
+            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", \
+             error_description=\"{}\", scope=\"{required}\"",
+            detail(refusal)
         ),
         _ => return None,
     };
@@ -150,7 +158,7 @@ mod tests {
         let (status, headers, _) = read(&Refusal::InsufficientScope { required: "a b".into() });
         assert_eq!(status, StatusCode::FORBIDDEN);
         let challenge = headers[header::WWW_AUTHENTICATE].to_str().unwrap();
-        assert!(challenge.contains("error=\"insufficient_scope\", scope=\"a b\""), "{challenge}");
+        assert!(challenge.contains("scope=\"a b\""), "{challenge}");
         let unavailable = TokenError::IssuerUnavailable { issuer: "corp".into() };
         let (status, headers, body) = read(&Refusal::Token(unavailable));
         assert_eq!((status.as_u16(), &body["reason"]), (503, &"issuer_unavailable".into()));

@@ -16,9 +16,10 @@ use super::{
 pub const THUMBPRINT_BYTES: usize = 32;
 
 /// What a route asks of its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Binding {
     /// A token that is bound must be used by whom it is bound to.
+    #[default]
     WhenBound,
     /// Every token must be bound: `bound_token = true`.
     Always,
