@@ -39,6 +39,7 @@ mod issuer;
 mod lockout;
 mod mtls;
 mod operator;
+mod pkits;
 mod proxy;
 mod rehearsal;
 mod reload;
