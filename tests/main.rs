@@ -28,6 +28,7 @@ fn binary() -> &'static std::path::Path {
 }
 
 mod actors;
+mod audit;
 mod cli_errors;
 mod drain;
 mod enforce;
