@@ -152,12 +152,12 @@ fn parsed(der: &[u8]) -> Result<X509Certificate<'_>> {
     Ok(X509Certificate::from_der(der)?.1)
 }
 
+/// A file's name and what it holds.
+type File = (String, Vec<u8>);
+
 /// Every authority's certificate on some way from the end entity up, and the lists of those
 /// authorities: what a client would send, and an operator configure.
-fn on_the_way<'v>(
-    vectors: &'v Vectors,
-    leaf: &[u8],
-) -> Result<(Vec<&'v [u8]>, Vec<&'v (String, Vec<u8>)>)> {
+fn on_the_way<'v>(vectors: &'v Vectors, leaf: &[u8]) -> Result<(Vec<&'v [u8]>, Vec<&'v File>)> {
     let authorities = vectors
         .certificates
         .iter()
