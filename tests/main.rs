@@ -28,6 +28,7 @@ fn binary() -> &'static std::path::Path {
 }
 
 mod actors;
+mod audit;
 mod cli_errors;
 mod drain;
 mod enforce;
@@ -40,6 +41,7 @@ mod live;
 mod lockout;
 mod mtls;
 mod operator;
+mod pkits;
 mod proxy;
 mod rehearsal;
 mod reload;

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 pub use self::keys::fetched_issuers;
-pub use self::material::{MaterialError, load_snapshot, token_issuers};
+pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
     control::{Control, Tell},
     refresh::Followed,
