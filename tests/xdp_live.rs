@@ -11,21 +11,28 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
 
 use gateway::kernel::{
-    Action, Allowance, AttachedMode, Ban, BanOutcome, Class, Kernel, KernelError, Mode, Notice,
-    PrefixBan, PrefixBanOutcome, Quota, Rate, Settings, SourceState, attachment, detach, probe,
+    Action, Allowance, AttachedMode, Ban, BanOutcome, Class, Inherited, Kernel, KernelError, Mode,
+    Notice, PrefixBan, PrefixBanOutcome, Quota, Rate, Service, Settings, SourceState, Transport,
+    attachment, detach, probe,
 };
 use gateway_ebpf::{
     Outcome, Source,
     abi::{BANS_MAX, LAYOUT_VERSION},
 };
 use ipnet::IpNet;
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns},
+};
 
 use crate::xdp_packets::may_load_programs;
 
@@ -83,6 +90,7 @@ impl Pair {
             packets: Some(Rate { per_s: 1_000, burst: 1_000 }),
             connections: None,
             bytes: None,
+            new_sources: None,
             max_sources: 1_000,
             pin: self.pin.clone(),
         }
@@ -574,12 +582,7 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     let (kernel, notices) = Kernel::start(&larger).unwrap();
     assert_eq!(
         notices,
-        [
-            Notice::Wiped { map: "BUCKETS" },
-            Notice::Wiped { map: "CONNECTIONS" },
-            Notice::Wiped { map: "BYTES" },
-            Notice::Adopted { interfaces: 1, bans: 1 }
-        ]
+        [Notice::Wiped { map: "SOURCES" }, Notice::Adopted { interfaces: 1, bans: 1 }]
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
     assert!(!pair.sockets().passes());
@@ -599,7 +602,7 @@ fn another_versions_filter_is_replaced_without_a_gap() {
     fs::rename(pair.pin.join(format!("v{LAYOUT_VERSION}")), &old).unwrap();
     let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
     let adopted = Notice::Adopted { interfaces: 1, bans: 0 };
-    assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone() }]);
+    assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone(), inherited: None }]);
     assert!(kernel.status().interfaces[0].attached.is_some());
     assert!(!fs::exists(&old).unwrap());
     wait_until("the other interface is free", || {
@@ -608,6 +611,97 @@ fn another_versions_filter_is_replaced_without_a_gap() {
     drop(kernel);
     assert_eq!(detach(&pair.pin).unwrap().interfaces, std::slice::from_ref(&pair.near));
     assert_eq!(pair.attachments(), attachment::Attachments::default());
+}
+
+#[test]
+fn an_earlier_layouts_bans_stay_in_force_without_a_gap() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut kernel, _) = Kernel::start(&pair.settings()).unwrap();
+    let hour = Duration::from_secs(3600);
+    assert!(matches!(kernel.ban(&[pair.ban(hour)])[..], [(_, BanOutcome::Set)]));
+    let net = "203.0.113.0/24".parse().unwrap();
+    let prefix_ban = PrefixBan { net, lasts: hour, reason: 1, origin: 1 };
+    assert_eq!(kernel.ban_prefix(&prefix_ban).unwrap(), PrefixBanOutcome::Set);
+    let other = Source::from(IpAddr::from([192, 0, 2, 50]));
+    assert!(kernel.set_class(other, Class::doubled(2).unwrap(), hour).unwrap());
+    drop(kernel);
+    // As the version before made it: these maps were the same then, the others were not there.
+    let old = pair.pin.join("v2");
+    fs::rename(pair.pin.join(format!("v{LAYOUT_VERSION}")), &old).unwrap();
+    for name in ["RULES", "SOURCES", "COUNTERS", "EVENTS", "INTERFACES"] {
+        fs::remove_file(old.join(name)).unwrap();
+    }
+    let wire = pair.sockets();
+    assert!(!wire.passes());
+    let sender = wire.there.try_clone().unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let sending = thread::spawn({
+        let is_over = is_over.clone();
+        move || {
+            while !is_over.load(Relaxed) {
+                // Nobody answers, so nothing is refused.
+                let _sent = sender.send(b"during");
+            }
+        }
+    });
+    let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
+    is_over.store(true, Relaxed);
+    sending.join().unwrap();
+    let inherited = Some(Inherited { bans: 1, prefixes: 1, classes: 1 });
+    let adopted = Notice::Adopted { interfaces: 1, bans: 2 };
+    assert_eq!(notices, [adopted, Notice::OldLayout { directory: old.clone(), inherited }]);
+    assert!(notices[1].to_string().contains("stay in force"), "{}", notices[1]);
+    assert!(!fs::exists(&old).unwrap());
+    assert!(wire.here.recv(&mut [0; 16]).is_err(), "a datagram of a banned source came through");
+    assert!(!wire.passes());
+    let bans = kernel.bans().unwrap();
+    assert_eq!((bans[0].source, bans[0].reason, bans[0].level), (pair.peer(), 3, 2));
+    assert_eq!(kernel.prefix_bans().unwrap()[0].net, net);
+    assert_eq!(kernel.explain(other).unwrap().class.doublings(), 2);
+}
+
+#[test]
+fn tells_who_sends_most_and_what_was_dropped() {
+    if !may_load_programs() {
+        return;
+    }
+    let pair = Pair::new();
+    let packets = Some(Rate { per_s: 100, burst: 100 });
+    let (mut kernel, _) = Kernel::start(&Settings { packets, ..pair.settings() }).unwrap();
+    assert!(kernel.top(10).unwrap().is_empty());
+    let wire = pair.sockets();
+    for _ in 0..300 {
+        wire.there.send(b"much").unwrap();
+    }
+    wait_until("the flood has arrived", || packets_dropped(&kernel, Outcome::OverLimit) >= 100);
+    let top = kernel.top(10).unwrap();
+    let net = IpNet::from(IpAddr::V4(pair.peer));
+    assert_eq!((top.len(), top[0].net), (1, net));
+    let allowance = top[0].allowances[0];
+    assert_eq!((allowance.quota, allowance.burst), (Quota::Packets, 100));
+    assert!(allowance.left < 100);
+    let sources = kernel.status().fills.into_iter().find(|fill| fill.map == "sources").unwrap();
+    assert_eq!((sources.used, sources.limit), (1, 1_024));
+
+    let mut ready = [PollFd::new(kernel.events_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut ready, PollTimeout::ZERO).unwrap(), 1);
+    let events = kernel.take_events(5);
+    assert_eq!(events.len(), 5);
+    let service = Some(Service { port: PORT, transport: Transport::Udp });
+    for event in events {
+        let told = (event.source, event.service, event.reason, event.enforced);
+        assert_eq!(told, (Some(pair.peer.into()), service, Outcome::OverLimit, true));
+        assert_eq!((event.interface.as_str(), event.frame_bytes), (&*pair.near, 14 + 20 + 8 + 4));
+    }
+    assert!(kernel.take_events(1_000).len() < 1_000);
+    assert!(kernel.take_events(1_000).is_empty());
+}
+
+fn packets_dropped(kernel: &Kernel, reason: Outcome) -> u64 {
+    packets(kernel, Action::Drop, reason)
 }
 
 /// What the test below is in a process of its own: a daemon that bans and then hangs.
@@ -625,6 +719,7 @@ fn daemon_to_be_killed(text: &str) {
         packets: None,
         connections: None,
         bytes: None,
+        new_sources: None,
         max_sources: 1_000,
         pin: pin.into(),
     };

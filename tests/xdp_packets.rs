@@ -6,7 +6,7 @@
 //! maps.
 
 use std::{
-    cell::RefCell,
+    cell::Cell,
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Mutex,
@@ -25,8 +25,8 @@ use gateway::kernel::{
 };
 use gateway_ebpf::{
     Outcome, Source,
-    abi::{self, Ban},
-    bucket::{self, Admission, Limit, Set},
+    abi::{self, Ban, Budget},
+    bucket::{self, Limit, SET_WORDS, Set},
     packet::{Address, Target},
     verdict::{self, Listed, Quota, Standing, Tables, judge},
 };
@@ -42,6 +42,7 @@ pub const XDP_PASS: u32 = 2;
 pub const SLOT: u32 = 5;
 const SECRET: u64 = 0x5eed_cafe_f00d_1234;
 const MAX_SOURCES: u32 = 1024;
+const SET_MASK: u64 = abi::bucket_sets(MAX_SOURCES) as u64 - 1;
 /// Far longer than a test takes in jiffies.
 pub const LONG_NS: u64 = 1 << 40;
 
@@ -63,6 +64,8 @@ pub struct Loaded {
     pub object: Ebpf,
     pub maps: Maps,
     pub settings: abi::Settings,
+    /// The kernel's number for the table of sources.
+    pub sources_id: u32,
 }
 
 /// What the rules are, for both sides.
@@ -79,6 +82,7 @@ pub struct Rules {
     pub limit: Limit,
     pub connections: Limit,
     pub bytes: Limit,
+    pub newcomers: Limit,
     pub enforce: bool,
 }
 
@@ -90,15 +94,17 @@ impl Loaded {
     /// One with places for so many sources.
     pub fn with_sources(rules: &Rules, max_sources: u32) -> Self {
         let mut object = maps::load(None, SLOT, max_sources).unwrap();
+        let Some(Map::Array(sources)) = object.map(abi::SOURCES_MAP) else { panic!("no table") };
+        let sources_id = sources.info().unwrap().id();
         let maps = Maps::take(&mut object).unwrap();
         for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
             let program: &mut Xdp = object.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
-        let mut loaded = Self { object, maps, settings: abi::Settings::default() };
+        let mut loaded = Self { object, maps, settings: abi::Settings::default(), sources_id };
         loaded.write(rules);
-        loaded.settings.set_mask = abi::bucket_sets(max_sources) - 1;
-        loaded.maps.write_settings(&loaded.settings).unwrap();
+        loaded.settings.set_mask = u64::from(abi::bucket_sets(max_sources)) - 1;
+        loaded.maps.write_settings(&loaded.settings);
         loaded
     }
 
@@ -107,13 +113,17 @@ impl Loaded {
             packets: rules.limit,
             connections: rules.connections,
             bytes: rules.bytes,
+            network_packets: rules.limit.doubled(verdict::NETWORK_DOUBLINGS),
+            network_connections: rules.connections.doubled(verdict::NETWORK_DOUBLINGS),
+            newcomers: rules.newcomers,
             ns_per_jiffy: 1,
             secret: SECRET,
-            set_mask: abi::bucket_sets(MAX_SOURCES) - 1,
-            enforce: u32::from(rules.enforce),
+            set_mask: SET_MASK,
+            enforce: u64::from(rules.enforce),
         };
-        self.maps.write_settings(&self.settings).unwrap();
-        self.maps.write_ports(&plan::ports(&rules.ports, &rules.management)).unwrap();
+        self.maps.write_settings(&self.settings);
+        assert_eq!(self.maps.settings(), self.settings);
+        self.maps.write_ports(&plan::ports(&rules.ports, &rules.management));
         let prefixes = |nets: &[IpNet]| nets.iter().map(Prefix::from).collect::<BTreeSet<_>>();
         let filter = plan::prefix_filter(&rules.deny, &rules.exempt, &rules.banned_nets);
         self.maps
@@ -126,7 +136,7 @@ impl Loaded {
             .iter()
             .chain(classed)
             .map(|&source| abi::ban_bit(bucket::hash(source, SECRET)));
-        self.maps.write_ban_filter(plan::BanFilter::new(bits).words()).unwrap();
+        self.maps.write_ban_filter(plan::BanFilter::new(bits).words());
         for &source in &rules.banned {
             self.ban_until(source, now_ns + LONG_NS);
         }
@@ -185,19 +195,23 @@ impl Loaded {
     }
 
     pub fn counts(&self) -> Vec<abi::Count> {
-        (0..abi::CELLS).map(|cell| self.maps.count(SLOT, cell).unwrap()).collect()
+        self.maps.counts(SLOT).unwrap().0.to_vec()
     }
 }
 
 /// User space's own tables for the same rules.
 pub struct Oracle {
     pub rules: Rules,
-    pub sets: RefCell<HashMap<(Quota, u32), Set>>,
+    pub sets: Vec<Set>,
+    pub budget: Budget,
+    pub evictions: Cell<u32>,
 }
 
 impl Oracle {
     pub fn new(rules: &Rules) -> Self {
-        Self { rules: rules.clone(), sets: RefCell::default() }
+        let sets = (0..=SET_MASK).map(|_| Set::default()).collect();
+        let (budget, evictions) = (Budget::default(), Cell::new(0));
+        Self { rules: rules.clone(), sets, budget, evictions }
     }
 
     /// The action and the cell that the program should come to.
@@ -205,15 +219,6 @@ impl Oracle {
         let outcome = judge(frame, self, LONG_NS);
         let action = if outcome.drops() && self.rules.enforce { XDP_DROP } else { XDP_PASS };
         (action, abi::cell(outcome, self.rules.enforce))
-    }
-}
-
-fn ip(address: Address) -> IpAddr {
-    match address {
-        Address::V4(bits) => IpAddr::V4(bits.into()),
-        Address::V6(upper, lower) => {
-            IpAddr::V6((u128::from(upper) << 64 | u128::from(lower)).into())
-        }
     }
 }
 
@@ -235,7 +240,11 @@ impl Tables for Oracle {
         }
     }
 
-    fn standing(&self, source: Source, _: u64) -> Standing {
+    fn hash(&self, source: Source) -> u64 {
+        bucket::hash(source, SECRET)
+    }
+
+    fn standing(&self, source: Source, _: u64, _: u64) -> Standing {
         if self.rules.banned.contains(&source) {
             return Standing::Banned;
         }
@@ -243,8 +252,12 @@ impl Tables for Oracle {
         Standing::Limited(class.map_or(0, |class| class.1))
     }
 
-    fn listed(&self, address: Address, _: u64) -> Listed {
-        let covers = |net: &IpNet| net.contains(&ip(address));
+    fn marks(&self, _: Address) -> u8 {
+        u8::MAX
+    }
+
+    fn listed(&self, address: Address, _: u8, _: u64) -> Listed {
+        let covers = |net: &IpNet| net.contains(&plan::ip(address));
         if self.rules.banned_nets.iter().any(covers) {
             Listed::Banned
         } else if self.rules.deny.iter().any(covers) {
@@ -254,8 +267,8 @@ impl Tables for Oracle {
         }
     }
 
-    fn is_exempt(&self, address: Address) -> bool {
-        self.rules.exempt.iter().any(|net| net.contains(&ip(address)))
+    fn is_exempt(&self, address: Address, _: u8) -> bool {
+        self.rules.exempt.iter().any(|net| net.contains(&plan::ip(address)))
     }
 
     fn limit(&self, quota: Quota) -> Limit {
@@ -266,10 +279,20 @@ impl Tables for Oracle {
         }
     }
 
-    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission {
-        let index =
-            abi::bucket_set(bucket::hash(source, SECRET), abi::bucket_sets(MAX_SOURCES) - 1);
-        self.sets.borrow_mut().entry((quota, index)).or_default().admit(source, limit, now_ns)
+    fn network_limit(&self, quota: Quota) -> Limit {
+        self.limit(quota).doubled(verdict::NETWORK_DOUBLINGS)
+    }
+
+    fn newcomers(&self) -> (Limit, &Budget) {
+        (self.rules.newcomers, &self.budget)
+    }
+
+    fn set(&self, hash: u64) -> Option<&Set> {
+        self.sets.get(abi::bucket_set(hash, SET_MASK) as usize)
+    }
+
+    fn evicted(&self) {
+        self.evictions.set(self.evictions.get() + 1);
     }
 }
 
@@ -335,6 +358,7 @@ pub fn rules() -> Rules {
         limit: Limit::new(1, LONG_NS, 3),
         connections: Limit::new(1, LONG_NS, 2),
         bytes: Limit::octets(1, 2_000),
+        newcomers: Limit::NONE,
         enforce: true,
     }
 }
@@ -567,7 +591,7 @@ fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
     }
     let limit = Limit::new(1, LONG_NS, 100);
     let rules = Rules { limit, connections: Limit::NONE, bytes: Limit::NONE, ..rules() };
-    let mut loaded = Loaded::new(&rules);
+    let loaded = Loaded::new(&rules);
     let frame = Packet::to_port("192.0.2.1", 17, 443).frame();
     let (within, over) =
         (abi::cell(Outcome::WithinLimit, true), abi::cell(Outcome::OverLimit, true));
@@ -576,18 +600,17 @@ fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
     let other = Packet::to_port("192.0.2.2", 17, 443).frame();
     assert_eq!(loaded.run(&other, 150).1, HashMap::from([(within, 100), (over, 50)]));
 
-    // Ten tokens' time passes for every bucket: each moves into the past.
-    let buckets = loaded.object.take_map(abi::BUCKETS_MAP).unwrap();
-    let mut buckets: Array<MapData, [[u64; 2]; bucket::WAYS]> = buckets.try_into().unwrap();
+    // Ten tokens' time passes for every bucket: each moves into the past. The first half of a set
+    // holds owners and their buckets of packets, in turns.
+    let sources = MapData::from_id(loaded.sources_id).unwrap();
+    let mut sources: Array<_, [u64; SET_WORDS]> = Map::Array(sources).try_into().unwrap();
     let mut pass_time = |tokens: u64| {
-        for index in 0..buckets.len() {
-            let set = buckets.get(&index, 0).unwrap();
-            if set.iter().any(|way| way[0] != 0) {
-                let set = set.map(|[source, full_at_ns]| {
-                    [source, full_at_ns.saturating_sub(tokens * limit.cost_ns)]
-                });
-                buckets.set(index, set, 0).unwrap();
+        for index in 0..sources.len() {
+            let mut set = sources.get(&index, 0).unwrap();
+            for way in set[..SET_WORDS / 2].chunks_exact_mut(2).filter(|way| way[0] != 0) {
+                way[1] = way[1].saturating_sub(tokens * limit.cost_ns);
             }
+            sources.set(index, set, 0).unwrap();
         }
     };
     pass_time(10);
@@ -771,6 +794,112 @@ fn a_ban_ends_by_itself_and_a_filter_without_a_ban_is_none() {
 }
 
 #[test]
+fn bans_that_find_their_set_full_hold_all_the_same() {
+    if !may_load_programs() {
+        return;
+    }
+    let mut loaded = Loaded::new(&Rules { limit: Limit::NONE, ..rules() });
+    let set = |source: Source| abi::ban_bit(bucket::hash(source, SECRET)) / 64;
+    let first = Source::ipv4(0x0a00_0000);
+    let same = (0x0a00_0000..).map(Source::ipv4).filter(|source| set(*source) == set(first));
+    let sources: Vec<Source> = same.take(abi::BAN_WAYS + 2).collect();
+    loaded.maps.write_ban_filter(&[u64::MAX; abi::BAN_FILTER_WORDS as usize]);
+    let until = loaded.now_ns() + LONG_NS;
+    let frame = |source: Source| Packet::to_port(&source.address().to_string(), 17, 443).frame();
+    for (count, source) in sources.iter().enumerate() {
+        assert_eq!(loaded.run(&frame(*source), 1).0, XDP_PASS, "{count} bans");
+        loaded.ban_until(*source, until);
+        for (other, banned) in sources.iter().enumerate() {
+            let action = if other <= count { XDP_DROP } else { XDP_PASS };
+            assert_eq!(loaded.run(&frame(*banned), 1).0, action, "{other} of {count}");
+        }
+    }
+    // The first is lifted; the next takes its place in the set, and nothing is mistaken for another.
+    assert!(loaded.maps.remove_ban(sources[0]).unwrap());
+    assert_eq!(loaded.run(&frame(sources[0]), 1).0, XDP_PASS);
+    let another = (0x0b00_0000..).map(Source::ipv4).find(|source| set(*source) == set(first));
+    loaded.ban_until(another.unwrap(), until);
+    for (source, action) in [(sources[0], XDP_PASS), (sources[1], XDP_DROP), (sources[5], XDP_DROP)]
+    {
+        assert_eq!(loaded.run(&frame(source), 1).0, action, "{source}");
+    }
+    assert_eq!(loaded.run(&frame(another.unwrap()), 1).0, XDP_DROP);
+    // As after a restart.
+    loaded.maps.rebuild_ban_sets().unwrap();
+    for source in &sources[1..] {
+        assert_eq!(loaded.run(&frame(*source), 1).0, XDP_DROP, "{source}");
+    }
+    assert_eq!(loaded.run(&frame(sources[0]), 1).0, XDP_PASS);
+}
+
+#[test]
+fn sources_never_seen_share_one_budget_in_the_kernel_too() {
+    if !may_load_programs() {
+        return;
+    }
+    let rules = Rules {
+        limit: Limit::NONE,
+        connections: Limit::NONE,
+        bytes: Limit::NONE,
+        newcomers: Limit::new(1, LONG_NS, 20),
+        ..rules()
+    };
+    let (loaded, oracle) = (Loaded::new(&rules), Oracle::new(&rules));
+    let mut counted: HashMap<u32, u64> = HashMap::new();
+    for round in 0..3 {
+        for host in 0..30_u8 {
+            for source in [format!("192.0.2.{host}"), format!("2001:db8:5:{host:x}::1")] {
+                let frame = Packet::to_port(&source, 17, 443).frame();
+                let (action, cell) = oracle.judge(&frame);
+                assert_eq!(loaded.run(&frame, 1), (action, HashMap::from([(cell, 1)])), "{source}");
+                *counted.entry(cell).or_default() += u64::from(round == 0);
+            }
+        }
+    }
+    let cell = |outcome| abi::cell(outcome, true);
+    // The first twenty, and whoever is exempt.
+    assert_eq!(counted[&cell(Outcome::WithinLimit)], 20);
+    assert_eq!(counted[&cell(Outcome::OverNewSources)], 40);
+}
+
+#[test]
+fn drops_are_told_of_but_not_all_of_them() {
+    if !may_load_programs() {
+        return;
+    }
+    for enforce in [true, false] {
+        let mut loaded = Loaded::new(&Rules { enforce, ..rules() });
+        let frames = [
+            Packet::to_port("192.0.2.66", 6, 8443).frame(),
+            Packet::to_port("2001:db8:66::9", 17, 443).frame(),
+            Packet::to_port("203.0.113.8", 17, 443).frame()[..37].to_vec(),
+        ];
+        let outcomes = [Outcome::Banned, Outcome::Banned, Outcome::Malformed];
+        for frame in &frames {
+            loaded.run(frame, 1);
+        }
+        loaded.run(&Packet::to_port("192.0.2.1", 6, 8443).frame(), 1);
+        for (frame, outcome) in frames.iter().zip(outcomes) {
+            let event = loaded.maps.take_event().unwrap();
+            assert!(event.monotonic_ns > 0);
+            let told = (event.slot, event.outcome, event.frame_bytes, event.enforced);
+            let frame_bytes = frame.len() as u64;
+            assert_eq!(told, (SLOT, outcome as u32, frame_bytes, u64::from(enforce)));
+            let head = event.head.map(u64::to_ne_bytes).concat();
+            let whole = frame.len() / 8 * 8;
+            assert_eq!(head[..whole], frame[..whole]);
+            assert!(head[whole..].iter().all(|octet| *octet == 0));
+        }
+        assert_eq!(loaded.maps.take_event(), None);
+        // The clock stands still, so what is left of each CPU's burst is all there is.
+        loaded.run(&frames[0], 100_000);
+        let told = std::iter::from_fn(|| loaded.maps.take_event()).count();
+        assert!((13..=16 * 64).contains(&told), "{told}");
+        assert_eq!(loaded.maps.counts(SLOT).unwrap().1, 0);
+    }
+}
+
+#[test]
 fn a_prefixs_ban_ends_by_itself_and_the_list_of_denied_holds_on() {
     if !may_load_programs() {
         return;
@@ -834,15 +963,18 @@ fn the_maps_are_made_as_the_loader_expects_to_find_them() {
     for layout in maps::layouts(1_000_000) {
         assert!(names.contains(layout.name), "{} is not in the object", layout.name);
         let map = object.take_map(layout.name).unwrap();
-        let (Map::Array(map) | Map::HashMap(map) | Map::LpmTrie(map) | Map::PerCpuArray(map)) = map
+        let (Map::Array(map)
+        | Map::HashMap(map)
+        | Map::LpmTrie(map)
+        | Map::PerCpuArray(map)
+        | Map::RingBuf(map)) = map
         else {
             panic!("{} is of a kind that no layout has", layout.name)
         };
         let info = map.info().unwrap();
         assert!(layout.describes(&info), "{layout:?} is made otherwise: {info:?}");
         let smaller = maps::layouts(500_000).into_iter().find(|other| other.name == layout.name);
-        let is_sized_for_sources =
-            [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP, abi::BYTES_MAP].contains(&layout.name);
+        let is_sized_for_sources = layout.name == abi::SOURCES_MAP;
         assert_eq!(smaller.unwrap().describes(&info), !is_sized_for_sources, "{}", layout.name);
     }
 }

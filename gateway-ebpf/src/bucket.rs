@@ -13,7 +13,7 @@ use core::sync::atomic::AtomicU64;
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::Source;
+use crate::{Source, verdict::Quota};
 
 /// What one bucket admits, in time rather than in tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +50,9 @@ impl Limit {
     /// The limit with rate and burst doubled so many times; negative: halved.
     #[inline(always)]
     pub const fn doubled(&self, times: i32) -> Self {
+        if self.is_none() {
+            return Self::NONE;
+        }
         let cost_ns = if times < 0 {
             self.cost_ns << (times.unsigned_abs() & 63)
         } else {
@@ -171,93 +174,302 @@ impl Bucket {
     }
 }
 
-/// Buckets of one [`Set`]: as many as make it one 64-byte cache line.
+/// Sources of one [`Set`]: as many as fit one 64-byte cache line with one bucket each.
 pub const WAYS: usize = 4;
 
-/// Four buckets that share a place in the table, each with the source it belongs to.
+/// Four sources that share a place in the table, each with its buckets.
 ///
 /// The table is an array of sets; a source's hash names its set, and within the set the source is
-/// looked for exactly, so no source ever pays for another one. The words are atomic, because the
-/// program runs on every CPU at once and user space may read the table while it does; they are
-/// only loaded, stored and added to without asking for the result, because Linux before 5.12 can
-/// do no more.
+/// looked for exactly, so no source ever pays for another one. The first cache line has what every
+/// packet asks for, the second the rest, and a source's place is the same in both: it is searched
+/// once, whatever is limited.
+///
+/// The words are atomic, because the program runs on every CPU at once and user space may read the
+/// table while it does; they are only loaded, stored and added to without asking for the result,
+/// because Linux before 5.12 can do no more.
 #[derive(Debug, Default)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct Set {
-    ways: [Way; WAYS],
+    owners: [Owner; WAYS],
+    rest: [Rest; WAYS],
 }
 
-/// A bucket and its owner. All zeroes is a free one: source `::/64`, full since ever.
+/// A source and its bucket of packets. All zeroes is a free place: source `::/64`, full since ever.
 #[derive(Debug, Default)]
 #[repr(C)]
-struct Way {
+struct Owner {
     source: Word,
-    full_at_ns: Word,
+    packets: Word,
 }
 
-const _: () = assert!(size_of::<Set>() == 64 && align_of::<Set>() == 64);
+/// The other buckets of a source.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Rest {
+    connections: Word,
+    bytes: Word,
+}
 
-/// What a [`Set`] answered.
+const _: () = assert!(size_of::<Set>() == 128 && align_of::<Set>() == 128);
+
+/// What one packet costs its source: of each quota [`Limit::NONE`] where it is not charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// Within the limit.
-    Within,
-    /// Over the limit.
-    Over,
-    /// Within the limit, but its bucket took the place of one that was not yet full: some other
-    /// source got tokens back. Many of these mean that the table is too small.
-    Evicting,
+pub struct Price {
+    /// As a new connection.
+    pub connections: Limit,
+    /// As a packet.
+    pub packets: Limit,
+    /// As so many octets.
+    pub bytes: Limit,
 }
 
-impl Set {
-    /// Takes one token of `source`'s bucket.
-    ///
-    /// A source that is not in the set takes the place of the bucket that is full soonest; where
-    /// that one is already full, forgetting it loses nothing. CPUs that race for a token may take
-    /// one more each, and pay for it, so the sustained rate holds; CPUs that race to restart a full
-    /// bucket may forget what the other charged meanwhile, which is less than a burst.
+impl Price {
+    /// Of a packet that nothing limits.
+    pub const NOTHING: Self =
+        Self { connections: Limit::NONE, packets: Limit::NONE, bytes: Limit::NONE };
+
+    /// The same, of which the kernel's verifier does not know what is zero.
     #[inline(always)]
-    pub fn admit(&self, source: Source, limit: &Limit, now_ns: u64) -> Admission {
-        let mut soonest = &self.ways[0];
-        let mut soonest_ahead_ns = i64::MAX;
-        for way in &self.ways {
-            let full_at_ns = way.full_at_ns.load();
-            if way.source.load() == source.word() {
-                return way.take(full_at_ns, limit, now_ns);
-            }
-            let ahead_ns = full_at_ns.wrapping_sub(now_ns) as i64;
-            if ahead_ns < soonest_ahead_ns {
-                soonest_ahead_ns = ahead_ns;
-                soonest = way;
-            }
+    pub(crate) fn forgotten(&self, unknown: u64) -> Self {
+        let limit = |limit: &Limit| Limit { cost_ns: forgotten(limit.cost_ns, unknown), ..*limit };
+        Self {
+            connections: limit(&self.connections),
+            packets: limit(&self.packets),
+            bytes: limit(&self.bytes),
         }
-        soonest.source.store(source.word());
-        soonest.full_at_ns.store(now_ns.wrapping_add(limit.cost_ns));
-        if soonest_ahead_ns > 0 { Admission::Evicting } else { Admission::Within }
+    }
+
+    /// Whether nothing is to be paid.
+    #[inline(always)]
+    pub const fn is_nothing(&self) -> bool {
+        self.connections.is_none() && self.packets.is_none() && self.bytes.is_none()
+    }
+
+    /// The price where limits are doubled so many times; negative: halved.
+    #[inline(always)]
+    pub const fn doubled(&self, times: i32) -> Self {
+        Self {
+            connections: self.connections.doubled(times),
+            packets: self.packets.doubled(times),
+            bytes: self.bytes.doubled(times),
+        }
     }
 }
 
-impl Way {
+/// Where in its [`Set`] a source is, or would be put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is there.
+    Known(usize),
+    /// It is not, and here is a place whose buckets are all full: forgetting it loses nothing.
+    Free(usize),
+    /// It is not, and every place has a bucket that is not full: with this one the least is lost.
+    /// Many of these mean that the table is too small.
+    Taken(usize),
+}
+
+impl Place {
+    /// The same, of which the kernel's verifier does not know what it is.
     #[inline(always)]
-    fn take(&self, full_at_ns: u64, limit: &Limit, now_ns: u64) -> Admission {
-        match limit.step(full_at_ns, now_ns) {
-            Step::Refuse => return Admission::Over,
-            Step::Charge(cost_ns) => self.full_at_ns.add(cost_ns),
-            Step::Restart(full_at_ns) => self.full_at_ns.store(full_at_ns),
+    pub(crate) fn forgotten(self, unknown: u64) -> Self {
+        let (kind, way) = match self {
+            Self::Known(way) => (0, way),
+            Self::Free(way) => (1, way),
+            Self::Taken(way) => (2, way),
+        };
+        match forgotten(kind, unknown) {
+            0 => Self::Known(way),
+            1 => Self::Free(way),
+            _ => Self::Taken(way),
         }
-        Admission::Within
+    }
+}
+
+impl Set {
+    /// Looks for a source.
+    #[inline(always)]
+    pub fn find(&self, source: Source, now_ns: u64) -> Place {
+        let word = source.word();
+        for (way, owner) in self.owners.iter().enumerate() {
+            if owner.source.load() == word {
+                return Place::Known(any_way(way, owner.packets.load()));
+            }
+        }
+        let mut soonest = 0;
+        let mut soonest_ahead_ns = i64::MAX;
+        for (way, (owner, rest)) in self.owners.iter().zip(&self.rest).enumerate() {
+            let ahead_ns = |bucket: &Word| bucket.load().wrapping_sub(now_ns) as i64;
+            let packets_ns = ahead_ns(&owner.packets);
+            let connections_ns = ahead_ns(&rest.connections);
+            let bytes_ns = ahead_ns(&rest.bytes);
+            if packets_ns <= 0 && connections_ns <= 0 && bytes_ns <= 0 {
+                return Place::Free(any_way(way, owner.packets.load()));
+            }
+            let longest_ns = longer(packets_ns, longer(connections_ns, bytes_ns));
+            if longest_ns < soonest_ahead_ns {
+                soonest_ahead_ns = longest_ns;
+                soonest = way;
+            }
+        }
+        Place::Taken(any_way(soonest, self.rest[0].bytes.load()))
+    }
+
+    /// Whether the source at this place has too little left for this price. Nothing is written, so a
+    /// flood of refused packets writes nothing.
+    #[inline(always)]
+    pub fn refuses(&self, way: usize, quota: Quota, price: &Limit, now_ns: u64) -> bool {
+        let (owner, rest) = self.way(way);
+        match quota {
+            Quota::Packets => &owner.packets,
+            Quota::Connections => &rest.connections,
+            Quota::Bytes => &rest.bytes,
+        }
+        .refuses(price, now_ns)
+    }
+
+    /// Lets the source at this place pay. CPUs that race for a token may take one more each, and
+    /// pay for it, so the sustained rate holds; CPUs that race to restart a full bucket may forget
+    /// what the other charged meanwhile, which is less than a burst.
+    #[inline(always)]
+    pub fn charge(&self, way: usize, price: &Price, now_ns: u64) {
+        let (owner, rest) = self.way(way);
+        owner.packets.charge(&price.packets, now_ns);
+        rest.connections.charge(&price.connections, now_ns);
+        rest.bytes.charge(&price.bytes, now_ns);
+    }
+
+    /// Gives this place to another source, which had full buckets and pays its first packet.
+    #[inline(always)]
+    pub fn replace(&self, way: usize, source: Source, price: &Price, now_ns: u64) {
+        let (owner, rest) = self.way(way);
+        owner.packets.store(now_ns.wrapping_add(price.packets.cost_ns));
+        rest.connections.store(now_ns.wrapping_add(price.connections.cost_ns));
+        rest.bytes.store(now_ns.wrapping_add(price.bytes.cost_ns));
+        owner.source.store(source.word());
+    }
+
+    #[inline(always)]
+    fn way(&self, way: usize) -> (&Owner, &Rest) {
+        // No way is beyond the last; the remainder only saves the compiler a check.
+        (&self.owners[way % WAYS], &self.rest[way % WAYS])
+    }
+}
+
+/// The number of a way, unchanged, and below [`WAYS`] also for those who do not know it.
+#[inline(always)]
+fn any_way(way: usize, unknown: u64) -> usize {
+    forgotten(way as u64, unknown) as usize % WAYS
+}
+
+/// The number, unchanged. The kernel's verifier looks at all that follows once for each number that
+/// it knows a variable to be; it is made to forget, with the help of one that it does not know.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn forgotten(number: u64, unknown: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: computes with registers only.
+    unsafe {
+        core::arch::asm!(
+            "{number} ^= {unknown}",
+            "{number} ^= {unknown}",
+            number = inout(reg) number,
+            unknown = in(reg) unknown,
+            options(nostack, nomem, pure),
+        );
+    }
+    number
+}
+
+/// User space has nobody who needs to forget.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) const fn forgotten(number: u64, _unknown: u64) -> u64 {
+    number
+}
+
+#[inline(always)]
+const fn longer(one_ns: i64, other_ns: i64) -> i64 {
+    if one_ns > other_ns { one_ns } else { other_ns }
+}
+
+/// A [`Set`] as numbers, as user space reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WayState {
+    /// Whose place it is ([`Source::word`]).
+    pub source: u64,
+    /// When its bucket of packets is full again.
+    pub packets_full_at_ns: u64,
+    /// When that of connections is.
+    pub connections_full_at_ns: u64,
+    /// When that of octets is.
+    pub bytes_full_at_ns: u64,
+}
+
+/// Words of a [`Set`].
+pub const SET_WORDS: usize = size_of::<Set>() / size_of::<u64>();
+
+impl WayState {
+    /// The ways of a set, from its words in the order of memory.
+    pub fn of_set(words: &[u64; SET_WORDS]) -> [Self; WAYS] {
+        core::array::from_fn(|way| Self {
+            source: words[2 * way],
+            packets_full_at_ns: words[2 * way + 1],
+            connections_full_at_ns: words[2 * (WAYS + way)],
+            bytes_full_at_ns: words[2 * (WAYS + way) + 1],
+        })
+    }
+
+    /// When the bucket of a quota is full again.
+    pub const fn full_at_ns(&self, quota: Quota) -> u64 {
+        match quota {
+            Quota::Packets => self.packets_full_at_ns,
+            Quota::Connections => self.connections_full_at_ns,
+            Quota::Bytes => self.bytes_full_at_ns,
+        }
     }
 }
 
 /// A number that both halves share while it changes.
 #[derive(Debug, Default)]
 #[repr(transparent)]
-struct Word(AtomicU64);
+pub struct Word(AtomicU64);
+
+impl Word {
+    /// Whether the bucket that this is has nothing left for the price; nobody refuses no price.
+    #[inline(always)]
+    pub fn refuses(&self, price: &Limit, now_ns: u64) -> bool {
+        if price.is_none() {
+            return false;
+        }
+        // As in `Limit::step`.
+        let ahead_ns = self.load().wrapping_sub(now_ns) as i64;
+        ahead_ns > 0 && ahead_ns as u64 > price.tolerance_ns
+    }
+
+    /// Takes the price from the bucket that this is.
+    #[inline(always)]
+    pub fn charge(&self, price: &Limit, now_ns: u64) {
+        if price.is_none() {
+            return;
+        }
+        if (self.load().wrapping_sub(now_ns) as i64) < 0 {
+            self.store(now_ns.wrapping_add(price.cost_ns));
+        } else {
+            self.add(price.cost_ns);
+        }
+    }
+}
 
 #[cfg(not(target_arch = "bpf"))]
 impl Word {
-    fn load(&self) -> u64 {
+    /// What it is now.
+    pub fn load(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+
+    /// What it is now, and not before `_earlier` was read.
+    pub fn load_after(&self, _earlier: u64) -> u64 {
+        core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
+        self.load()
     }
 
     fn store(&self, value: u64) {
@@ -273,10 +485,32 @@ impl Word {
 /// instruction for a marked one; volatile keeps it from doing any of them twice.
 #[cfg(target_arch = "bpf")]
 impl Word {
+    /// What it is now.
     #[inline(always)]
-    fn load(&self) -> u64 {
+    pub fn load(&self) -> u64 {
         // SAFETY: points to this word, which is valid and aligned.
         unsafe { core::ptr::read_volatile(self.0.as_ptr()) }
+    }
+
+    /// What it is now, and not before `earlier` was read: its address is computed from that, which
+    /// also machines that read out of order must wait for. (Nothing is added to it; but neither the
+    /// compiler, to which this is opaque, nor the kernel's takes the computation away.)
+    #[inline(always)]
+    pub fn load_after(&self, earlier: u64) -> u64 {
+        let value;
+        // SAFETY: as in `load`; what is added to the address is 0.
+        unsafe {
+            core::arch::asm!(
+                "{earlier} &= 0",
+                "{word} += {earlier}",
+                "{value} = *(u64 *)({word} + 0)",
+                earlier = inout(reg) earlier => _,
+                word = inout(reg) self.0.as_ptr() => _,
+                value = lateout(reg) value,
+                options(nostack, readonly),
+            );
+        }
+        value
     }
 
     #[inline(always)]
@@ -301,16 +535,16 @@ impl Word {
     }
 }
 
-/// A source's hash, keyed by `secret`: the upper half chooses its [`Set`], the lower bits its
-/// place in the filter of banned sources. Whoever does not know the secret cannot choose sources
-/// that meet in one set.
+/// A source's hash, keyed by `secret`: the lower bits of its upper half choose the [`Set`], the
+/// upper ones the place in the filter of banned sources. Whoever does not know the secret cannot
+/// choose sources that meet in one set.
 #[inline(always)]
 pub const fn hash(source: Source, secret: u64) -> u64 {
-    // Two odd multipliers of the 64-bit finalizer family; each spreads low bits upwards, the
-    // shifts bring them back down, and the secret enters before both.
+    // Two odd multipliers of the 64-bit finalizer family; each spreads low bits upwards,
+    // the shift brings them back down, and the secret enters before both. Only the upper half is
+    // used, which needs no more.
     let word = (source.word() ^ secret).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let word = (word ^ word >> 32 ^ secret.rotate_left(32)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    word ^ word >> 32
+    (word ^ word >> 32 ^ secret).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }
 
 #[cfg(test)]
@@ -423,22 +657,100 @@ mod tests {
         assert!(!bucket.take(&limit, 10 * S));
     }
 
+    const FREE: Price = Price::NOTHING;
+
+    /// As the program does: true when the packet may pass.
+    fn admit(set: &Set, source: Source, price: &Price, now_ns: u64) -> bool {
+        match set.find(source, now_ns) {
+            Place::Known(way) => {
+                let prices = [
+                    (Quota::Connections, price.connections),
+                    (Quota::Packets, price.packets),
+                    (Quota::Bytes, price.bytes),
+                ];
+                let passes =
+                    !prices.iter().any(|(quota, price)| set.refuses(way, *quota, price, now_ns));
+                if passes {
+                    set.charge(way, price, now_ns);
+                }
+                passes
+            }
+            Place::Free(way) | Place::Taken(way) => {
+                set.replace(way, source, price, now_ns);
+                true
+            }
+        }
+    }
+
     #[test]
     fn a_set_keeps_its_sources_apart_and_forgets_the_fullest_first() {
-        let limit = Limit::new(1, S, 2);
+        let price = Price { packets: Limit::new(1, S, 2), ..FREE };
         let set = Set::default();
         let source = |n: u32| Source::ipv4(n);
         for n in 1..=4 {
-            assert_eq!(set.admit(source(n), &limit, 0), Admission::Within);
+            assert_eq!(set.find(source(n), 0), Place::Free(n as usize - 1));
+            assert!(admit(&set, source(n), &price, 0));
         }
         for n in 2..=4 {
-            assert_eq!(set.admit(source(n), &limit, 0), Admission::Within);
-            assert_eq!(set.admit(source(n), &limit, 0), Admission::Over);
+            assert!(admit(&set, source(n), &price, 0));
+            assert!(!admit(&set, source(n), &price, 0));
         }
         // 1 is full again at 1 s; a fifth source takes its place without loss then, not before.
-        assert_eq!(set.admit(source(5), &limit, S / 2), Admission::Evicting);
-        assert_eq!(set.admit(source(2), &limit, S / 2), Admission::Over);
-        assert_eq!(set.admit(source(6), &limit, 3 * S), Admission::Within);
+        assert_eq!(set.find(source(5), S / 2), Place::Taken(0));
+        assert!(admit(&set, source(5), &price, S / 2));
+        assert!(!admit(&set, source(2), &price, S / 2));
+        assert_eq!(set.find(source(6), 3 * S), Place::Free(0));
+    }
+
+    #[test]
+    fn a_place_is_free_when_all_its_buckets_are_full() {
+        let limit = Limit::new(1, S, 5);
+        for (price, quota) in [
+            (Price { packets: limit, ..FREE }, Quota::Packets),
+            (Price { connections: limit, ..FREE }, Quota::Connections),
+            (Price { bytes: limit, ..FREE }, Quota::Bytes),
+        ] {
+            let set = Set::default();
+            for n in 0..WAYS {
+                set.replace(n, Source::ipv4(n as u32), &price, n as u64 * S);
+            }
+            assert_eq!(set.find(Source::ipv4(9), S / 2), Place::Taken(0), "{quota:?}");
+            assert_eq!(set.find(Source::ipv4(9), 2 * S), Place::Free(0), "{quota:?}");
+            for _ in 0..4 {
+                assert!(admit(&set, Source::ipv4(0), &price, 0), "{quota:?}");
+            }
+            for other in Quota::ALL {
+                assert_eq!(set.refuses(0, other, &limit, 0), other == quota);
+            }
+            assert!(!set.refuses(0, quota, &Limit::NONE, 0));
+        }
+    }
+
+    #[test]
+    fn user_space_reads_what_the_program_writes() {
+        let set = Set::default();
+        let price = |connections, packets, bytes| {
+            let limit = |cost_ns| Limit { cost_ns, tolerance_ns: 0 };
+            Price { connections: limit(connections), packets: limit(packets), bytes: limit(bytes) }
+        };
+        set.replace(2, Source::ipv4(7), &price(1, 2, 3), 100);
+        let owners = set.owners.iter().flat_map(|owner| [&owner.source, &owner.packets]);
+        let rest = set.rest.iter().flat_map(|rest| [&rest.connections, &rest.bytes]);
+        let words: Vec<u64> = owners.chain(rest).map(Word::load).collect();
+        let ways = WayState::of_set(words.as_slice().try_into().unwrap());
+        assert_eq!(ways[0], WayState::default());
+        assert_eq!(
+            ways[2],
+            WayState {
+                source: Source::ipv4(7).word(),
+                packets_full_at_ns: 102,
+                connections_full_at_ns: 101,
+                bytes_full_at_ns: 103,
+            }
+        );
+        let full_at_ns = [Quota::Packets, Quota::Connections, Quota::Bytes]
+            .map(|quota| ways[2].full_at_ns(quota));
+        assert_eq!(full_at_ns, [102, 101, 103]);
     }
 
     #[test]
@@ -477,12 +789,13 @@ mod tests {
             asked in prop::collection::vec((0u32..WAYS as u32, 0u64..50 * MS), 1..200),
         ) {
             let limit = Limit::new(100, S, 5);
+            let price = Price { packets: limit, ..FREE };
             let set = Set::default();
             let mut alone: Vec<Bucket> = (0..WAYS).map(|_| Bucket::full(S)).collect();
             let mut now_ns = S;
             for (n, gap_ns) in asked {
                 now_ns += gap_ns;
-                let admitted = set.admit(Source::ipv4(n), &limit, now_ns) != Admission::Over;
+                let admitted = admit(&set, Source::ipv4(n), &price, now_ns);
                 prop_assert_eq!(admitted, alone[n as usize].take(&limit, now_ns));
             }
         }

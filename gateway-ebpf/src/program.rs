@@ -10,19 +10,22 @@ mod rehearsal;
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    bindings::{
+        xdp_action::{XDP_DROP, XDP_PASS},
+        xdp_md,
+    },
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
     helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use gateway_ebpf::{
-    Source,
+    Outcome, Source,
     abi::{
-        self, Ban, Class, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord, Settings,
-        Tick, ban_bit, bucket_set, cell, prefix_bit, prefix_data,
+        self, Ban, Budget, Class, Counters, Event, Interface, PrefixBan, PrefixData, Rules, Tick,
+        ban_bit, bucket_set, cell, prefix_data, prefix_place,
     },
-    bucket::{self, Admission, Limit, Set},
+    bucket::{self, Limit, Set, Step},
     packet::{Address, Frame, Target},
     verdict::{Listed, Quota, Service, Standing, Tables, judge},
 };
@@ -30,15 +33,15 @@ use gateway_ebpf::{
 // Named as the constants in `abi` name them; the loader compares every map it finds pinned with
 // the sizes given there.
 #[btf_map]
-static SETTINGS: Array<Settings, 1> = Array::new();
+static RULES: Array<Rules, 1, { abi::MMAPABLE as usize }> = Array::new();
+/// As many sets as the smallest table has; the loader asks for what the configuration says.
 #[btf_map]
-static PORTS: Array<PortWord, { abi::PORT_WORDS as usize }> = Array::new();
+static SOURCES: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
+    Array::new();
 #[btf_map]
 static BANS: HashMap<u64, Ban, { abi::BANS_MAX as usize }> = HashMap::new();
 #[btf_map]
 static CLASSES: HashMap<u64, Class, { abi::CLASSES_MAX as usize }> = HashMap::new();
-#[btf_map]
-static BAN_FILTER: Array<u64, { abi::BAN_FILTER_WORDS as usize }> = Array::new();
 #[btf_map]
 static BAN_PREFIXES: LpmTrie<PrefixData, PrefixBan, { abi::BAN_PREFIXES_MAX as usize }> =
     LpmTrie::new();
@@ -47,20 +50,10 @@ static DENY: LpmTrie<PrefixData, u32, { abi::DENY_MAX as usize }> = LpmTrie::new
 #[btf_map]
 static EXEMPT: LpmTrie<PrefixData, u32, { abi::EXEMPT_MAX as usize }> = LpmTrie::new();
 #[btf_map]
-static PREFIX_FILTER: Array<PrefixWord, { abi::PREFIX_FILTER_WORDS as usize }> = Array::new();
-/// As many sets as the smallest table has; the loader asks for what the configuration says.
+static COUNTERS: PerCpuArray<Counters, { abi::INTERFACES_MAX as usize }> = PerCpuArray::new();
+/// Without a type: with one, libbpf and what is built on it refuse the object.
 #[btf_map]
-static BUCKETS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
-    Array::new();
-#[btf_map]
-static CONNECTIONS: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
-    Array::new();
-#[btf_map]
-static BYTES: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
-    Array::new();
-#[btf_map]
-static COUNTERS: PerCpuArray<Count, { (abi::INTERFACES_MAX * abi::CELLS) as usize }> =
-    PerCpuArray::new();
+static EVENTS: RingBuf<(), { abi::EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static INTERFACES: Array<Interface, { abi::INTERFACES_MAX as usize }> = Array::new();
 
@@ -72,15 +65,77 @@ static SLOT: u32 = 0;
 /// Judges a frame, counts it, and answers with the action.
 #[xdp]
 pub fn portcullis_xdp(context: XdpContext) -> u32 {
-    // Only between the making of the maps and the first write of settings; nothing is guarded then.
-    let Some(settings) = SETTINGS.get(0) else { return XDP_PASS };
-    let frame = Received { data: context.data(), end: context.data_end() };
+    // There always are.
+    let Some(rules) = RULES.get(0) else { return XDP_PASS };
+    let frame = Received::new(context.data(), context.data_end());
     // SAFETY: the helper takes no argument and only reads a counter.
     let jiffies = unsafe { bpf_jiffies64() };
-    let outcome = judge(&frame, &Maps { settings }, jiffies.wrapping_mul(settings.ns_per_jiffy));
-    let enforce = settings.enforce != 0;
-    count(cell(outcome, enforce), frame.bytes());
-    if outcome.drops() && enforce { XDP_DROP } else { XDP_PASS }
+    let now_ns = jiffies.wrapping_mul(rules.settings.ns_per_jiffy);
+    let outcome = judge(&frame, &Maps { rules }, now_ns);
+    let enforce = rules.settings.enforce != 0;
+    let Some(counters) = counters() else { return XDP_PASS };
+    // SAFETY: the counters belong to this CPU, and XDP programs on one CPU do not interrupt each
+    // other; user space only reads. No cell is beyond the last; the remainder only says so.
+    let count = unsafe { &mut (*counters).cells[(cell(outcome, enforce) % abi::CELLS) as usize] };
+    count.packets += 1;
+    count.bytes += frame.bytes();
+    if !outcome.drops() {
+        return XDP_PASS;
+    }
+    // SAFETY: as above.
+    let full_at_ns = unsafe { (*counters).events_full_at_ns };
+    match abi::EVENTS_LIMIT.step(full_at_ns, now_ns) {
+        Step::Refuse => {}
+        step => {
+            let full_at_ns = match step {
+                Step::Restart(restarted_ns) => restarted_ns,
+                _ => full_at_ns.wrapping_add(abi::EVENTS_LIMIT.cost_ns),
+            };
+            // SAFETY: as above.
+            unsafe { (*counters).events_full_at_ns = full_at_ns };
+            tell(context.ctx, &frame, outcome, enforce);
+        }
+    }
+    if enforce { XDP_DROP } else { XDP_PASS }
+}
+
+/// Tells user space of a frame that was not to pass.
+///
+/// The frame is read once more from the context: that is rare, and keeping what was read would cost
+/// every frame.
+#[inline(always)]
+fn tell(context: *mut xdp_md, frame: &Received, outcome: Outcome, enforce: bool) {
+    let mut event = Event {
+        // SAFETY: the helper takes no argument and only reads a clock.
+        monotonic_ns: unsafe { bpf_ktime_get_ns() },
+        slot: slot(),
+        outcome: outcome as u32,
+        frame_bytes: frame.bytes(),
+        enforced: u64::from(enforce),
+        head: [0; abi::EVENT_HEAD_WORDS],
+    };
+    // SAFETY: the context is the kernel's. Volatile, or the compiler keeps the first reading.
+    let (data, end) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*context).data) as usize,
+            ptr::read_volatile(&raw const (*context).data_end) as usize,
+        )
+    };
+    for (index, word) in event.head.iter_mut().enumerate() {
+        let start = data + index * size_of::<u64>();
+        if start + size_of::<u64>() > end {
+            break;
+        }
+        // SAFETY: the word lies in the frame. A frame starts at an even address but not at a
+        // multiple of eight, which BPF loads from frames need not be.
+        *word = unsafe { ptr::read_volatile(start as *const u64) };
+    }
+    if EVENTS.output_untyped::<Event>(event, 0).is_err()
+        && let Some(counters) = counters()
+    {
+        // SAFETY: as in the program.
+        unsafe { (*counters).events_lost += 1 };
+    }
 }
 
 /// Writes the kernel's clocks to the front of the frame. User space runs it by hand.
@@ -105,12 +160,27 @@ pub fn portcullis_tick(context: XdpContext) -> u32 {
 struct Received {
     data: usize,
     end: usize,
+    bytes: u64,
+}
+
+impl Received {
+    #[inline(always)]
+    fn new(data: usize, end: usize) -> Self {
+        let mut bytes = end.wrapping_sub(data) as u64;
+        // SAFETY: an empty instruction. It keeps the compiler from computing the difference where it
+        // is needed, at the end: the addresses would have to be kept until then, and the verifier
+        // would look at everything once for each length that the parser came to know of.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) bytes, options(nostack, nomem, pure));
+        }
+        Self { data, end, bytes }
+    }
 }
 
 impl Frame for Received {
     #[inline(always)]
     fn bytes(&self) -> u64 {
-        self.end.wrapping_sub(self.data) as u64
+        self.bytes
     }
 
     #[inline(always)]
@@ -127,15 +197,7 @@ impl Frame for Received {
 
 /// The maps, as the library asks for them.
 struct Maps<'a> {
-    settings: &'a Settings,
-}
-
-impl Maps<'_> {
-    /// Computed twice for a packet that passes, which the compiler sees and does once.
-    #[inline(always)]
-    fn hash(&self, source: Source) -> u64 {
-        bucket::hash(source, self.settings.secret)
-    }
+    rules: &'a Rules,
 }
 
 impl Tables for Maps<'_> {
@@ -146,12 +208,15 @@ impl Tables for Maps<'_> {
             Target::Udp(port) => (port, false),
             Target::Fragment | Target::Other | Target::Unreadable => return Service::Other,
         };
-        let Some(word) = PORTS.get(u32::from(port) / 64) else { return Service::Other };
-        let bit = port % 64;
-        let management = if is_tcp { word.management_tcp } else { word.management_udp };
-        if management >> bit & 1 != 0 {
+        let marks = self.rules.ports[usize::from(port)];
+        let management = if is_tcp { abi::PORT_MANAGEMENT_TCP } else { abi::PORT_MANAGEMENT_UDP };
+        if marks == abi::PORT_GUARDED {
+            Service::Guarded
+        } else if marks == 0 {
+            Service::Other
+        } else if marks & management != 0 {
             Service::Management
-        } else if word.guarded >> bit & 1 != 0 {
+        } else if marks & abi::PORT_GUARDED != 0 {
             Service::Guarded
         } else {
             Service::Other
@@ -159,12 +224,21 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn standing(&self, source: Source, now_ns: u64) -> Standing {
-        let bit = ban_bit(self.hash(source));
-        match BAN_FILTER.get(bit / 64) {
-            Some(word) if word >> (bit % 64) & 1 != 0 => {}
-            _ => return Standing::Limited(0),
+    fn hash(&self, source: Source) -> u64 {
+        bucket::hash(source, self.rules.settings.secret)
+    }
+
+    #[inline(always)]
+    fn standing(&self, source: Source, hash: u64, now_ns: u64) -> Standing {
+        let bit = ban_bit(hash);
+        let index = (bit / 64 % abi::BAN_FILTER_WORDS) as usize;
+        if self.rules.ban_filter[index] >> (bit % 64) & 1 == 0 {
+            return Standing::Limited(0);
         }
+        if self.rules.ban_sets[index].bans(source, now_ns) {
+            return Standing::Banned;
+        }
+        // The set was full, the bit is somebody else's, or the source has a class.
         // SAFETY: user space may replace the value meanwhile, but the map is preallocated, so the
         // memory stays a ban, and one of two bans' expiries is what is read.
         if let Some(ban) = unsafe { BANS.get(source.word()) }
@@ -182,56 +256,64 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn listed(&self, address: Address, now_ns: u64) -> Listed {
-        let bit = prefix_bit(address);
-        let Some(word) = PREFIX_FILTER.get(bit / 64) else { return Listed::Nowhere };
-        let bit = bit % 64;
-        if (word.ban | word.deny) >> bit & 1 == 0 {
+    fn marks(&self, address: Address) -> u8 {
+        // No place is beyond the filter; the remainder only says so, as elsewhere here.
+        self.rules.prefixes[prefix_place(address) as usize % abi::PREFIX_PLACES]
+    }
+
+    #[inline(always)]
+    fn listed(&self, address: Address, marks: u8, now_ns: u64) -> Listed {
+        if marks & (abi::PREFIX_BANNED | abi::PREFIX_DENIED) == 0 {
             return Listed::Nowhere;
         }
         let key = whole_address(address);
-        if word.ban >> bit & 1 != 0
+        if marks & abi::PREFIX_BANNED != 0
             && let Some(ban) = BAN_PREFIXES.get(&key)
             && (ban.until_ns.wrapping_sub(now_ns) as i64) > 0
         {
             return Listed::Banned;
         }
-        if word.deny >> bit & 1 != 0 && DENY.get(&key).is_some() {
+        if marks & abi::PREFIX_DENIED != 0 && DENY.get(&key).is_some() {
             return Listed::Denied;
         }
         Listed::Nowhere
     }
 
     #[inline(always)]
-    fn is_exempt(&self, address: Address) -> bool {
-        let bit = prefix_bit(address);
-        match PREFIX_FILTER.get(bit / 64) {
-            Some(word) if word.exempt >> (bit % 64) & 1 != 0 => {
-                EXEMPT.get(&whole_address(address)).is_some()
-            }
-            _ => false,
-        }
+    fn is_exempt(&self, address: Address, marks: u8) -> bool {
+        marks & abi::PREFIX_EXEMPT != 0 && EXEMPT.get(&whole_address(address)).is_some()
     }
 
     #[inline(always)]
     fn limit(&self, quota: Quota) -> Limit {
-        self.settings.limit(quota)
+        self.rules.settings.limit(quota)
     }
 
     #[inline(always)]
-    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission {
-        let index = bucket_set(self.hash(source), self.settings.set_mask);
-        let set = match quota {
-            Quota::Packets => BUCKETS.get(index),
-            Quota::Connections => CONNECTIONS.get(index),
-            Quota::Bytes => BYTES.get(index),
-        };
-        let Some(set) = set else { return Admission::Within };
-        let admission = set.admit(source, limit, now_ns);
-        if matches!(admission, Admission::Evicting) {
-            count(abi::EVICTIONS_CELL, 0);
+    fn network_limit(&self, quota: Quota) -> Limit {
+        match quota {
+            Quota::Packets => self.rules.settings.network_packets,
+            Quota::Connections => self.rules.settings.network_connections,
+            Quota::Bytes => Limit::NONE,
         }
-        admission
+    }
+
+    #[inline(always)]
+    fn newcomers(&self) -> (Limit, &Budget) {
+        (self.rules.settings.newcomers, &self.rules.newcomers)
+    }
+
+    #[inline(always)]
+    fn set(&self, hash: u64) -> Option<&Set> {
+        SOURCES.get(bucket_set(hash, self.rules.settings.set_mask))
+    }
+
+    #[inline(always)]
+    fn evicted(&self) {
+        if let Some(counters) = counters() {
+            // SAFETY: as in the program.
+            unsafe { (*counters).cells[abi::EVICTIONS_CELL as usize].packets += 1 };
+        }
     }
 }
 
@@ -241,20 +323,17 @@ fn whole_address(address: Address) -> Key<PrefixData> {
     Key::new(8 * size_of::<PrefixData>() as u32, prefix_data(address))
 }
 
-/// Adds one frame to a cell of this instance's interface.
+/// What this CPU counts for this instance's interface.
 #[inline(always)]
-fn count(cell: u32, bytes: u64) {
+fn counters() -> Option<*mut Counters> {
+    COUNTERS.get_ptr_mut(slot())
+}
+
+#[inline(always)]
+fn slot() -> u32 {
     // SAFETY: a reference to a static is valid; volatile, because the loader replaces the value
     // after the compiler has seen it.
-    let slot = unsafe { ptr::read_volatile(&raw const SLOT) };
-    if let Some(count) = COUNTERS.get_ptr_mut(slot * abi::CELLS + cell) {
-        // SAFETY: the cell belongs to this CPU, and XDP programs on one CPU do not interrupt each
-        // other; user space only reads.
-        unsafe {
-            (*count).packets += 1;
-            (*count).bytes += bytes;
-        }
-    }
+    unsafe { ptr::read_volatile(&raw const SLOT) }
 }
 
 #[cfg(not(test))]

@@ -73,7 +73,7 @@ mod user {
         net::{IpAddr, Ipv4Addr, Ipv6Addr},
     };
 
-    use super::{IPV4_TAG, Source};
+    use super::{IPV4_TAG, NETWORK_TAG, Source};
 
     impl Source {
         /// The first address of the source: the address itself, or the /64's first.
@@ -82,6 +82,16 @@ mod user {
                 IpAddr::V4(Ipv4Addr::from_bits(self.0 as u32))
             } else {
                 IpAddr::V6(Ipv6Addr::from_bits((self.0 as u128) << 64))
+            }
+        }
+
+        /// The first address of the IPv6 /48 that a [`super::Network`]'s word stands for; `None`
+        /// for what is a source itself.
+        pub const fn as_network(self) -> Option<Ipv6Addr> {
+            if self.0 >> 48 == NETWORK_TAG {
+                Some(Ipv6Addr::from_bits((self.0 as u128) << 80))
+            } else {
+                None
             }
         }
 
@@ -162,6 +172,10 @@ mod tests {
         assert_eq!(network("255.255.255.255"), None);
         let word = network("2001:db8:1:2::1").unwrap().word().word();
         assert_eq!(word, 0xfffe_2001_0db8_0001);
+        let first = Source::from_word(word).as_network().unwrap();
+        assert_eq!(first.to_string(), "2001:db8:1::");
+        assert_eq!(source("2001:db8:1:2::1").as_network(), None);
+        assert_eq!(source("192.0.2.7").as_network(), None);
     }
 
     #[test]

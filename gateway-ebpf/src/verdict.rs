@@ -2,7 +2,8 @@
 
 use crate::{
     Source,
-    bucket::{Admission, Limit},
+    abi::Budget,
+    bucket::{Limit, Place, Price, Set, forgotten},
     packet::{self, Address, Flow, Frame, Parsed, Target},
 };
 
@@ -35,11 +36,13 @@ pub enum Outcome {
     OverBytes = 9,
     /// Dropped: no host could make sense of it.
     Malformed = 10,
+    /// Dropped: its source was not seen lately, and more such sources come than their limit.
+    OverNewSources = 11,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotIp,
         Self::OtherPort,
         Self::Management,
@@ -51,6 +54,7 @@ impl Outcome {
         Self::OverConnections,
         Self::OverBytes,
         Self::Malformed,
+        Self::OverNewSources,
     ];
 
     /// Whether the frame is dropped while the program enforces.
@@ -73,6 +77,7 @@ impl Outcome {
             Self::OverConnections => "over_connections",
             Self::OverBytes => "over_bytes",
             Self::Malformed => "malformed",
+            Self::OverNewSources => "over_new_sources",
         }
     }
 }
@@ -143,16 +148,28 @@ pub enum Listed {
 pub trait Tables {
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
     fn service(&self, target: Target) -> Service;
+    /// The source's [`crate::bucket::hash`].
+    fn hash(&self, source: Source) -> u64;
     /// What is in force about the source at `now_ns`.
-    fn standing(&self, source: Source, now_ns: u64) -> Standing;
+    fn standing(&self, source: Source, hash: u64, now_ns: u64) -> Standing;
+    /// What kinds of prefixes may cover the address: all that do, and perhaps more.
+    fn marks(&self, address: Address) -> u8;
     /// Which prefixes cover the address at `now_ns`; a ban before the list of denied ones.
-    fn listed(&self, address: Address, now_ns: u64) -> Listed;
+    fn listed(&self, address: Address, marks: u8, now_ns: u64) -> Listed;
     /// Whether the address is on the list of those never dropped.
-    fn is_exempt(&self, address: Address) -> bool;
+    fn is_exempt(&self, address: Address, marks: u8) -> bool;
     /// What each source may have of this; of octets as [`Limit::octets`] tells it.
     fn limit(&self, quota: Quota) -> Limit;
-    /// Takes what the limit says from the source's bucket.
-    fn admit(&self, quota: Quota, source: Source, limit: &Limit, now_ns: u64) -> Admission;
+    /// What each IPv6 /48 may have of this: [`NETWORK_DOUBLINGS`] times doubled. Never asked for
+    /// octets: they are limited where a link is short, and there is no reason why a site's should be
+    /// sixteen times as wide.
+    fn network_limit(&self, quota: Quota) -> Limit;
+    /// What all sources together may have that have no place yet, and their common bucket.
+    fn newcomers(&self) -> (Limit, &Budget);
+    /// Where in the table a source of this hash has its place.
+    fn set(&self, hash: u64) -> Option<&Set>;
+    /// A source was forgotten before its buckets were full.
+    fn evicted(&self);
 }
 
 /// Judges one frame at `now_ns`, a time on the clock of the tables' bans and buckets.
@@ -176,8 +193,9 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
         },
         Target::Fragment | Target::Unreadable => {}
     }
-    let outcome = judge_guarded(frame, &flow, tables, now_ns);
-    if outcome.drops() && tables.is_exempt(flow.address) { Outcome::Exempt } else { outcome }
+    let marks = tables.marks(flow.address);
+    let outcome = judge_guarded(frame, &flow, marks, tables, now_ns);
+    if outcome.drops() && tables.is_exempt(flow.address, marks) { Outcome::Exempt } else { outcome }
 }
 
 /// A packet that is, or may be, for a guarded port.
@@ -185,6 +203,7 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
 fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     frame: &F,
     flow: &Flow,
+    marks: u8,
     tables: &T,
     now_ns: u64,
 ) -> Outcome {
@@ -196,62 +215,157 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
         return Outcome::Malformed;
     }
     let source = address.source();
-    let doublings = match tables.standing(source, now_ns) {
+    let hash = tables.hash(source);
+    let doublings = match tables.standing(source, hash, now_ns) {
         Standing::Banned => return Outcome::Banned,
         Standing::Limited(doublings) => doublings,
     };
-    match tables.listed(address, now_ns) {
+    match tables.listed(address, marks, now_ns) {
         Listed::Nowhere => {}
         Listed::Banned => return Outcome::Banned,
         Listed::Denied => return Outcome::Denied,
     }
-    // Connections first: what is refused there costs the source none of its packets, so a flood of
-    // them does not also end the connections that it has.
-    if flow.opens && is_over(Quota::Connections, frame, source, doublings, tables, now_ns) {
-        return Quota::Connections.outcome();
+    // Whatever way led here, from here on it is one.
+    let opens = forgotten(u64::from(flow.opens), now_ns) != 0;
+    let doublings = forgotten(doublings as u64, now_ns) as i32;
+    let prices = Prices { opens, doublings, tables };
+    if prices.packets().is_none() && prices.are_nothing() {
+        return Outcome::WithinLimit;
     }
-    if is_over(Quota::Packets, frame, source, doublings, tables, now_ns) {
-        return Quota::Packets.outcome();
-    }
-    if is_over(Quota::Bytes, frame, source, doublings, tables, now_ns) {
-        return Quota::Bytes.outcome();
+    let Some(set) = tables.set(hash) else { return Outcome::WithinLimit };
+    let place = set.find(source, now_ns);
+    // First everything is asked, then everything is paid: a packet that is refused for one thing
+    // costs nothing of another, so a flood of connections does not also end those that a source
+    // has. A price is looked up when it is asked for: a flood that is refused costs the less.
+    let price = match place {
+        Place::Known(way) => {
+            let connections = prices.connections();
+            if set.refuses(way, Quota::Connections, &connections, now_ns) {
+                return Outcome::OverConnections;
+            }
+            let packets = prices.packets();
+            if set.refuses(way, Quota::Packets, &packets, now_ns) {
+                return Outcome::OverLimit;
+            }
+            let bytes = prices.bytes(frame);
+            if set.refuses(way, Quota::Bytes, &bytes, now_ns) {
+                return Outcome::OverBytes;
+            }
+            Price { connections, packets, bytes }
+        }
+        Place::Free(_) | Place::Taken(_) => {
+            let (limit, budget) = tables.newcomers();
+            if budget.bucket.refuses(&limit, now_ns) {
+                return Outcome::OverNewSources;
+            }
+            let (connections, packets) = (prices.connections(), prices.packets());
+            Price { connections, packets, bytes: prices.bytes(frame) }
+        }
+    };
+    let (place, price) = match source.network() {
+        None => (place, price),
+        Some(network) => {
+            let (place, price) = (place.forgotten(now_ns), price.forgotten(now_ns));
+            if let Some(quota) = charge_network(network.word(), opens, doublings, tables, now_ns) {
+                return quota.outcome();
+            }
+            (place, price)
+        }
+    };
+    match place {
+        Place::Known(way) => set.charge(way, &price, now_ns),
+        Place::Free(way) | Place::Taken(way) => {
+            let (limit, budget) = tables.newcomers();
+            budget.bucket.charge(&limit, now_ns);
+            set.replace(way, source, &price, now_ns);
+            if matches!(place, Place::Taken(_)) {
+                tables.evicted();
+            }
+        }
     }
     Outcome::WithinLimit
 }
 
-/// Charges a source and the network it lies in, or says that one of them has nothing left.
+/// What a packet costs its source.
+struct Prices<'a, T> {
+    opens: bool,
+    doublings: i32,
+    tables: &'a T,
+}
+
+impl<T: Tables> Prices<'_, T> {
+    #[inline(always)]
+    fn connections(&self) -> Limit {
+        if self.opens { self.own(self.tables.limit(Quota::Connections)) } else { Limit::NONE }
+    }
+
+    #[inline(always)]
+    fn packets(&self) -> Limit {
+        self.own(self.tables.limit(Quota::Packets))
+    }
+
+    #[inline(always)]
+    fn bytes<F: Frame + ?Sized>(&self, frame: &F) -> Limit {
+        let bytes = self.tables.limit(Quota::Bytes);
+        if bytes.is_none() { bytes } else { self.own(bytes.of_frame(frame.bytes())) }
+    }
+
+    /// Whether nothing is limited that this packet could be too much of.
+    #[inline(always)]
+    fn are_nothing(&self) -> bool {
+        self.connections().is_none()
+            && self.tables.limit(Quota::Packets).is_none()
+            && self.tables.limit(Quota::Bytes).is_none()
+            && self.tables.newcomers().0.is_none()
+    }
+
+    /// Everybody's limit as it is for this source.
+    #[inline(always)]
+    fn own(&self, limit: Limit) -> Limit {
+        if self.doublings == 0 { limit } else { limit.doubled(self.doublings) }
+    }
+}
+
+/// Lets the network that a source lies in pay too, or says what it has too little of. Its place is
+/// looked for before its source's is taken; where both come into one set and want one place, the
+/// second packet finds them one each.
 #[inline(always)]
-fn is_over<F: Frame + ?Sized, T: Tables>(
-    quota: Quota,
-    frame: &F,
-    source: Source,
+fn charge_network<T: Tables>(
+    network: Source,
+    opens: bool,
     doublings: i32,
     tables: &T,
     now_ns: u64,
-) -> bool {
-    let limit = tables.limit(quota);
-    if limit.is_none() {
-        return false;
-    }
-    let is_refused = |source, limit: &Limit| {
-        matches!(tables.admit(quota, source, limit, now_ns), Admission::Over)
+) -> Option<Quota> {
+    let everybodys = Price {
+        connections: if opens { tables.network_limit(Quota::Connections) } else { Limit::NONE },
+        packets: tables.network_limit(Quota::Packets),
+        bytes: Limit::NONE,
     };
-    // Octets are limited where a link is short, and there is no reason why a site's should be
-    // sixteen times as wide.
-    if matches!(quota, Quota::Bytes) {
-        return is_refused(source, &limit.of_frame(frame.bytes()).doubled(doublings));
+    // What one source is granted more must fit into its site's, too.
+    let price = if doublings > 0 { everybodys.doubled(doublings) } else { everybodys };
+    if price.is_nothing() {
+        return None;
     }
-    if is_refused(source, &limit.doubled(doublings)) {
-        return true;
-    }
-    match source.network() {
-        // What one source is granted more must fit into its site's, too.
-        Some(network) => {
-            let doublings = if doublings > 0 { doublings } else { 0 };
-            is_refused(network.word(), &limit.doubled(NETWORK_DOUBLINGS + doublings))
+    let set = tables.set(tables.hash(network))?;
+    match set.find(network, now_ns) {
+        Place::Known(way) => {
+            for (quota, price) in
+                [(Quota::Connections, price.connections), (Quota::Packets, price.packets)]
+            {
+                if set.refuses(way, quota, &price, now_ns) {
+                    return Some(quota);
+                }
+            }
+            set.charge(way, &price, now_ns);
         }
-        None => false,
+        Place::Free(way) => set.replace(way, network, &price, now_ns),
+        Place::Taken(way) => {
+            set.replace(way, network, &price, now_ns);
+            tables.evicted();
+        }
     }
+    None
 }
 
 #[cfg(test)]
@@ -263,18 +377,55 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bucket::{OCTETS, SET_WORDS, WayState};
+
+    /// A limit that the second packet is over.
+    const ONE: Limit = Limit { cost_ns: 1 << 40, tolerance_ns: 0 };
+    /// One that nobody here reaches.
+    const MANY: Limit = Limit { cost_ns: 1, tolerance_ns: 1 << 40 };
 
     /// Tables that answer one way for every source, and count what they are asked.
-    #[derive(Default)]
     struct Fixed {
         banned: bool,
         denied: bool,
         exempt: bool,
-        over: bool,
-        over_connections: bool,
-        over_bytes: bool,
-        admitted: Cell<u32>,
+        packets: Limit,
+        connections: Limit,
+        bytes: Limit,
+        newcomers: (Limit, Budget),
+        set: Set,
         exempt_asked: Cell<u32>,
+        evictions: Cell<u32>,
+    }
+
+    impl Default for Fixed {
+        fn default() -> Self {
+            Self {
+                banned: false,
+                denied: false,
+                exempt: false,
+                packets: MANY,
+                connections: MANY,
+                bytes: MANY,
+                newcomers: (Limit::NONE, Budget::default()),
+                set: Set::default(),
+                exempt_asked: Cell::new(0),
+                evictions: Cell::new(0),
+            }
+        }
+    }
+
+    impl Fixed {
+        /// What the buckets hold of the only IPv4 source there is, in nanoseconds from 0.
+        fn charged(&self) -> [u64; 3] {
+            let place = self.set.find(Source::ipv4(0xc000_0207), 0);
+            let Place::Known(way) = place else { return [0; 3] };
+            let words: &[u64; SET_WORDS] =
+                // SAFETY: a set is made of so many words, and nobody writes to it now.
+                unsafe { &*(&raw const self.set).cast() };
+            let way = WayState::of_set(words)[way];
+            Quota::ALL.map(|quota| way.full_at_ns(quota))
+        }
     }
 
     impl Tables for Fixed {
@@ -285,30 +436,40 @@ mod tests {
                 _ => Service::Other,
             }
         }
-        fn standing(&self, _: Source, _: u64) -> Standing {
+        fn hash(&self, _: Source) -> u64 {
+            0
+        }
+        fn standing(&self, _: Source, _: u64, _: u64) -> Standing {
             if self.banned { Standing::Banned } else { Standing::Limited(0) }
         }
-        fn listed(&self, _: Address, _: u64) -> Listed {
+        fn marks(&self, _: Address) -> u8 {
+            0
+        }
+        fn listed(&self, _: Address, _: u8, _: u64) -> Listed {
             if self.denied { Listed::Denied } else { Listed::Nowhere }
         }
-        fn is_exempt(&self, _: Address) -> bool {
+        fn is_exempt(&self, _: Address, _: u8) -> bool {
             self.exempt_asked.set(self.exempt_asked.get() + 1);
             self.exempt
         }
         fn limit(&self, quota: Quota) -> Limit {
             match quota {
-                Quota::Bytes if !self.over_bytes => Limit::NONE,
-                _ => Limit::new(1, 1, 1),
+                Quota::Packets => self.packets,
+                Quota::Connections => self.connections,
+                Quota::Bytes => self.bytes,
             }
         }
-        fn admit(&self, quota: Quota, _: Source, _: &Limit, _: u64) -> Admission {
-            self.admitted.set(self.admitted.get() + 1);
-            let over = match quota {
-                Quota::Packets => self.over,
-                Quota::Connections => self.over_connections,
-                Quota::Bytes => self.over_bytes,
-            };
-            if over { Admission::Over } else { Admission::Within }
+        fn network_limit(&self, quota: Quota) -> Limit {
+            self.limit(quota).doubled(NETWORK_DOUBLINGS)
+        }
+        fn newcomers(&self) -> (Limit, &Budget) {
+            (self.newcomers.0, &self.newcomers.1)
+        }
+        fn set(&self, _: u64) -> Option<&Set> {
+            Some(&self.set)
+        }
+        fn evicted(&self) {
+            self.evictions.set(self.evictions.get() + 1);
         }
     }
 
@@ -318,9 +479,14 @@ mod tests {
     }
 
     fn tcp_with(port: u16, flags: u8) -> Vec<u8> {
+        tcp_from([192, 0, 2, 7], port, flags)
+    }
+
+    fn tcp_from(source: [u8; 4], port: u16, flags: u8) -> Vec<u8> {
         let mut frame = std::vec![2; 12];
         frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]);
-        frame.extend([192, 0, 2, 7, 198, 51, 100, 1, 0x30, 0x39]);
+        frame.extend(source);
+        frame.extend([198, 51, 100, 1, 0x30, 0x39]);
         frame.extend(port.to_be_bytes());
         frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags]);
         frame
@@ -338,7 +504,10 @@ mod tests {
             (true, true, true, true, Outcome::Exempt),
             (false, false, true, true, Outcome::Exempt),
         ] {
-            let tables = Fixed { banned, denied, over, exempt, ..Fixed::default() };
+            let packets = if over { ONE } else { MANY };
+            let tables = Fixed { denied: false, packets, ..Fixed::default() };
+            judge(tcp(8443).as_slice(), &tables, 0);
+            let tables = Fixed { banned, denied, exempt, ..tables };
             assert_eq!(judge(tcp(8443).as_slice(), &tables, 0), outcome);
             assert_eq!(judge(tcp(22).as_slice(), &tables, 0), Outcome::Management);
             assert_eq!(judge(tcp(80).as_slice(), &tables, 0), Outcome::OtherPort);
@@ -350,39 +519,96 @@ mod tests {
         let tables = Fixed::default();
         judge(tcp(8443).as_slice(), &tables, 0);
         judge(tcp(80).as_slice(), &tables, 0);
-        assert_eq!((tables.exempt_asked.get(), tables.admitted.get()), (0, 1));
+        assert_eq!((tables.exempt_asked.get(), tables.charged()), (0, [1, 0, 1]));
     }
 
     #[test]
     fn only_who_opens_a_connection_is_charged_for_one() {
         let syn = tcp_with(8443, 0x02);
-        let none = Fixed { over_connections: true, ..Fixed::default() };
-        assert_eq!(judge(tcp(8443).as_slice(), &none, 0), Outcome::WithinLimit);
-        assert_eq!(none.admitted.get(), 1);
-        // Refused as a connection, it costs no packet.
-        assert_eq!(judge(syn.as_slice(), &none, 0), Outcome::OverConnections);
-        assert_eq!(none.admitted.get(), 2);
-        assert_eq!(judge(tcp_with(80, 0x02).as_slice(), &none, 0), Outcome::OtherPort);
-        let some = Fixed { over: true, ..Fixed::default() };
-        assert_eq!(judge(syn.as_slice(), &some, 0), Outcome::OverLimit);
-        assert_eq!(some.admitted.get(), 2);
+        let tables = Fixed { connections: ONE, bytes: Limit::NONE, ..Fixed::default() };
+        for (frame, outcome, charged) in [
+            (tcp(8443), Outcome::WithinLimit, [1, 0, 0]),
+            (syn.clone(), Outcome::WithinLimit, [2, ONE.cost_ns, 0]),
+            // Refused as a connection, it costs no packet.
+            (syn.clone(), Outcome::OverConnections, [2, ONE.cost_ns, 0]),
+            (tcp(8443), Outcome::WithinLimit, [3, ONE.cost_ns, 0]),
+            (tcp_with(80, 0x02), Outcome::OtherPort, [3, ONE.cost_ns, 0]),
+        ] {
+            assert_eq!(judge(frame.as_slice(), &tables, 0), outcome);
+            assert_eq!(tables.charged(), charged);
+        }
+        // Nor does one that is refused as a packet cost a connection.
+        let tables = Fixed { packets: ONE, bytes: Limit::NONE, ..Fixed::default() };
+        judge(tcp(8443).as_slice(), &tables, 0);
+        assert_eq!(judge(syn.as_slice(), &tables, 0), Outcome::OverLimit);
+        assert_eq!(tables.charged(), [ONE.cost_ns, 0, 0]);
     }
 
     #[test]
-    fn octets_are_looked_at_last_and_only_where_they_are_limited() {
-        let over = Fixed { over_bytes: true, ..Fixed::default() };
-        assert_eq!(judge(tcp(8443).as_slice(), &over, 0), Outcome::OverBytes);
-        assert_eq!(over.admitted.get(), 2);
-        let both = Fixed { over_bytes: true, over: true, ..Fixed::default() };
-        assert_eq!(judge(tcp(8443).as_slice(), &both, 0), Outcome::OverLimit);
-        assert_eq!(both.admitted.get(), 1);
+    fn what_is_not_limited_costs_nothing() {
+        let nothing = Limit::NONE;
+        let tables =
+            Fixed { packets: nothing, connections: nothing, bytes: nothing, ..Fixed::default() };
+        for _ in 0..3 {
+            assert_eq!(judge(tcp(8443).as_slice(), &tables, 0), Outcome::WithinLimit);
+        }
+        assert_eq!(tables.set.find(Source::ipv4(0xc000_0207), 0), Place::Free(0));
+    }
+
+    #[test]
+    fn octets_are_looked_at_last() {
+        let frame = tcp(8443);
+        let bytes = Limit { cost_ns: OCTETS << 32, tolerance_ns: 0 };
+        let tables = Fixed { bytes, ..Fixed::default() };
+        judge(frame.as_slice(), &tables, 0);
+        assert_eq!(tables.charged()[2], (frame.len() as u64) << 32);
+        assert_eq!(judge(frame.as_slice(), &tables, 0), Outcome::OverBytes);
+        assert_eq!(tables.charged()[0], 1);
+        let both = Fixed { bytes, packets: ONE, ..Fixed::default() };
+        judge(frame.as_slice(), &both, 0);
+        assert_eq!(judge(frame.as_slice(), &both, 0), Outcome::OverLimit);
     }
 
     #[test]
     fn the_banned_are_not_charged() {
         let tables = Fixed { banned: true, ..Fixed::default() };
         judge(tcp(8443).as_slice(), &tables, 0);
-        assert_eq!(tables.admitted.get(), 0);
+        assert_eq!(tables.charged(), [0; 3]);
+    }
+
+    #[test]
+    fn newcomers_share_one_budget_and_who_is_known_needs_none() {
+        let three = Limit { cost_ns: 1_000, tolerance_ns: 2_000 };
+        let tables = Fixed { newcomers: (three, Budget::default()), ..Fixed::default() };
+        let judged =
+            |host, now_ns| judge(&tcp_from([192, 0, 2, host], 8443, 0x02)[..], &tables, now_ns);
+        for host in [1, 2, 3] {
+            assert_eq!(judged(host, 0), Outcome::WithinLimit, "{host}");
+        }
+        for _ in 0..2 {
+            assert_eq!(judged(4, 0), Outcome::OverNewSources);
+            assert_eq!(judged(1, 0), Outcome::WithinLimit);
+        }
+        // One more each microsecond.
+        assert_eq!(judged(4, 1_000), Outcome::WithinLimit);
+        assert_eq!(judged(5, 1_000), Outcome::OverNewSources);
+        // Where nothing else is limited, too.
+        let nothing = Limit::NONE;
+        let tables = Fixed { packets: nothing, connections: nothing, bytes: nothing, ..tables };
+        let judged =
+            |host, now_ns| judge(&tcp_from([192, 0, 2, host], 8443, 0x10)[..], &tables, now_ns);
+        assert_eq!(judged(4, 1_000), Outcome::WithinLimit);
+        assert_eq!(judged(9, 1_000), Outcome::OverNewSources);
+        assert_eq!(tables.evictions.get(), 0);
+    }
+
+    #[test]
+    fn a_source_that_loses_its_allowance_to_another_is_counted() {
+        let tables = Fixed::default();
+        for host in 1..=5 {
+            judge(&tcp_from([192, 0, 2, host], 8443, 0x10)[..], &tables, 0);
+        }
+        assert_eq!(tables.evictions.get(), 1);
     }
 
     #[test]
@@ -401,7 +627,9 @@ mod tests {
             frame in prop::collection::vec(any::<u8>(), 0..100),
             banned in any::<bool>(), denied in any::<bool>(), over in any::<bool>(),
         ) {
-            let tables = Fixed { banned, denied, over, exempt: true, ..Fixed::default() };
+            let packets = if over { ONE } else { MANY };
+            let tables = Fixed { banned, denied, packets, exempt: true, ..Fixed::default() };
+            judge(frame.as_slice(), &tables, 0);
             let outcome = judge(frame.as_slice(), &tables, 0);
             let readable = matches!(packet::parse(frame.as_slice()), Parsed::Flow(_));
             prop_assert!(!(readable && outcome.drops()));

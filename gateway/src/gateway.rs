@@ -315,7 +315,10 @@ async fn serve(
                 Event::Ignored => {}
             },
             _ = sweep.tick() => control.sweep(),
-            _ = second.tick() => control.go_back_unless_confirmed(),
+            _ = second.tick() => {
+                control.go_back_unless_confirmed();
+                control.keep_attached();
+            }
             _ = poll.tick(), if deadline.is_some() => {
                 if control.all_workers_ended() {
                     break;

@@ -505,6 +505,22 @@ impl Map {
     }
 }
 
+/// Replaces one value of an array, which is as long as `value`.
+///
+/// # Errors
+/// The kernel's.
+pub fn write_element(map: BorrowedFd<'_>, index: u32, value: &[u64]) -> Result<()> {
+    let key = [index];
+    let mut attributes = ElementAttributes {
+        map: map.as_raw_fd().unsigned_abs(),
+        key: address(&key),
+        value: address(value),
+        ..ElementAttributes::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).context("cannot write to a map")?;
+    Ok(())
+}
+
 /// Holds a program on an interface.
 #[derive(Debug)]
 pub struct Link {

@@ -12,7 +12,7 @@ use gateway_ebpf::{
     verdict::judge,
 };
 
-use super::{Maps, Received, SETTINGS};
+use super::{Maps, RULES, Received};
 
 /// Where an IPv4 packet's source stands in a frame without tags.
 const SOURCE: usize = 14 + 12;
@@ -29,7 +29,7 @@ pub fn portcullis_rehearsal(context: XdpContext) -> u32 {
     if start.wrapping_add(SOURCE + 4) > end {
         return XDP_ABORTED;
     }
-    let Some(settings) = SETTINGS.get(0) else { return XDP_ABORTED };
+    let Some(rules) = RULES.get(0) else { return XDP_ABORTED };
     let mut due = 0;
     let mut now_ns = u64::MAX;
     for sender in 0..SENDERS {
@@ -59,15 +59,15 @@ pub fn portcullis_rehearsal(context: XdpContext) -> u32 {
             ptr::write_volatile((source + 2) as *mut u16, (address as u16).to_be());
         }
     }
-    let frame = Received { data: start, end };
-    let outcome = judge(&frame, &Maps { settings }, now_ns);
+    let frame = Received::new(start, end);
+    let outcome = judge(&frame, &Maps { rules }, now_ns);
     sender.next_ns = now_ns.wrapping_add(sender.interval_ns);
     sender.sent += 1;
     sender.passed += u64::from(!outcome.drops());
     sender.outcome = outcome as u32;
     // SAFETY: as where it was read.
     unsafe { ptr::write_volatile(place as *mut Sender, sender) };
-    if outcome.drops() && settings.enforce != 0 { XDP_DROP } else { XDP_PASS }
+    if outcome.drops() && rules.settings.enforce != 0 { XDP_DROP } else { XDP_PASS }
 }
 
 /// Eight octets of the frame, which the caller knows to be there.

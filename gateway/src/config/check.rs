@@ -676,6 +676,7 @@ impl Check<'_> {
         let packets = rate("packets", &written.packets);
         let connections = rate("connections", &written.connections);
         let bytes = written.bytes.as_ref().map(|rate| self.byte_rate(rate));
+        let new_sources = written.new_sources.as_ref().map(|limit| self.rate("new_sources", limit));
         let interfaces = written.interfaces.clone()?;
         if interfaces.is_empty() {
             return Some(None);
@@ -691,6 +692,7 @@ impl Check<'_> {
             packets: Some(packets?),
             connections: Some(connections?),
             bytes: bytes.map_or(Some(None), |rate| rate.map(Some))?,
+            new_sources: new_sources.map_or(Some(None), |rate| rate.map(Some))?,
             max_sources: written.max_sources.value,
             pin: written.pin.value.clone(),
         }))
@@ -1045,6 +1047,7 @@ interfaces = ["eth0"]
             packets: Some(Rate { per_s: 20_000, burst: 40_000 }),
             connections: Some(Rate { per_s: 100, burst: 200 }),
             bytes: None,
+            new_sources: None,
             max_sources: 1_000_000,
             pin: "/sys/fs/bpf/portcullis".into(),
         };
@@ -1069,6 +1072,7 @@ deny = ["203.0.113.0/24"]
 packets = { rate = "6000/m", burst = 2 }
 connections = { rate = "3600/h", burst = 7 }
 bytes = { rate = "50MiB/s", burst = "64MiB" }
+new_sources = { rate = "5000/s", burst = 9000 }
 max_sources = 1024
 pin = "/sys/fs/bpf/other"
 [server]
@@ -1113,6 +1117,7 @@ access = false
             packets: Some(Rate { per_s: 100, burst: 2 }),
             connections: Some(Rate { per_s: 1, burst: 7 }),
             bytes: Some(ByteRate { bytes_per_s: 50 << 20, burst_bytes: 64 << 20 }),
+            new_sources: Some(Rate { per_s: 5_000, burst: 9_000 }),
             max_sources: 1024,
             pin: "/sys/fs/bpf/other".into(),
         };

@@ -180,11 +180,12 @@ pub(super) struct Xdp {
     pub(super) packets: Option<RateFile>,
     pub(super) connections: Option<RateFile>,
     pub(super) bytes: Option<ByteRateFile>,
+    pub(super) new_sources: Option<RateFile>,
     pub(super) max_sources: At<u32>,
     pub(super) pin: At<PathBuf>,
 }
 
-/// `[xdp.packets]` and `[xdp.connections]`; a value that is missing or refused was noted.
+/// `[xdp.packets]`, `[xdp.connections]` and `[xdp.new_sources]`; a value that is missing or refused was noted.
 #[derive(Debug)]
 pub(super) struct RateFile {
     pub(super) rate_per_s: Option<At<u32>>,
@@ -532,6 +533,13 @@ fn xdp(section: &Section<'_>) -> Xdp {
         bytes: section.child("bytes", "xdp.bytes").map(|section| ByteRateFile {
             bytes_per_s: section.must("rate", text(value::bytes_per_s)),
             burst_bytes: section.must("burst", text(value::bytes)),
+        }),
+        new_sources: section.child("new_sources", "xdp.new_sources").map(|section| RateFile {
+            rate_per_s: section.must("rate", text(value::rate_per_s)),
+            burst: section.must(
+                "burst",
+                integer(1..=1_000_000_000, "new sources admitted at once after a pause"),
+            ),
         }),
         max_sources: section.or(
             "max_sources",

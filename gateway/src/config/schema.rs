@@ -186,6 +186,7 @@ pub(super) const TABLES: &[Known] = &[
             ("packets", "{ rate = \"20000/s\", burst = 40000 }"),
             ("connections", "{ rate = \"100/s\", burst = 200 }"),
             ("bytes", "{ rate = \"50MiB/s\", burst = \"64MiB\" }"),
+            ("new_sources", "{ rate = \"5000/s\", burst = 20000 }"),
             ("max_sources", "1_000_000"),
             ("pin", "\"/sys/fs/bpf/portcullis\""),
         ],
@@ -204,6 +205,11 @@ pub(super) const TABLES: &[Known] = &[
         path: "xdp.bytes",
         header: "[xdp.bytes]",
         keys: &[("rate", "\"50MiB/s\""), ("burst", "\"64MiB\"")],
+    },
+    Known {
+        path: "xdp.new_sources",
+        header: "[xdp.new_sources]",
+        keys: &[("rate", "\"5000/s\""), ("burst", "20000")],
     },
     Known {
         path: "bans",

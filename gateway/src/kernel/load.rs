@@ -1,9 +1,12 @@
 //! Attaching the program, keeping it attached, and taking it away.
 
+mod reattach;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,22 +20,26 @@ use aya::{
     },
 };
 use gateway_ebpf::{
-    Outcome, Source, abi, bucket,
+    Outcome, Source, abi,
+    bucket::{self, WAYS, WayState},
     verdict::{NETWORK_DOUBLINGS, Quota},
 };
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub use self::reattach::Reattached;
 use super::{
     Action, Allowance, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Class, Count,
     FRAME_MAX_BYTES, Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry,
-    PrefixBanOutcome, Rate, Settings, SourceState, Status,
+    PrefixBanOutcome, Rate, Settings, SourceState, Status, TopSource,
     attachment::{self, Attachments},
     error::KernelError,
+    events::{self, DropEvent},
     maps::{self, Maps},
     pin::{self, PinnedProgram, Pins, Undo},
     plan::{self, BanFilter, Prefix},
     tick::{self, TickReader},
+    top::{self, Limits, Survey},
 };
 
 /// The longest ban that the program's signed comparison tells from one that is over: 100 years.
@@ -57,6 +64,7 @@ pub struct Kernel {
     classed: HashMap<Source, abi::Class>,
     /// Banned prefixes, as the trie holds them, expired ones among them.
     banned_nets: BTreeMap<IpNet, abi::Ban>,
+    survey: Survey,
 }
 
 /// What [`detach`] found and removed.
@@ -103,14 +111,23 @@ impl Kernel {
         }
 
         let mut object = maps::load(Some(pins.directory()), 0, settings.max_sources)?;
-        let maps = Maps::take(&mut object)?;
+        let mut maps = Maps::take(&mut object)?;
         let tick = TickReader::load(object)?;
-        let mut in_kernel = maps.settings()?;
+        let mut in_kernel = maps.settings();
         if in_kernel.ns_per_jiffy == 0 {
             in_kernel.ns_per_jiffy = tick::ns_per_jiffy()?;
             in_kernel.secret = draw_secret()?;
         }
-        in_kernel.set_mask = abi::bucket_sets(settings.max_sources) - 1;
+        in_kernel.set_mask = u64::from(abi::bucket_sets(settings.max_sources) - 1);
+        // The sets of bans are found by it.
+        maps.write_settings(&in_kernel);
+        // From what an earlier version left: its program runs on until ours takes its place below.
+        let mut old_layouts = Vec::new();
+        for (directory, layout) in pins.other_layouts()? {
+            let inherited = maps.inherit(&directory, layout)?;
+            old_layouts.push(Notice::OldLayout { directory, inherited });
+        }
+        maps.rebuild_ban_sets()?;
         let banned: HashSet<Source> = maps.bans()?.into_iter().map(|(source, _)| source).collect();
         let classed: HashMap<Source, abi::Class> = maps.classes()?.into_iter().collect();
         let shown = banned.iter().chain(classed.keys());
@@ -130,8 +147,9 @@ impl Kernel {
             ban_filter,
             classed,
             banned_nets,
+            survey: Survey::default(),
         };
-        kernel.maps.write_ban_filter(kernel.ban_filter.words())?;
+        kernel.maps.write_ban_filter(kernel.ban_filter.words());
         kernel.write_rules(settings)?;
         kernel.sweep()?;
 
@@ -148,7 +166,12 @@ impl Kernel {
             notices.push(Notice::Adopted { interfaces: adopted, bans });
         }
         kernel.release_other_slots(&mut notices)?;
-        kernel.pins.remove_other_layouts(&mut notices)?;
+        for notice in old_layouts {
+            if let Notice::OldLayout { directory, .. } = &notice {
+                kernel.pins.remove_layout(directory)?;
+            }
+            notices.push(notice);
+        }
         undo.keep();
         Ok((kernel, notices))
     }
@@ -197,8 +220,8 @@ impl Kernel {
 
     /// Switches between dropping and only counting.
     pub fn set_enforce(&mut self, enforce: bool) -> Result<(), KernelError> {
-        let changed = abi::Settings { enforce: u32::from(enforce), ..self.in_kernel };
-        self.maps.write_settings(&changed)?;
+        let changed = abi::Settings { enforce: u64::from(enforce), ..self.in_kernel };
+        self.maps.write_settings(&changed);
         self.in_kernel = changed;
         self.settings.enforce = enforce;
         Ok(())
@@ -247,7 +270,7 @@ impl Kernel {
         let is_new = !self.banned.contains(&source);
         if is_new {
             // Before the ban itself, or the program would not look for it.
-            self.show_in_filter(source)?;
+            self.show_in_filter(source);
         }
         let mut fits = self.maps.insert_ban(source, &entry);
         if matches!(fits, Ok(false)) && *may_sweep {
@@ -262,7 +285,7 @@ impl Kernel {
             }
             refused => {
                 if is_new {
-                    self.hide_from_filter(source)?;
+                    self.hide_from_filter(source);
                 }
                 refused.map(|_| BanOutcome::TableFull)
             }
@@ -306,14 +329,17 @@ impl Kernel {
         let entry = abi::Class { expires_ns, doublings: class.doublings(), _pad: 0 };
         self.maps.write_class(source, Some(&entry))?;
         self.classed.insert(source, entry);
-        if is_new { self.show_in_filter(source).map(|()| true) } else { Ok(true) }
+        if is_new {
+            self.show_in_filter(source);
+        }
+        Ok(true)
     }
 
     fn forget_class(&mut self, source: Source) -> Result<(), KernelError> {
         if self.classed.contains_key(&source) {
             self.maps.write_class(source, None)?;
             self.classed.remove(&source);
-            self.hide_from_filter(source)?;
+            self.hide_from_filter(source);
         }
         Ok(())
     }
@@ -357,7 +383,8 @@ impl Kernel {
         };
         let before = self.banned_nets.insert(net, entry);
         // The filter before the trie, or the program would not look there.
-        let written = self.write_prefix_filter().and_then(|()| self.write_prefix_bans(&net));
+        self.write_prefix_filter();
+        let written = self.write_prefix_bans(&net);
         if !matches!(written, Ok(true)) {
             match before {
                 Some(before) => self.banned_nets.insert(net, before),
@@ -368,7 +395,7 @@ impl Kernel {
                 let _ = self.maps.remove_prefix_ban(Prefix::from(&net));
             }
             let _ = self.write_prefix_bans(&net);
-            let _ = self.write_prefix_filter();
+            self.write_prefix_filter();
             return written.map(|_| PrefixBanOutcome::TableFull);
         }
         Ok(if is_new { PrefixBanOutcome::Set } else { PrefixBanOutcome::Replaced })
@@ -387,7 +414,7 @@ impl Kernel {
         }
         self.maps.remove_prefix_ban(Prefix::from(&net))?;
         self.write_prefix_bans(&net)?;
-        self.write_prefix_filter()?;
+        self.write_prefix_filter();
         Ok(true)
     }
 
@@ -418,7 +445,7 @@ impl Kernel {
             self.banned_nets.remove(net);
         }
         if !over.is_empty() {
-            self.write_prefix_filter()?;
+            self.write_prefix_filter();
         }
         Ok(over.len())
     }
@@ -436,10 +463,10 @@ impl Kernel {
         Ok(true)
     }
 
-    fn write_prefix_filter(&mut self) -> Result<(), KernelError> {
+    fn write_prefix_filter(&mut self) {
         let Settings { deny, exempt, .. } = &self.settings;
         let filter = plan::prefix_filter(deny, exempt, self.banned_nets.keys());
-        self.maps.write_prefix_filter(&filter)
+        self.maps.write_prefix_filter(&filter);
     }
 
     /// Every ban of a single source in force.
@@ -478,20 +505,14 @@ impl Kernel {
         let prefix_ban = covering
             .filter_map(|(banned, ban)| prefix_in_force(*banned, ban, now_ns))
             .max_by_key(|entry| entry.remaining);
-        let class = self
-            .classed
-            .get(&source)
-            .filter(|class| (class.expires_ns.wrapping_sub(now_ns) as i64) > 0)
-            .and_then(|class| Class::doubled(class.doublings))
-            .unwrap_or_default();
-        let mut allowances =
-            self.allowances(source, net, class.doublings(), &Quota::ALL, now_ns)?;
+        let class = Class::doubled(self.class_of(source, now_ns)).unwrap_or_default();
+        let mut allowances = self.allowances(source, net, class.doublings(), &Quota::ALL, now_ns);
         if let Some(network) = source.network()
             && let Ok(net) = IpNet::new(net.addr(), SITE_BITS)
         {
             let quotas = [Quota::Packets, Quota::Connections];
             let of_site =
-                self.allowances(network.word(), net.trunc(), NETWORK_DOUBLINGS, &quotas, now_ns)?;
+                self.allowances(network.word(), net.trunc(), NETWORK_DOUBLINGS, &quotas, now_ns);
             allowances.extend(of_site);
         }
         Ok(SourceState {
@@ -512,40 +533,105 @@ impl Kernel {
         doublings: i32,
         quotas: &[Quota],
         now_ns: u64,
-    ) -> Result<Vec<Allowance>, KernelError> {
+    ) -> Vec<Allowance> {
         let hash = bucket::hash(owner, self.in_kernel.secret);
-        let index = abi::bucket_set(hash, self.in_kernel.set_mask);
-        let mut allowances = Vec::new();
-        for &quota in quotas {
-            let limit = self.in_kernel.limit(quota);
-            if limit.is_none() {
-                continue;
-            }
-            let limit = if doublings == 0 { limit } else { limit.doubled(doublings) };
-            let full_at_ns = maps::pinned_bucket(self.pins.directory(), quota, owner, index)?;
-            let left = plan::left(quota, &limit, full_at_ns, now_ns);
-            let burst = plan::left(quota, &limit, None, now_ns);
-            allowances.push(Allowance { quota, net, left, burst });
+        let set = abi::bucket_set(hash, self.in_kernel.set_mask) as usize;
+        let way = self.maps.ways(set).into_iter().find(|way| way.source == owner.word());
+        let limits = quotas.iter().map(|&quota| (quota, self.in_kernel.limit(quota)));
+        limits
+            .filter(|(_, limit)| !limit.is_none())
+            .map(|(quota, limit)| {
+                let limit = if doublings == 0 { limit } else { limit.doubled(doublings) };
+                let full_at_ns = way.map(|way| way.full_at_ns(quota));
+                Allowance {
+                    quota,
+                    net,
+                    left: plan::left(quota, &limit, full_at_ns, now_ns),
+                    burst: plan::left(quota, &limit, None, now_ns),
+                }
+            })
+            .collect()
+    }
+
+    /// The sources that have used most of what they may have, most first: at most so many, and a
+    /// thousand.
+    ///
+    /// Reads the table in memory. One of more than a million sources is looked through in turns, one
+    /// each time this is called, and what was at the top before is looked at again.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn top(&mut self, max: usize) -> Result<Vec<TopSource>, KernelError> {
+        let now_ns = self.now_ns()?;
+        let abi::Settings { secret, set_mask, .. } = self.in_kernel;
+        let maps = &self.maps;
+        let turn = self.survey.turn(maps.sets()).flat_map(|set| maps.ways(set));
+        let seen: Vec<u64> = self.survey.seen().to_vec();
+        let again = seen.iter().flat_map(|&word| {
+            let hash = bucket::hash(Source::from_word(word), secret);
+            let ways = maps.ways(abi::bucket_set(hash, set_mask) as usize).into_iter();
+            ways.filter(move |way| way.source == word)
+        });
+        let limits = Limits::of(&self.in_kernel);
+        let top = self.survey.rank(turn.chain(again), &limits, now_ns, max);
+        let allowances = |way: WayState| {
+            let owner = Source::from_word(way.source);
+            let (net, doublings, quotas): (_, _, &[Quota]) = match owner.as_network() {
+                Some(first) => {
+                    let net = IpNet::new(first.into(), SITE_BITS).ok()?;
+                    (net, NETWORK_DOUBLINGS, &[Quota::Packets, Quota::Connections])
+                }
+                None => (plan::source_net(owner), self.class_of(owner, now_ns), &Quota::ALL),
+            };
+            let allowances = self.allowances(owner, net, doublings, quotas, now_ns);
+            Some(TopSource { net, allowances })
+        };
+        Ok(top.into_iter().filter_map(allowances).collect())
+    }
+
+    /// How often a source's limits are doubled.
+    fn class_of(&self, source: Source, now_ns: u64) -> i32 {
+        let in_force = |class: &&abi::Class| (class.expires_ns.wrapping_sub(now_ns) as i64) > 0;
+        self.classed.get(&source).filter(in_force).map_or(0, |class| class.doublings)
+    }
+
+    /// Frames that were dropped, or would have been, since the last call: the oldest first, at most
+    /// so many. Never waits; [`Kernel::events_fd`] tells when there are some.
+    pub fn take_events(&mut self, max: usize) -> Vec<DropEvent> {
+        let mut taken = Vec::new();
+        while taken.len() < max
+            && let Some(event) = self.maps.take_event()
+        {
+            let interfaces = self.slots.iter().zip(&self.settings.interfaces);
+            // One of an interface that is not guarded any more is of no interest.
+            let name = interfaces.into_iter().find(|(slot, _)| **slot == event.slot);
+            taken.extend(name.and_then(|(_, name)| events::read(&event, name)));
         }
-        Ok(allowances)
+        taken
+    }
+
+    /// A descriptor that is readable (poll(2), epoll(7)) while there are events to take.
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.maps.events_fd()
     }
 
     /// What was counted on each interface since its maps were made.
     pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
         let mut counts = Vec::new();
         for (interface, &slot) in self.settings.interfaces.iter().zip(&self.slots) {
+            let (cells, _) = self.maps.counts(slot)?;
             for reason in Outcome::ALL {
-                let mut push = |action, cell| -> Result<(), KernelError> {
-                    let abi::Count { packets, bytes } = self.maps.count(slot, cell)?;
+                let mut push = |action, cell: u32| {
+                    let abi::Count { packets, bytes } = cells[cell as usize];
                     let interface = interface.clone();
                     counts.push(Count { interface, action, reason, packets, bytes });
-                    Ok(())
                 };
                 if reason.drops() {
-                    push(Action::Drop, abi::cell(reason, true))?;
-                    push(Action::WouldDrop, abi::cell(reason, false))?;
+                    push(Action::Drop, abi::cell(reason, true));
+                    push(Action::WouldDrop, abi::cell(reason, false));
                 } else {
-                    push(Action::Pass, abi::cell(reason, true))?;
+                    push(Action::Pass, abi::cell(reason, true));
                 }
             }
         }
@@ -557,24 +643,31 @@ impl Kernel {
         let interfaces = self.settings.interfaces.iter().zip(&self.slots).map(|(name, &slot)| {
             InterfaceStatus { name: name.clone(), attached: attached(name, &self.pins.link(slot)) }
         });
-        let evictions = self
-            .slots
-            .iter()
-            .filter_map(|&slot| self.maps.count(slot, abi::EVICTIONS_CELL).ok())
-            .map(|count| count.packets)
-            .sum();
+        let counts: Vec<_> =
+            self.slots.iter().filter_map(|&slot| self.maps.counts(slot).ok()).collect();
+        let evictions =
+            counts.iter().map(|(cells, _)| cells[abi::EVICTIONS_CELL as usize].packets).sum();
+        let events_lost = counts.iter().map(|(_, events_lost)| events_lost).sum();
+        let sets = self.maps.sets();
+        // Without the clock nobody knows what is in use.
+        let sources = self
+            .now_ns()
+            .map_or(0, |now_ns| top::live_ways(sets, |set| self.maps.ways(set), now_ns));
+        let places = u32::try_from(sets * WAYS).unwrap_or(u32::MAX);
         let fill = |map, used, limit| Fill { map, used, limit };
         Status {
             interfaces: interfaces.collect(),
-            enforce: self.settings.enforce,
+            enforce: self.maps.settings().enforce != 0,
             fills: vec![
                 fill("bans", self.banned.len(), abi::BANS_MAX),
                 fill("classes", self.classed.len(), abi::CLASSES_MAX),
                 fill("ban_prefixes", self.banned_nets.len(), abi::BAN_PREFIXES_MAX),
                 fill("deny", self.settings.deny.len(), abi::DENY_MAX),
                 fill("exempt", self.settings.exempt.len(), abi::EXEMPT_MAX),
+                fill("sources", sources, places),
             ],
             evictions,
+            events_lost,
         }
     }
 
@@ -597,37 +690,40 @@ impl Kernel {
             &prefixes(&settings.exempt),
             &plan::prefix_filter(&settings.deny, &settings.exempt, self.banned_nets.keys()),
         )?;
-        self.maps.write_ports(&plan::ports(&settings.ports, &settings.management))?;
+        self.maps.write_ports(&plan::ports(&settings.ports, &settings.management));
+        let packets = plan::limit(settings.packets);
+        let connections = plan::limit(settings.connections);
         let changed = abi::Settings {
-            packets: plan::limit(settings.packets),
-            connections: plan::limit(settings.connections),
+            packets,
+            connections,
             bytes: plan::byte_limit(settings.bytes),
-            enforce: u32::from(settings.enforce),
+            network_packets: packets.doubled(NETWORK_DOUBLINGS),
+            network_connections: connections.doubled(NETWORK_DOUBLINGS),
+            newcomers: plan::limit(settings.new_sources),
+            enforce: u64::from(settings.enforce),
             ..self.in_kernel
         };
-        self.maps.write_settings(&changed)?;
+        self.maps.write_settings(&changed);
         self.in_kernel = changed;
         Ok(())
     }
 
-    fn show_in_filter(&mut self, source: Source) -> Result<(), KernelError> {
-        match self.ban_filter.add(ban_bit(source, &self.in_kernel)) {
-            Some((index, word)) => self.maps.write_ban_filter_word(index, word),
-            None => Ok(()),
+    fn show_in_filter(&mut self, source: Source) {
+        if let Some((index, word)) = self.ban_filter.add(ban_bit(source, &self.in_kernel)) {
+            self.maps.write_ban_filter_word(index, word);
         }
     }
 
-    fn hide_from_filter(&mut self, source: Source) -> Result<(), KernelError> {
-        match self.ban_filter.remove(ban_bit(source, &self.in_kernel)) {
-            Some((index, word)) => self.maps.write_ban_filter_word(index, word),
-            None => Ok(()),
+    fn hide_from_filter(&mut self, source: Source) {
+        if let Some((index, word)) = self.ban_filter.remove(ban_bit(source, &self.in_kernel)) {
+            self.maps.write_ban_filter_word(index, word);
         }
     }
 
     fn forget(&mut self, source: Source) -> Result<bool, KernelError> {
         let was_there = self.maps.remove_ban(source)?;
         if self.banned.remove(&source) {
-            self.hide_from_filter(source)?;
+            self.hide_from_filter(source);
         }
         Ok(was_there)
     }
@@ -936,6 +1032,7 @@ fn check_burst(settings: &Settings, ns_per_jiffy: u64) -> Result<(), KernelError
     for (setting, rate) in [
         ("packets", settings.packets.map(events)),
         ("connections", settings.connections.map(events)),
+        ("new_sources", settings.new_sources.map(events)),
         ("bytes", settings.bytes.map(octets)),
     ] {
         let Some((per_s, burst, least)) = rate else { continue };

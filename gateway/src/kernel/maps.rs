@@ -1,24 +1,39 @@
 //! The kernel's maps, typed. The only file that names one.
 
-use std::{collections::BTreeSet, fmt, path::Path};
+use std::{
+    array,
+    collections::BTreeSet,
+    fmt,
+    mem::offset_of,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
+};
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf, EbpfLoader,
     maps::{
         Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray,
-        PerCpuValues, lpm_trie::Key,
+        PerCpuValues, RingBuf, lpm_trie::Key,
     },
 };
 use gateway_ebpf::{
     Source,
-    abi::{self, Ban, Class, Count, Interface, PortWord, PrefixBan, PrefixData, PrefixWord},
-    bucket::{Set, WAYS},
-    verdict::Quota,
+    abi::{
+        self, BAN_WAYS, Ban, Class, Count, Counters, Event, Interface, PrefixBan, PrefixData,
+        Rules, Settings,
+    },
+    bucket::{self, Limit, SET_WORDS, Set, WAYS, WayState},
 };
 
 use super::{
+    Inherited,
     error::KernelError,
     plan::{self, Prefix, Write},
+    shared::{Access, SharedWords},
 };
 
 /// The XDP program as the build embedded it; empty when it was built without.
@@ -37,7 +52,7 @@ pub struct Layout {
 }
 
 /// How every map must be made for so many sources.
-pub fn layouts(max_sources: u32) -> [Layout; 14] {
+pub fn layouts(max_sources: u32) -> [Layout; 10] {
     let array = |name, value_bytes, entries| Layout {
         name,
         kind: MapType::Array,
@@ -54,13 +69,10 @@ pub fn layouts(max_sources: u32) -> [Layout; 14] {
         entries,
         flags: abi::NO_PREALLOC,
     };
-    let buckets = |name| Layout {
-        flags: abi::MMAPABLE,
-        ..array(name, size_of::<Set>(), abi::bucket_sets(max_sources))
-    };
+    let shared = |layout| Layout { flags: abi::MMAPABLE, ..layout };
     [
-        array(abi::SETTINGS_MAP, size_of::<abi::Settings>(), 1),
-        array(abi::PORTS_MAP, size_of::<PortWord>(), abi::PORT_WORDS),
+        shared(array(abi::RULES_MAP, size_of::<Rules>(), 1)),
+        shared(array(abi::SOURCES_MAP, size_of::<Set>(), abi::bucket_sets(max_sources))),
         Layout {
             name: abi::BANS_MAP,
             kind: MapType::Hash,
@@ -77,20 +89,23 @@ pub fn layouts(max_sources: u32) -> [Layout; 14] {
             entries: abi::CLASSES_MAX,
             flags: 0,
         },
-        array(abi::BAN_FILTER_MAP, size_of::<u64>(), abi::BAN_FILTER_WORDS),
         Layout {
             value_bytes: size_of::<PrefixBan>(),
             ..trie(abi::BAN_PREFIXES_MAP, abi::BAN_PREFIXES_MAX)
         },
         trie(abi::DENY_MAP, abi::DENY_MAX),
         trie(abi::EXEMPT_MAP, abi::EXEMPT_MAX),
-        array(abi::PREFIX_FILTER_MAP, size_of::<PrefixWord>(), abi::PREFIX_FILTER_WORDS),
-        buckets(abi::BUCKETS_MAP),
-        buckets(abi::CONNECTIONS_MAP),
-        buckets(abi::BYTES_MAP),
         Layout {
             kind: MapType::PerCpuArray,
-            ..array(abi::COUNTERS_MAP, size_of::<Count>(), abi::INTERFACES_MAX * abi::CELLS)
+            ..array(abi::COUNTERS_MAP, size_of::<Counters>(), abi::INTERFACES_MAX)
+        },
+        Layout {
+            name: abi::EVENTS_MAP,
+            kind: MapType::RingBuf,
+            key_bytes: 0,
+            value_bytes: 0,
+            entries: abi::EVENTS_BYTES,
+            flags: 0,
         },
         array(abi::INTERFACES_MAP, size_of::<Interface>(), abi::INTERFACES_MAX),
     ]
@@ -126,9 +141,7 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
     }
     let mut loader = EbpfLoader::new();
     loader.override_global(abi::SLOT_SYMBOL, &slot, true);
-    for name in [abi::BUCKETS_MAP, abi::CONNECTIONS_MAP, abi::BYTES_MAP] {
-        loader.map_max_entries(name, abi::bucket_sets(max_sources));
-    }
+    loader.map_max_entries(abi::SOURCES_MAP, abi::bucket_sets(max_sources));
     if let Some(directory) = pins {
         for layout in layouts(max_sources) {
             loader.map_pin_path(layout.name, directory.join(layout.name));
@@ -137,18 +150,17 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
     Ok(loader.load(OBJECT)?)
 }
 
-/// Every map that user space reads or writes. Buckets are the program's own.
+/// Every map that user space reads or writes.
 pub struct Maps {
-    settings: Array<MapData, abi::Settings>,
-    ports: Array<MapData, PortWord>,
+    rules: RulesMemory,
+    sources: SharedWords,
     bans: HashMap<MapData, u64, Ban>,
     classes: HashMap<MapData, u64, Class>,
-    ban_filter: Array<MapData, u64>,
     ban_prefixes: LpmTrie<MapData, PrefixData, PrefixBan>,
     deny: LpmTrie<MapData, PrefixData, u32>,
     exempt: LpmTrie<MapData, PrefixData, u32>,
-    prefix_filter: Array<MapData, PrefixWord>,
-    counters: PerCpuArray<MapData, Count>,
+    counters: PerCpuArray<MapData, Counters>,
+    events: RingBuf<MapData>,
     interfaces: Array<MapData, Interface>,
 }
 
@@ -161,70 +173,60 @@ impl fmt::Debug for Maps {
 impl Maps {
     /// Takes the maps out of a loaded object.
     pub fn take(object: &mut Ebpf) -> Result<Self, KernelError> {
+        let rules = memory(object, abi::RULES_MAP, size_of::<Rules>(), Access::Write)?;
         Ok(Self {
-            settings: take(object, abi::SETTINGS_MAP)?,
-            ports: take(object, abi::PORTS_MAP)?,
+            rules: RulesMemory(rules),
+            sources: memory(object, abi::SOURCES_MAP, size_of::<Set>(), Access::Read)?,
             bans: take(object, abi::BANS_MAP)?,
             classes: take(object, abi::CLASSES_MAP)?,
-            ban_filter: take(object, abi::BAN_FILTER_MAP)?,
             ban_prefixes: take(object, abi::BAN_PREFIXES_MAP)?,
             deny: take(object, abi::DENY_MAP)?,
             exempt: take(object, abi::EXEMPT_MAP)?,
-            prefix_filter: take(object, abi::PREFIX_FILTER_MAP)?,
             counters: take(object, abi::COUNTERS_MAP)?,
+            events: take(object, abi::EVENTS_MAP)?,
             interfaces: take(object, abi::INTERFACES_MAP)?,
         })
     }
 
-    /// The program's settings; all zeroes in new maps.
-    pub fn settings(&self) -> Result<abi::Settings, KernelError> {
-        self.settings.get(&0, 0).map_err(KernelError::map(abi::SETTINGS_MAP))
+    /// The program's settings, as they are in force; all zeroes in new maps.
+    pub fn settings(&self) -> Settings {
+        self.rules.settings()
     }
 
-    /// Replaces the program's settings in one write.
-    pub fn write_settings(&mut self, settings: &abi::Settings) -> Result<(), KernelError> {
-        self.settings.set(0, settings, 0).map_err(KernelError::map(abi::SETTINGS_MAP))
+    /// Replaces the program's settings.
+    pub fn write_settings(&mut self, settings: &Settings) {
+        self.rules.write_settings(settings);
     }
 
-    /// Makes the port map these words.
-    pub fn write_ports(&mut self, wanted: &[PortWord]) -> Result<(), KernelError> {
-        write_words(&mut self.ports, wanted).map_err(KernelError::map(abi::PORTS_MAP))
+    /// Makes the marks of all ports these.
+    pub fn write_ports(&mut self, wanted: &[u8]) {
+        self.rules.write_octets(offset_of!(Rules, ports), wanted);
     }
 
-    /// Makes the two lists these prefixes and the tries' filter these words.
+    /// Makes the two lists these prefixes and the marks of the tries' filter these.
     ///
-    /// The filter shows whatever the tries hold at any moment: bits are added before prefixes and
+    /// The filter shows whatever the tries hold at any moment: marks are added before prefixes and
     /// taken away after them.
     pub fn write_prefixes(
         &mut self,
         deny: &BTreeSet<Prefix>,
         exempt: &BTreeSet<Prefix>,
-        filter: &[PrefixWord],
+        filter: &[u8],
     ) -> Result<(), KernelError> {
-        let of_filter = || KernelError::map(abi::PREFIX_FILTER_MAP);
-        let present =
-            self.prefix_filter.iter().collect::<Result<Vec<_>, _>>().map_err(of_filter())?;
-        let both: Vec<PrefixWord> = filter
-            .iter()
-            .zip(&present)
-            .map(|(wanted, present)| PrefixWord {
-                deny: wanted.deny | present.deny,
-                exempt: wanted.exempt | present.exempt,
-                ban: wanted.ban | present.ban,
-                _pad: 0,
-            })
-            .collect();
-        write_words(&mut self.prefix_filter, &both).map_err(of_filter())?;
+        let present = self.rules.octets(offset_of!(Rules, prefixes), filter.len());
+        let both: Vec<u8> =
+            filter.iter().zip(present).map(|(wanted, present)| wanted | present).collect();
+        self.write_prefix_filter(&both);
         // What is to be spared first: a prefix on both lists is spared.
         write_trie(&mut self.exempt, exempt).map_err(KernelError::map(abi::EXEMPT_MAP))?;
         write_trie(&mut self.deny, deny).map_err(KernelError::map(abi::DENY_MAP))?;
-        write_words(&mut self.prefix_filter, filter).map_err(of_filter())
+        self.write_prefix_filter(filter);
+        Ok(())
     }
 
-    /// Makes the filter in front of the tries these words.
-    pub fn write_prefix_filter(&mut self, filter: &[PrefixWord]) -> Result<(), KernelError> {
-        write_words(&mut self.prefix_filter, filter)
-            .map_err(KernelError::map(abi::PREFIX_FILTER_MAP))
+    /// Makes the marks of the filter in front of the tries these.
+    pub fn write_prefix_filter(&mut self, filter: &[u8]) {
+        self.rules.write_octets(offset_of!(Rules, prefixes), filter);
     }
 
     /// Every banned prefix, expired or not.
@@ -262,6 +264,45 @@ impl Maps {
             .map_err(KernelError::map(abi::BAN_PREFIXES_MAP))
     }
 
+    /// Takes over what a directory of an earlier layout holds in maps that have stayed as they were:
+    /// bans, bans of prefixes, classes. What is here already is newer and stays.
+    ///
+    /// The program that still goes by those maps is not touched. `None` when that layout's are not
+    /// known to mean the same.
+    pub fn inherit(
+        &mut self,
+        directory: &Path,
+        layout: u32,
+    ) -> Result<Option<Inherited>, KernelError> {
+        if !SAME_BANS_LAYOUTS.contains(&layout) {
+            return Ok(None);
+        }
+        let mut inherited = Inherited::default();
+        if let Some(bans) = pinned::<HashMap<_, u64, Ban>>(directory, abi::BANS_MAP) {
+            for entry in bans.iter() {
+                let (source, ban) = entry.map_err(KernelError::map(abi::BANS_MAP))?;
+                inherited.bans += added(self.bans.insert(source, ban, NO_EXIST), abi::BANS_MAP)?;
+            }
+        }
+        if let Some(classes) = pinned::<HashMap<_, u64, Class>>(directory, abi::CLASSES_MAP) {
+            for entry in classes.iter() {
+                let (source, class) = entry.map_err(KernelError::map(abi::CLASSES_MAP))?;
+                inherited.classes +=
+                    added(self.classes.insert(source, class, NO_EXIST), abi::CLASSES_MAP)?;
+            }
+        }
+        let prefixes =
+            pinned::<LpmTrie<_, PrefixData, PrefixBan>>(directory, abi::BAN_PREFIXES_MAP);
+        if let Some(prefixes) = prefixes {
+            for entry in prefixes.iter() {
+                let (prefix, ban) = entry.map_err(KernelError::map(abi::BAN_PREFIXES_MAP))?;
+                inherited.prefixes +=
+                    added(self.ban_prefixes.insert(&prefix, ban, NO_EXIST), abi::BAN_PREFIXES_MAP)?;
+            }
+        }
+        Ok(Some(inherited))
+    }
+
     /// Every entry among the bans, expired or not.
     pub fn bans(&self) -> Result<Vec<(Source, Ban)>, KernelError> {
         self.bans
@@ -283,7 +324,10 @@ impl Maps {
     /// Sets or replaces a ban; false when the map is full.
     pub fn insert_ban(&mut self, source: Source, ban: &Ban) -> Result<bool, KernelError> {
         match self.bans.insert(source.word(), ban, 0) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.rules.show_ban(source, ban.expires_ns);
+                Ok(true)
+            }
             // A preallocated hash that has no element left.
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
@@ -296,6 +340,7 @@ impl Maps {
 
     /// Takes a ban away; false when there was none.
     pub fn remove_ban(&mut self, source: Source) -> Result<bool, KernelError> {
+        self.rules.hide_ban(source);
         match self.bans.remove(&source.word()) {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
@@ -331,38 +376,88 @@ impl Maps {
     }
 
     /// Makes the filter in front of bans and classes these words.
-    pub fn write_ban_filter(&mut self, wanted: &[u64]) -> Result<(), KernelError> {
-        write_words(&mut self.ban_filter, wanted).map_err(KernelError::map(abi::BAN_FILTER_MAP))
+    pub fn write_ban_filter(&mut self, wanted: &[u64]) {
+        let filter = self.rules.part(offset_of!(Rules, ban_filter), wanted.len());
+        for (present, wanted) in filter.iter().zip(wanted) {
+            present.store(*wanted, Release);
+        }
     }
 
     /// Replaces one word of the filter in front of the bans.
-    pub fn write_ban_filter_word(&mut self, index: u32, word: u64) -> Result<(), KernelError> {
-        self.ban_filter.set(index, word, 0).map_err(KernelError::map(abi::BAN_FILTER_MAP))
+    pub fn write_ban_filter_word(&mut self, index: u32, word: u64) {
+        let filter = self.rules.part(offset_of!(Rules, ban_filter), abi::BAN_FILTER_WORDS as usize);
+        if let Some(present) = filter.get(index as usize) {
+            present.store(word, Release);
+        }
+    }
+
+    /// Makes the sets in front of the bans show what the hash holds. While that is done the program
+    /// finds bans in the hash.
+    pub fn rebuild_ban_sets(&mut self) -> Result<(), KernelError> {
+        self.rules.hide_bans();
+        for (source, ban) in self.bans()? {
+            self.rules.show_ban(source, ban.expires_ns);
+        }
+        Ok(())
+    }
+
+    /// The sources that share a set of the table.
+    pub fn ways(&self, set: usize) -> [WayState; WAYS] {
+        let words = self.sources.words().get(set * SET_WORDS..).unwrap_or_default();
+        let words = array::from_fn(|at| words.get(at).map_or(0, |word| word.load(Relaxed)));
+        WayState::of_set(&words)
+    }
+
+    /// Sets of the table of sources.
+    pub fn sets(&self) -> usize {
+        self.sources.words().len() / SET_WORDS
     }
 
     /// What all CPUs counted in one cell of a slot.
     pub fn count(&self, slot: u32, cell: u32) -> Result<Count, KernelError> {
-        let counts = self
-            .counters
-            .get(&(slot * abi::CELLS + cell), 0)
-            .map_err(KernelError::map(abi::COUNTERS_MAP))?;
-        Ok(counts.iter().fold(Count::default(), |sum, count| Count {
-            packets: sum.packets.wrapping_add(count.packets),
-            bytes: sum.bytes.wrapping_add(count.bytes),
-        }))
+        let (cells, _) = self.counts(slot)?;
+        Ok(cells.get(cell as usize).copied().unwrap_or_default())
+    }
+
+    /// What all CPUs counted on a slot's interface, by cells, and how many events found no room.
+    pub fn counts(&self, slot: u32) -> Result<([Count; abi::CELLS as usize], u64), KernelError> {
+        let of_cpus = self.counters.get(&slot, 0).map_err(KernelError::map(abi::COUNTERS_MAP))?;
+        let mut cells = [Count::default(); abi::CELLS as usize];
+        let mut events_lost: u64 = 0;
+        for of_cpu in of_cpus.iter() {
+            for (sum, count) in cells.iter_mut().zip(of_cpu.cells) {
+                sum.packets = sum.packets.wrapping_add(count.packets);
+                sum.bytes = sum.bytes.wrapping_add(count.bytes);
+            }
+            events_lost = events_lost.wrapping_add(of_cpu.events_lost);
+        }
+        Ok((cells, events_lost))
     }
 
     /// Sets the counters of a slot back to nothing, for its next interface.
     pub fn clear_counts(&mut self, slot: u32) -> Result<(), KernelError> {
         let failed = || KernelError::map(abi::COUNTERS_MAP);
-        for cell in slot * abi::CELLS..(slot + 1) * abi::CELLS {
-            let cpus = self.counters.get(&cell, 0).map_err(failed())?.len();
-            let nothing = PerCpuValues::try_from(vec![Count::default(); cpus])
-                .map_err(MapError::IoError)
-                .map_err(failed())?;
-            self.counters.set(cell, nothing, 0).map_err(failed())?;
+        let cpus = self.counters.get(&slot, 0).map_err(failed())?.len();
+        let nothing = PerCpuValues::try_from(vec![Counters::default(); cpus])
+            .map_err(MapError::IoError)
+            .map_err(failed())?;
+        self.counters.set(slot, nothing, 0).map_err(failed())
+    }
+
+    /// The oldest event that was not taken yet.
+    pub fn take_event(&mut self) -> Option<Event> {
+        // One that is of another length was not written by this program.
+        loop {
+            let octets = self.events.next()?;
+            if let Ok(octets) = <&[u8; size_of::<Event>()]>::try_from(&*octets) {
+                return Some(event(octets));
+            }
         }
-        Ok(())
+    }
+
+    /// Readable while there are events.
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
     }
 
     /// The name of the interface in each slot.
@@ -385,27 +480,188 @@ impl Maps {
     }
 }
 
-/// When the bucket of one source is full again, from the pinned table of a quota; `None` when the
-/// source has none there, so that its bucket is full.
-pub fn pinned_bucket(
-    directory: &Path,
-    quota: Quota,
-    source: Source,
-    index: u32,
-) -> Result<Option<u64>, KernelError> {
-    let name = match quota {
-        Quota::Packets => abi::BUCKETS_MAP,
-        Quota::Connections => abi::CONNECTIONS_MAP,
-        Quota::Bytes => abi::BYTES_MAP,
+/// The program's rules, in memory that both halves share. This process alone writes it.
+struct RulesMemory(SharedWords);
+
+impl RulesMemory {
+    /// Words of a part that begins so many octets after the start.
+    fn part(&self, offset_bytes: usize, count: usize) -> &[AtomicU64] {
+        let first = offset_bytes / size_of::<u64>();
+        self.0.words().get(first..first + count).unwrap_or_default()
+    }
+
+    fn settings(&self) -> Settings {
+        let words = self.part(offset_of!(Rules, settings), SETTINGS_WORDS);
+        let word = |at: usize| words.get(at).map_or(0, |word| word.load(Acquire));
+        let limit = |at| Limit { cost_ns: word(at), tolerance_ns: word(at + 1) };
+        Settings {
+            packets: limit(0),
+            connections: limit(2),
+            bytes: limit(4),
+            network_packets: limit(6),
+            network_connections: limit(8),
+            newcomers: limit(10),
+            ns_per_jiffy: word(12),
+            secret: word(13),
+            set_mask: word(14),
+            enforce: word(15),
+        }
+    }
+
+    /// Each word by itself: a packet that is judged meanwhile may meet one limit that is new and one
+    /// that is not, but no half of a limit that would drop it.
+    fn write_settings(&self, settings: &Settings) {
+        let words = self.part(offset_of!(Rules, settings), SETTINGS_WORDS);
+        let Settings {
+            packets,
+            connections,
+            bytes,
+            network_packets,
+            network_connections,
+            newcomers,
+            ns_per_jiffy,
+            secret,
+            set_mask,
+            enforce,
+        } = *settings;
+        let limits = [packets, connections, bytes, network_packets, network_connections, newcomers];
+        for (words, limit) in words.chunks_exact(2).zip(limits) {
+            // A limit that ends: first the cost, whose 0 says so. One that begins: the cost last.
+            let (cost, tolerance) = (&words[0], &words[1]);
+            if limit.is_none() {
+                cost.store(limit.cost_ns, Release);
+                tolerance.store(limit.tolerance_ns, Release);
+            } else {
+                tolerance.store(limit.tolerance_ns, Release);
+                cost.store(limit.cost_ns, Release);
+            }
+        }
+        let rest = words.get(2 * limits.len()..).unwrap_or_default();
+        for (word, value) in rest.iter().zip([ns_per_jiffy, secret, set_mask, enforce]) {
+            word.store(value, Release);
+        }
+    }
+
+    fn octets(&self, offset_bytes: usize, count: usize) -> Vec<u8> {
+        let words = self.part(offset_bytes, count / size_of::<u64>());
+        words.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect()
+    }
+
+    fn write_octets(&self, offset_bytes: usize, wanted: &[u8]) {
+        let (wanted, _) = wanted.as_chunks();
+        for (present, wanted) in self.part(offset_bytes, wanted.len()).iter().zip(wanted) {
+            let wanted = u64::from_ne_bytes(*wanted);
+            if present.load(Relaxed) != wanted {
+                present.store(wanted, Release);
+            }
+        }
+    }
+
+    /// The places where a ban of this source may stand, each as its source and its end.
+    fn ban_ways(&self, source: Source) -> impl Iterator<Item = (&AtomicU64, &AtomicU64)> {
+        let secret = self.settings().secret;
+        let set = abi::ban_bit(bucket::hash(source, secret)) as usize / 64;
+        let offset_bytes = offset_of!(Rules, ban_sets) + set * size_of::<abi::BanSet>();
+        self.part(offset_bytes, 2 * BAN_WAYS).chunks_exact(2).map(|way| (&way[0], &way[1]))
+    }
+
+    /// See [`abi::BanSet`] for the order. Where there is no room the hash has the ban alone.
+    fn show_ban(&self, source: Source, expires_ns: u64) {
+        let word = source.word();
+        let is_free = |end: &AtomicU64| end.load(Relaxed) == 0;
+        let own =
+            self.ban_ways(source).find(|(owner, end)| owner.load(Relaxed) == word && !is_free(end));
+        if let Some((_, end)) = own {
+            end.store(expires_ns, Release);
+        } else if let Some((owner, end)) = self.ban_ways(source).find(|(_, end)| is_free(end)) {
+            end.store(0, Release);
+            owner.store(word, Release);
+            end.store(expires_ns, Release);
+        }
+    }
+
+    fn hide_ban(&self, source: Source) {
+        for (owner, end) in self.ban_ways(source) {
+            if owner.load(Relaxed) == source.word() {
+                end.store(0, Release);
+            }
+        }
+    }
+
+    fn hide_bans(&self) {
+        let count = abi::BAN_FILTER_WORDS as usize * 2 * BAN_WAYS;
+        for way in self.part(offset_of!(Rules, ban_sets), count).chunks_exact(2) {
+            way[1].store(0, Release);
+        }
+    }
+}
+
+const SETTINGS_WORDS: usize = size_of::<Settings>() / size_of::<u64>();
+
+/// An event as the program wrote it.
+fn event(octets: &[u8; size_of::<Event>()]) -> Event {
+    let (words, _) = octets.as_chunks();
+    let word = |at: usize| words.get(at).map_or(0, |word| u64::from_ne_bytes(*word));
+    let [slot, outcome] = halves(word(1));
+    Event {
+        monotonic_ns: word(0),
+        slot,
+        outcome,
+        frame_bytes: word(2),
+        enforced: word(3),
+        head: array::from_fn(|at| word(4 + at)),
+    }
+}
+
+/// Two numbers that lie one after the other.
+fn halves(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+}
+
+/// The memory of an array whose values are so many octets long. The object keeps the map, which its
+/// programs have yet to be loaded with.
+fn memory(
+    object: &Ebpf,
+    name: &'static str,
+    value_bytes: usize,
+    access: Access,
+) -> Result<SharedWords, KernelError> {
+    let failed = || KernelError::map(name);
+    let Some(Map::Array(map)) = object.map(name) else {
+        return Err(failed()(MapError::InvalidName { name: name.to_owned() }));
     };
-    let read = || -> Result<_, MapError> {
-        let map = Map::from_map_data(MapData::from_pin(directory.join(name))?)?;
-        // A set as numbers: the owner and the moment, four times.
-        Array::<_, [[u64; 2]; WAYS]>::try_from(map)?.get(&index, 0)
-    };
-    let ways = read().map_err(KernelError::map(name))?;
-    let way = ways.iter().find(|[owner, _]| *owner == source.word());
-    Ok(way.map(|[_, full_at_ns]| *full_at_ns))
+    let entries = map.info().map_err(failed())?.max_entries() as usize;
+    let words = entries.saturating_mul(value_bytes / size_of::<u64>());
+    SharedWords::map(map.fd().as_fd(), words, access)
+        .map_err(|error| failed()(MapError::IoError(error)))
+}
+
+/// Layouts whose bans, bans of prefixes and classes are written as today's, on the same clock.
+const SAME_BANS_LAYOUTS: [u32; 1] = [2];
+/// `BPF_NOEXIST`: leave alone what is there.
+const NO_EXIST: u64 = 1;
+
+/// A pinned map of this kind; `None` when there is none, or it is of another.
+fn pinned<M: TryFrom<Map, Error = MapError>>(directory: &Path, name: &str) -> Option<M> {
+    let map = Map::from_map_data(MapData::from_pin(directory.join(name)).ok()?).ok()?;
+    M::try_from(map).ok()
+}
+
+/// 1 for an entry that was added, 0 for one that was there or found no room.
+fn added(result: Result<(), MapError>, name: &'static str) -> Result<usize, KernelError> {
+    match result {
+        Ok(()) => Ok(1),
+        Err(MapError::SyscallError(error))
+            if matches!(
+                error.io_error.raw_os_error(),
+                Some(libc::EEXIST | libc::E2BIG | libc::ENOSPC)
+            ) =>
+        {
+            Ok(0)
+        }
+        Err(error) => Err(KernelError::map(name)(error)),
+    }
 }
 
 /// The names of the interfaces in a directory of pinned maps, whoever made them.
@@ -430,17 +686,6 @@ fn take<M: TryFrom<Map, Error = MapError>>(
 ) -> Result<M, KernelError> {
     let map = object.take_map(name).ok_or(MapError::InvalidName { name: name.to_owned() });
     map.and_then(M::try_from).map_err(KernelError::map(name))
-}
-
-fn write_words<W: Pod + PartialEq>(
-    map: &mut Array<MapData, W>,
-    wanted: &[W],
-) -> Result<(), MapError> {
-    let present = map.iter().collect::<Result<Vec<_>, _>>()?;
-    for (index, word) in plan::words(wanted, &present) {
-        map.set(index, word, 0)?;
-    }
-    Ok(())
 }
 
 fn write_trie(

@@ -9,11 +9,14 @@
 
 pub mod attachment;
 pub mod error;
+mod events;
 mod load;
 pub mod maps;
 pub mod pin;
 pub mod plan;
+mod shared;
 pub mod tick;
+mod top;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -23,7 +26,8 @@ use ipnet::IpNet;
 
 pub use self::{
     error::KernelError,
-    load::{Detached, Kernel, detach, probe},
+    events::DropEvent,
+    load::{Detached, Kernel, Reattached, detach, probe},
 };
 
 /// What the kernel half is told: `[xdp]`, and what the daemon adds of its own.
@@ -49,6 +53,8 @@ pub struct Settings {
     pub connections: Option<Rate>,
     /// Octets for each source; `None`: no limit.
     pub bytes: Option<ByteRate>,
+    /// Packets of all sources together that have no bucket yet; `None`: no limit.
+    pub new_sources: Option<Rate>,
     /// Sources whose buckets are remembered at once.
     pub max_sources: u32,
     /// Directory below a bpffs where program, links and maps are pinned.
@@ -252,6 +258,26 @@ pub struct Allowance {
     pub burst: u64,
 }
 
+/// A source, or an IPv6 /48, that has used up some of what it may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopSource {
+    /// Whose.
+    pub net: IpNet,
+    /// What it may still send, of everything that is limited.
+    pub allowances: Vec<Allowance>,
+}
+
+/// Entries that were taken over from an earlier layout of the maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Bans of single sources.
+    pub bans: usize,
+    /// Bans of prefixes.
+    pub prefixes: usize,
+    /// Sources with limits of their own.
+    pub classes: usize,
+}
+
 /// What the program did with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -301,6 +327,8 @@ pub struct Status {
     /// Buckets that were forgotten before they were full: many mean that `max_sources` is too
     /// small.
     pub evictions: u64,
+    /// Dropped frames that were to be told of and found no room where events are kept.
+    pub events_lost: u64,
 }
 
 /// How one interface stands.
@@ -343,7 +371,8 @@ impl AttachedMode {
 /// How full a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// What it holds: `bans`, `classes`, `ban_prefixes`, `deny` or `exempt`.
+    /// What it holds: `bans`, `classes`, `ban_prefixes`, `deny`, `exempt` or `sources`; of these
+    /// only a part is counted where there is room for many.
     pub map: &'static str,
     /// Entries in use; among bans also those that expired and were not swept yet.
     pub used: usize,
@@ -375,6 +404,8 @@ pub enum Notice {
     OldLayout {
         /// Where they were.
         directory: PathBuf,
+        /// What stays in force; `None` when this version does not know how that one wrote it.
+        inherited: Option<Inherited>,
     },
     /// The driver refused; the program runs behind it.
     FellBack {
@@ -417,10 +448,19 @@ impl fmt::Display for Notice {
                 formatter,
                 "kernel map {map} has another size or layout than is needed now; it starts empty"
             ),
-            Self::OldLayout { directory } => write!(
+            Self::OldLayout { directory, inherited: None } => write!(
                 formatter,
                 "removed {}: it was laid out by another version, its bans are gone",
                 directory.display()
+            ),
+            Self::OldLayout { directory, inherited: Some(inherited) } => write!(
+                formatter,
+                "removed {}: it was laid out by another version; its {} bans, {} banned prefixes and \
+                 {} sources with limits of their own stay in force, its counters are gone",
+                directory.display(),
+                inherited.bans,
+                inherited.prefixes,
+                inherited.classes
             ),
             Self::FellBack { interface, why } => write!(
                 formatter,

@@ -83,15 +83,19 @@ impl Pins {
         pinned_programs(&self.root)
     }
 
-    /// Removes what earlier layouts left, and says so.
-    pub fn remove_other_layouts(&self, notices: &mut Vec<Notice>) -> Result<(), KernelError> {
-        for directory in layout_directories(&self.root)? {
-            if directory != self.directory {
-                remove_directory(&directory)?;
-                notices.push(Notice::OldLayout { directory });
-            }
-        }
-        Ok(())
+    /// What earlier layouts left: each directory with its layout's number.
+    pub fn other_layouts(&self) -> Result<Vec<(PathBuf, u32)>, KernelError> {
+        let directories = layout_directories(&self.root)?.into_iter();
+        Ok(directories
+            .filter(|directory| *directory != self.directory)
+            .filter_map(|directory| Some((layout_version(&directory)?, directory)))
+            .map(|(version, directory)| (directory, version))
+            .collect())
+    }
+
+    /// Removes what an earlier layout left.
+    pub fn remove_layout(&self, directory: &Path) -> Result<(), KernelError> {
+        remove_directory(directory)
     }
 }
 
@@ -266,11 +270,13 @@ fn layout_directories(root: &Path) -> Result<Vec<PathBuf>, KernelError> {
         return Ok(Vec::new());
     }
     let mut directories = entries(root)?;
-    directories.retain(|path| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
-    });
+    directories.retain(|path| layout_version(path).is_some());
     Ok(directories)
+}
+
+/// The number in a layout's directory's name.
+fn layout_version(directory: &Path) -> Option<u32> {
+    directory.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, KernelError> {

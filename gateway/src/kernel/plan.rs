@@ -7,10 +7,7 @@ use std::{
 
 use gateway_ebpf::{
     Source,
-    abi::{
-        self, BAN_FILTER_WORDS, FAMILY_BITS, PORT_WORDS, PREFIX_FILTER_WORDS, PortWord, PrefixData,
-        PrefixWord,
-    },
+    abi::{self, BAN_FILTER_WORDS, FAMILY_BITS, PORTS, PREFIX_PLACES, PrefixData},
     bucket::{Bucket, Limit, OCTETS},
     packet::Address,
     verdict::Quota,
@@ -73,60 +70,47 @@ pub fn entries<K: Copy + Ord>(wanted: &BTreeSet<K>, present: &BTreeSet<K>) -> Ve
     inserts.chain(removals).collect()
 }
 
-/// The indices at which an array has to be written, with what.
-pub fn words<W: Copy + PartialEq>(wanted: &[W], present: &[W]) -> Vec<(u32, W)> {
-    (0u32..)
-        .zip(wanted.iter().zip(present))
-        .filter(|(_, (wanted, present))| wanted != present)
-        .map(|(index, (wanted, _))| (index, *wanted))
-        .collect()
-}
-
-/// The port map.
-pub fn ports(guarded: &[u16], management: &[Service]) -> Vec<PortWord> {
-    let mut words = vec![PortWord::default(); PORT_WORDS as usize];
-    let place = |port: u16| (usize::from(port / 64), 1u64 << (port % 64));
+/// The marks of all ports.
+pub fn ports(guarded: &[u16], management: &[Service]) -> Vec<u8> {
+    let mut marks = vec![0; PORTS];
     for &port in guarded {
-        let (index, bit) = place(port);
-        words[index].guarded |= bit;
+        marks[usize::from(port)] |= abi::PORT_GUARDED;
     }
     for service in management {
-        let (index, bit) = place(service.port);
-        match service.transport {
-            Transport::Tcp => words[index].management_tcp |= bit,
-            Transport::Udp => words[index].management_udp |= bit,
-        }
+        marks[usize::from(service.port)] |= match service.transport {
+            Transport::Tcp => abi::PORT_MANAGEMENT_TCP,
+            Transport::Udp => abi::PORT_MANAGEMENT_UDP,
+        };
     }
-    words
+    marks
 }
 
-/// The filter in front of the tries: a bit for whatever a prefix may cover.
+/// The filter in front of the tries: a mark for whatever a prefix may cover.
 pub fn prefix_filter<'a>(
     deny: &[IpNet],
     exempt: &[IpNet],
     banned: impl IntoIterator<Item = &'a IpNet>,
-) -> Vec<PrefixWord> {
-    let mut words = vec![PrefixWord::default(); PREFIX_FILTER_WORDS as usize];
-    for net in deny {
-        for bit in prefix_bits(net) {
-            words[(bit / 64) as usize].deny |= 1 << (bit % 64);
+) -> Vec<u8> {
+    let mut marks = vec![0; PREFIX_PLACES];
+    let mut set = |net: &IpNet, mark| {
+        for place in prefix_places(net) {
+            marks[place as usize] |= mark;
         }
+    };
+    for net in deny {
+        set(net, abi::PREFIX_DENIED);
     }
     for net in exempt {
-        for bit in prefix_bits(net) {
-            words[(bit / 64) as usize].exempt |= 1 << (bit % 64);
-        }
+        set(net, abi::PREFIX_EXEMPT);
     }
     for net in banned {
-        for bit in prefix_bits(net) {
-            words[(bit / 64) as usize].ban |= 1 << (bit % 64);
-        }
+        set(net, abi::PREFIX_BANNED);
     }
-    words
+    marks
 }
 
-/// All bits that an address in the prefix may have: see [`abi::prefix_bit`].
-fn prefix_bits(net: &IpNet) -> impl Iterator<Item = u32> + use<> {
+/// All places that an address in the prefix may have: see [`abi::prefix_place`].
+fn prefix_places(net: &IpNet) -> impl Iterator<Item = u32> + use<> {
     let net = plain(*net);
     let first = address(net.network());
     let length = u32::from(net.prefix_len());
@@ -138,9 +122,9 @@ fn prefix_bits(net: &IpNet) -> impl Iterator<Item = u32> + use<> {
     };
     let open = looked_at - length.min(looked_at);
     (0..1u32 << open.min(16)).map(move |low| match first {
-        Address::V4(upper) => abi::prefix_bit(Address::V4(upper | low << 16)),
+        Address::V4(upper) => abi::prefix_place(Address::V4(upper | low << 16)),
         Address::V6(upper, lower) => {
-            abi::prefix_bit(Address::V6(upper | u64::from(low) << 32, lower))
+            abi::prefix_place(Address::V6(upper | u64::from(low) << 32, lower))
         }
     })
 }
@@ -287,6 +271,16 @@ fn address(address: IpAddr) -> Address {
     }
 }
 
+/// An address as the parser tells it.
+pub fn ip(address: Address) -> IpAddr {
+    match address {
+        Address::V4(bits) => Ipv4Addr::from_bits(bits).into(),
+        Address::V6(upper, lower) => {
+            Ipv6Addr::from_bits(u128::from(upper) << 64 | u128::from(lower)).into()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -312,7 +306,6 @@ mod tests {
         ] {
             assert_eq!(entries(&wanted, &present), writes);
         }
-        assert_eq!(words(&[1, 5, 3], &[1, 2, 3]), [(1, 5)]);
     }
 
     #[test]
@@ -320,13 +313,19 @@ mod tests {
         let management = [
             Service { port: 22, transport: Transport::Tcp },
             Service { port: 161, transport: Transport::Udp },
+            Service { port: 443, transport: Transport::Udp },
         ];
-        let words = ports(&[0, 443, 8443, 65535], &management);
-        assert_eq!(words[0].guarded, 1);
-        assert_eq!(words[0].management_tcp, 1 << 22);
-        assert_eq!(words[161 / 64].management_udp, 1 << (161 % 64));
-        assert_eq!(words[8443 / 64].guarded, 1 << (8443 % 64));
-        assert_eq!(words[1023].guarded, 1 << 63);
+        let marks = ports(&[0, 443, 65535], &management);
+        for (port, mark) in [
+            (0, abi::PORT_GUARDED),
+            (22, abi::PORT_MANAGEMENT_TCP),
+            (161, abi::PORT_MANAGEMENT_UDP),
+            (443, abi::PORT_GUARDED | abi::PORT_MANAGEMENT_UDP),
+            (65535, abi::PORT_GUARDED),
+            (8443, 0),
+        ] {
+            assert_eq!(marks[port], mark, "{port}");
+        }
     }
 
     #[test]
@@ -480,12 +479,15 @@ mod tests {
                     IpAddr::V6(Ipv6Addr::from_bits(net.network().to_bits() | host & mask))
                 }
             };
-            let words = prefix_filter(&[net], &[], []);
-            let banned = prefix_filter(&[], &[], &[net]);
-            let bit = abi::prefix_bit(address(covered));
-            prop_assert!(words[(bit / 64) as usize].deny >> (bit % 64) & 1 == 1);
-            prop_assert!(words.iter().all(|word| word.exempt == 0 && word.ban == 0));
-            prop_assert!(banned[(bit / 64) as usize].ban >> (bit % 64) & 1 == 1);
+            let place = abi::prefix_place(address(covered)) as usize;
+            for (marks, mark) in [
+                (prefix_filter(&[net], &[], []), abi::PREFIX_DENIED),
+                (prefix_filter(&[], &[net], []), abi::PREFIX_EXEMPT),
+                (prefix_filter(&[], &[], &[net]), abi::PREFIX_BANNED),
+            ] {
+                prop_assert_eq!(marks[place], mark);
+                prop_assert!(marks.iter().all(|&other| other == 0 || other == mark));
+            }
             prop_assert_eq!(Prefix::from(&net).net(), Some(plain(net)));
         }
 

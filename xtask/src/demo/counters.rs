@@ -12,12 +12,12 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use gateway_ebpf::{
     Outcome,
-    abi::{self, CELLS, COUNTERS_MAP, Count, INTERFACES_MAP, INTERFACES_MAX, Interface},
+    abi::{self, COUNTERS_MAP, INTERFACES_MAP, INTERFACES_MAX, Interface},
 };
 
 /// Packets of one interface.
 pub struct Counters {
-    map: PerCpuArray<MapData, Count>,
+    map: PerCpuArray<MapData, abi::Counters>,
     slot: u32,
 }
 
@@ -64,8 +64,9 @@ impl Counters {
     }
 
     fn cell(&self, cell: u32) -> Result<u64> {
-        let counts = self.map.get(&(self.slot * CELLS + cell), 0)?;
-        Ok(counts.iter().map(|count| count.packets).sum())
+        let of_cpus = self.map.get(&self.slot, 0)?;
+        let counts = of_cpus.iter().filter_map(|of_cpu| of_cpu.cells.get(cell as usize));
+        Ok(counts.map(|count| count.packets).sum())
     }
 }
 

@@ -2,25 +2,29 @@
 //! with maps of its own, attached to nothing.
 
 use std::{
+    mem::offset_of,
     net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use gateway_ebpf::{
     Outcome, Source,
-    abi::{self, Ban, Count, FAMILY_BITS, PortWord, PrefixData, PrefixWord},
+    abi::{self, BAN_WAYS, Ban, BanSet, Counters, FAMILY_BITS, PrefixData, Rules as InKernel},
     bucket::{self, Limit},
     packet::Address,
+    verdict::NETWORK_DOUBLINGS,
 };
+use nix::time::{ClockId, clock_getres};
 
-use crate::harness::clock;
+use crate::harness::bpf;
 
 /// Any will do; the daemon draws one.
 const SECRET: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -31,16 +35,18 @@ const SLOT: u32 = 0;
 const OTHER_BANS: u64 = 1_000;
 /// Longer than any measurement, shorter than what a signed difference can hold.
 const LONG_NS: u64 = 1 << 60;
-/// How long the tick is measured; tells 250 Hz from 300 Hz with certainty.
-const TICK_MEASURE_MS: u64 = 200;
 
 /// What an instance is told.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// The guarded port.
     pub port: u16,
-    /// For each source.
-    pub limit: Limit,
+    /// Packets of each source.
+    pub packets: Limit,
+    /// Connections of each source.
+    pub connections: Limit,
+    /// Octets of each source.
+    pub bytes: Limit,
     /// Buckets for so many.
     pub sources: u32,
     /// Sources that are banned.
@@ -52,7 +58,7 @@ pub struct Rules {
 /// One instance.
 pub struct Guard {
     object: Ebpf,
-    counters: PerCpuArray<MapData, Count>,
+    counters: PerCpuArray<MapData, Counters>,
     /// Length of the kernel's tick.
     pub ns_per_jiffy: u64,
 }
@@ -65,7 +71,7 @@ impl Guard {
     pub fn load(path: &Path, rules: &Rules) -> Result<Guard> {
         let mut object = EbpfLoader::new()
             .override_global(abi::SLOT_SYMBOL, &SLOT, true)
-            .map_max_entries(abi::BUCKETS_MAP, abi::bucket_sets(rules.sources))
+            .map_max_entries(abi::SOURCES_MAP, abi::bucket_sets(rules.sources))
             .load_file(path)
             .with_context(|| format!("cannot load {}", path.display()))?;
         for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
@@ -74,8 +80,7 @@ impl Guard {
             program.load()?;
         }
         let counters = take(&mut object, abi::COUNTERS_MAP)?;
-        let mut guard = Guard { object, counters, ns_per_jiffy: 0 };
-        guard.ns_per_jiffy = guard.measure_tick()?;
+        let mut guard = Guard { object, counters, ns_per_jiffy: ns_per_jiffy()? };
         guard.write(rules)?;
         Ok(guard)
     }
@@ -93,8 +98,9 @@ impl Guard {
     /// # Errors
     /// The kernel's.
     pub fn count(&self, outcome: Outcome) -> Result<u64> {
-        let counts = self.counters.get(&(SLOT * abi::CELLS + abi::cell(outcome, true)), 0)?;
-        Ok(counts.iter().map(|count| count.packets).sum())
+        let cell = abi::cell(outcome, true) as usize;
+        let of_cpus = self.counters.get(&SLOT, 0)?;
+        Ok(of_cpus.iter().map(|of_cpu| of_cpu.cells[cell].packets).sum())
     }
 
     fn xdp(&self, name: &str) -> Result<&Xdp> {
@@ -102,78 +108,93 @@ impl Guard {
         Ok(program.try_into()?)
     }
 
-    /// Jiffies and nanoseconds, read together.
-    fn clocks(&self) -> Result<(u64, u64)> {
+    fn jiffies(&self) -> Result<u64> {
         let mut written = [0_u8; 64];
         self.xdp(abi::TICK_PROGRAM)?.test_run(TestRunOptions {
             data_in: Some(&[0; 64]),
             data_out: Some(&mut written),
             ..TestRunOptions::new()
         })?;
-        let number = |at: usize| {
-            let mut octets = [0; 8];
-            octets.copy_from_slice(&written[at..at + 8]);
-            u64::from_ne_bytes(octets)
-        };
-        Ok((number(0), number(8)))
-    }
-
-    fn measure_tick(&self) -> Result<u64> {
-        let (jiffies, ns) = self.clocks()?;
-        clock::pause(std::time::Duration::from_millis(TICK_MEASURE_MS))?;
-        let (jiffies_later, ns_later) = self.clocks()?;
-        nearest_tick(jiffies_later.saturating_sub(jiffies), ns_later.saturating_sub(ns))
-            .context("the kernel's tick does not move")
+        let mut octets = [0; 8];
+        octets.copy_from_slice(&written[..8]);
+        Ok(u64::from_ne_bytes(octets))
     }
 
     fn write(&mut self, rules: &Rules) -> Result<()> {
-        let (jiffies, _) = self.clocks()?;
-        let now_ns = jiffies.wrapping_mul(self.ns_per_jiffy);
-        let mut ports: Array<_, PortWord> = take(&mut self.object, abi::PORTS_MAP)?;
-        let word = PortWord { guarded: 1 << (rules.port % 64), ..PortWord::default() };
-        ports.set(u32::from(rules.port / 64), word, 0)?;
-        self.write_bans(&rules.banned, now_ns.wrapping_add(LONG_NS))?;
+        let now_ns = self.jiffies()?.wrapping_mul(self.ns_per_jiffy);
+        let mut memory = Memory(vec![0; size_of::<InKernel>() / size_of::<u64>()]);
+        memory.mark(offset_of!(InKernel, ports) + usize::from(rules.port), abi::PORT_GUARDED);
+        self.write_bans(&rules.banned, now_ns.wrapping_add(LONG_NS), &mut memory)?;
         if let Some(exempt) = rules.exempt {
-            self.write_exempt(exempt)?;
+            self.write_exempt(exempt, &mut memory)?;
         }
-        let mut settings: Array<_, abi::Settings> = take(&mut self.object, abi::SETTINGS_MAP)?;
-        let values = abi::Settings {
-            packets: rules.limit,
-            ns_per_jiffy: self.ns_per_jiffy,
-            secret: SECRET,
-            set_mask: abi::bucket_sets(rules.sources) - 1,
-            enforce: 1,
-            ..abi::Settings::default()
-        };
-        settings.set(0, values, 0)?;
-        Ok(())
+        let Rules { packets, connections, bytes, .. } = rules;
+        let settings = [
+            *packets,
+            *connections,
+            *bytes,
+            packets.doubled(NETWORK_DOUBLINGS),
+            connections.doubled(NETWORK_DOUBLINGS),
+            Limit::NONE,
+        ];
+        let settings = settings.iter().flat_map(|limit| [limit.cost_ns, limit.tolerance_ns]);
+        let set_mask = u64::from(abi::bucket_sets(rules.sources) - 1);
+        let settings = settings.chain([self.ns_per_jiffy, SECRET, set_mask, 1]);
+        for (word, value) in memory.0.iter_mut().zip(settings) {
+            *word = value;
+        }
+        let Some(Map::Array(map)) = self.object.map(abi::RULES_MAP) else { bail!("no rules") };
+        bpf::write_element(map.fd().as_fd(), 0, &memory.0)
     }
 
-    fn write_bans(&mut self, banned: &[IpAddr], expires_ns: u64) -> Result<()> {
+    fn write_bans(
+        &mut self,
+        banned: &[IpAddr],
+        expires_ns: u64,
+        memory: &mut Memory,
+    ) -> Result<()> {
         let mut bans: HashMap<_, u64, Ban> = take(&mut self.object, abi::BANS_MAP)?;
-        let mut filter: Array<_, u64> = take(&mut self.object, abi::BAN_FILTER_MAP)?;
         let others = (0..OTHER_BANS).map(|n| Source::ipv6(0x2001_0db8_0001_0000 | n));
         for source in banned.iter().map(|ip| address(*ip).source()).chain(others) {
             bans.insert(source.word(), Ban { expires_ns, ..Ban::default() }, 0)?;
-            let bit = abi::ban_bit(bucket::hash(source, SECRET));
-            let word = filter.get(&(bit / 64), 0)?;
-            filter.set(bit / 64, word | 1 << (bit % 64), 0)?;
+            let bit = abi::ban_bit(bucket::hash(source, SECRET)) as usize;
+            memory.0[offset_of!(InKernel, ban_filter) / 8 + bit / 64] |= 1 << (bit % 64);
+            let set = (offset_of!(InKernel, ban_sets) + bit / 64 * size_of::<BanSet>()) / 8;
+            let mut ways = memory.0[set..set + 2 * BAN_WAYS].chunks_exact_mut(2);
+            if let Some(way) = ways.find(|way| way[1] == 0) {
+                way.copy_from_slice(&[source.word(), expires_ns]);
+            }
         }
         Ok(())
     }
 
-    fn write_exempt(&mut self, exempt: IpAddr) -> Result<()> {
+    fn write_exempt(&mut self, exempt: IpAddr, memory: &mut Memory) -> Result<()> {
         let mut trie: LpmTrie<_, PrefixData, u32> = take(&mut self.object, abi::EXEMPT_MAP)?;
-        let mut filter: Array<_, PrefixWord> = take(&mut self.object, abi::PREFIX_FILTER_MAP)?;
         let address_bits = if exempt.is_ipv4() { 32 } else { 128 };
         let data = abi::prefix_data(address(exempt));
         trie.insert(&Key::new(FAMILY_BITS + address_bits, data), 1, 0)?;
-        let bit = abi::prefix_bit(address(exempt));
-        let mut word = filter.get(&(bit / 64), 0)?;
-        word.exempt |= 1 << (bit % 64);
-        filter.set(bit / 64, word, 0)?;
+        let place = abi::prefix_place(address(exempt)) as usize;
+        memory.mark(offset_of!(InKernel, prefixes) + place, abi::PREFIX_EXEMPT);
         Ok(())
     }
+}
+
+/// The program's rules as words, before they are written.
+struct Memory(Vec<u64>);
+
+impl Memory {
+    /// Sets a mark in the octet at this offset.
+    fn mark(&mut self, at: usize, mark: u8) {
+        let mut octets = self.0[at / 8].to_ne_bytes();
+        octets[at % 8] |= mark;
+        self.0[at / 8] = u64::from_ne_bytes(octets);
+    }
+}
+
+/// The length of a tick, as the daemon learns it too: the resolution of the coarse clock.
+fn ns_per_jiffy() -> Result<u64> {
+    let told = Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?);
+    Ok(u64::try_from(told.as_nanos())?)
 }
 
 fn address(ip: IpAddr) -> Address {
@@ -189,31 +210,4 @@ fn take<M: TryFrom<Map, Error: std::error::Error + Send + Sync + 'static>>(
 ) -> Result<M> {
     let map = object.take_map(name).with_context(|| format!("no map {name}"))?;
     Ok(M::try_from(map)?)
-}
-
-/// The length of a tick, among those that Linux is built with, that explains so many of them best.
-fn nearest_tick(ticks: u64, elapsed_ns: u64) -> Result<u64> {
-    ensure!(ticks > 0, "no tick in {elapsed_ns} ns");
-    let seen = elapsed_ns / ticks;
-    let lengths = [10_000_000, 4_000_000, 3_333_333, 1_000_000];
-    lengths.into_iter().min_by_key(|length| seen.abs_diff(*length)).context("the list is not empty")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tick_is_one_of_those_that_exist() {
-        for (ticks, elapsed_ms, length) in [
-            (20, 200, 10_000_000),
-            (50, 201, 4_000_000),
-            (49, 201, 4_000_000),
-            (60, 200, 3_333_333),
-            (199, 201, 1_000_000),
-        ] {
-            assert_eq!(nearest_tick(ticks, elapsed_ms * 1_000_000).unwrap(), length, "{ticks}");
-        }
-        assert!(nearest_tick(0, 1).is_err());
-    }
 }
