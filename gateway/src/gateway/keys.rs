@@ -91,24 +91,12 @@ impl IssuerKeys {
         let mut before = std::mem::take(&mut self.issuers);
         for issuer in &config.issuers {
             let KeySource::Remote(source) = &issuer.keys else { continue };
-            let TokenRules { name, issuer: identifier, algorithms, .. } = &issuer.rules;
-            let same = before
-                .iter()
-                .position(|old| old.identifier == *identifier && old.algorithms == *algorithms);
+            let rules = &issuer.rules;
+            let same = before.iter().position(|old| {
+                old.identifier == rules.issuer && old.algorithms == rules.algorithms
+            });
             let old = same.map(|index| before.swap_remove(index));
-            let mut fetched = Fetched {
-                name: name.clone(),
-                identifier: identifier.clone(),
-                algorithms: algorithms.clone(),
-                source: source.clone(),
-                refresh: Refresh::new(source.refresh, self.seed, now),
-                keys: None,
-                is_believed: false,
-                found: Vec::new(),
-                answers: 0,
-                failures: 0,
-                told: None,
-            };
+            let mut fetched = Fetched::new(rules, source.clone(), self.seed, now);
             if let Some(old) = old {
                 let is_same = old.source == *source;
                 if is_same {
@@ -239,6 +227,23 @@ impl IssuerKeys {
 }
 
 impl Fetched {
+    /// Nothing is known yet.
+    fn new(rules: &TokenRules, source: Arc<RemoteKeys>, seed: u64, now: Instant) -> Fetched {
+        Fetched {
+            name: rules.name.clone(),
+            identifier: rules.issuer.clone(),
+            algorithms: rules.algorithms.clone(),
+            refresh: Refresh::new(source.refresh, seed, now),
+            source,
+            keys: None,
+            is_believed: false,
+            found: Vec::new(),
+            answers: 0,
+            failures: 0,
+            told: None,
+        }
+    }
+
     fn succeed(&mut self, answer: Answer, now: Instant) {
         self.answers += 1;
         self.refresh.succeed(answer.fresh, now);
@@ -435,20 +440,7 @@ mod tests {
             addresses: Vec::new(),
             refresh,
         };
-        let rules = rules();
-        let issuer = Fetched {
-            name: rules.name,
-            identifier: rules.issuer,
-            algorithms: rules.algorithms,
-            source: Arc::new(source),
-            refresh: Refresh::new(refresh, 1, now),
-            keys: None,
-            is_believed: false,
-            found: Vec::new(),
-            answers: 0,
-            failures: 0,
-            told: None,
-        };
+        let issuer = Fetched::new(&rules(), Arc::new(source), 1, now);
         IssuerKeys { issuers: vec![issuer], seed: 1 }
     }
 
