@@ -521,6 +521,36 @@ fn each_site_has_clients_of_its_own() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn check_tells_what_has_ended_is_dear_or_stands_twice() -> Result<()> {
+    privileged!();
+    let (mut site, workshop) = site("advice")?;
+    workshop.issue(&Order {
+        key: &["RSA", "rsa_keygen_bits:4096"],
+        validity: ("20200101000000Z", "20270101000000Z"),
+        ..Order::client("dear", "root")
+    })?;
+    site.config.server = workshop.credential("dear");
+    let bundle = ["root", "sub", "other", "root"];
+    site.config.client_authority = workshop.join("twice-ca.pem", &bundle)?;
+    let ended = site.launch()?.ended(&["check", "--json"])?;
+    let told: Value = serde_json::from_str(&ended.stdout).with_context(|| ended.stderr.clone())?;
+    assert_eq!(told["ok"], true, "{told}");
+    let warnings = told["warnings"].as_array().context("warnings")?;
+    for says in [
+        "dear.pem: its key is RSA of 4096 bits",
+        "dear.pem: end",
+        "\"CN=Root\" is in it twice",
+        "the list of \"CN=Other\" was due for renewal 2025-02-01",
+    ] {
+        let said = warnings.iter().any(|line| line.as_str().unwrap_or_default().contains(says));
+        assert!(said, "{says}: {told}");
+    }
+    let strict = site.launch()?.ended(&["check", "--strict"])?;
+    assert_eq!(strict.status, Some(78), "{}", strict.stdout);
+    Ok(())
+}
+
 /// A request without the site's own client certificate.
 fn bare_request<'s>(site: &'s Site, path: &str) -> crate::harness::client::Request<'s> {
     crate::harness::client::Request::new(

@@ -122,8 +122,11 @@ const UNNAMED: &[(&str, bool)] = &[
 
 struct Vectors {
     certificates: BTreeMap<String, Vec<u8>>,
-    lists: Vec<(String, Vec<u8>)>,
+    lists: Vec<List>,
 }
+
+/// Name of the file, and DER.
+type List = (String, Vec<u8>);
 
 /// Where `cargo xtask setup` puts them.
 fn vectors() -> Option<Result<Vectors>> {
@@ -159,12 +162,9 @@ fn parsed(der: &[u8]) -> Result<X509Certificate<'_>> {
     Ok(X509Certificate::from_der(der)?.1)
 }
 
-/// A file's name and what it holds.
-type File = (String, Vec<u8>);
-
 /// Every authority's certificate on some way from the end entity up, and the lists of those
 /// authorities: what a client would send, and an operator configure.
-fn on_the_way<'v>(vectors: &'v Vectors, leaf: &[u8]) -> Result<(Vec<&'v [u8]>, Vec<&'v File>)> {
+fn on_the_way<'v>(vectors: &'v Vectors, leaf: &[u8]) -> Result<(Vec<&'v [u8]>, Vec<&'v List>)> {
     let authorities = vectors
         .certificates
         .iter()
