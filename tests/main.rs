@@ -29,6 +29,7 @@ fn binary() -> &'static std::path::Path {
 
 mod actors;
 mod audit;
+mod certificates;
 mod cli_errors;
 mod drain;
 mod enforce;

@@ -1,9 +1,18 @@
 //! A revoked client is out at once: its open connections, its stored sessions and its new handshakes;
 //! everybody else notices nothing.
 
-use std::{thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use gateway::{
+    config::CrlExpired,
+    identity::certificate::{Anchors, Revocations, Trust, Verifier},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
+use rustls::{pki_types::UnixTime, server::danger::ClientCertVerifier as _};
 
 use crate::{
     binary,
@@ -82,5 +91,65 @@ fn revocation_ends_connections_and_sessions_and_disturbs_nobody() -> Result<()> 
     ] {
         assert_eq!(gateway.metric(metric, &[("reason", "revoked")])?, expected, "{metric}");
     }
+    Ok(())
+}
+
+/// The judgement of one certificate with an empty list and with one of 100,000 entries, in turns.
+/// `cargo test --release -p gateway --test gateway long_list -- --ignored --nocapture`
+#[test]
+#[ignore = "measures; it says nothing beside other work"]
+fn a_long_list_costs_a_handshake_nothing_to_speak_of() -> Result<()> {
+    const ENTRIES: u64 = 100_000;
+    const ROUNDS: usize = 200;
+    const JUDGED: u32 = 50;
+    let mut authority = CertificateParams::new(Vec::new())?;
+    authority.distinguished_name.push(DnType::CommonName, "Long");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+    let mut client = CertificateParams::new(vec!["client.test".to_owned()])?;
+    client.serial_number = Some(SerialNumber::from(ENTRIES * 7));
+    let client = client.signed_by(&KeyPair::generate()?, &authority)?;
+    let list = |entries: u64| -> Result<Arc<Trust>> {
+        let revoked = |number: u64| RevokedCertParams {
+            serial_number: SerialNumber::from(number * 2 + 1),
+            revocation_time: date_time_ymd(2025, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: (0..entries).map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&authority)?;
+        let anchors = Anchors::parse(authority.pem().as_bytes())?;
+        let revocations = Revocations::parse(&[("list", list.der())], &anchors)?;
+        Ok(Arc::new(Trust::new(anchors, revocations, CrlExpired::Deny, 2)))
+    };
+    let (empty, long) = (list(0)?, list(ENTRIES)?);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(clock::unix_s()));
+    let judge = |trust: &Arc<Trust>| -> Result<Duration> {
+        let start = clock::now();
+        for _ in 0..JUDGED {
+            Verifier::new(trust.clone(), true).verify_client_cert(client.der(), &[], now)?;
+        }
+        Ok((clock::now() - start) / JUDGED)
+    };
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        without.push(judge(&empty)?);
+        with.push(judge(&long)?);
+    }
+    without.sort_unstable();
+    with.sort_unstable();
+    let (without, with) = (without[ROUNDS / 2], with[ROUNDS / 2]);
+    println!(
+        "{without:?} with an empty list, {with:?} with {ENTRIES} entries: {:.3}",
+        with.as_secs_f64() / without.as_secs_f64()
+    );
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! and the published snapshot, so nothing of them needs a lock. Workers send it evidence and never
 //! wait for it.
 
+mod advice;
 mod control;
 mod keys;
 mod material;
@@ -30,6 +31,7 @@ use tokio::{
     task::LocalSet,
 };
 
+pub use self::advice::advice;
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{

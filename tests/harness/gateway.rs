@@ -42,6 +42,8 @@ pub struct ConfigText {
     pub server: Credential,
     /// Trusted for clients.
     pub client_authority: PathBuf,
+    /// Further lines of `[listener.tls]`, as written.
+    pub tls: String,
     /// Lists of revoked certificates.
     pub revoked: Vec<PathBuf>,
     /// Who the one issuer says it is.
@@ -110,6 +112,7 @@ private_key = "{key}"
 client_auth = "required"
 client_ca = "{authority}"
 client_crl = [{revoked}]
+{tls}
 
 [[issuer]]
 name = "corp"
@@ -143,6 +146,7 @@ access = true
             key = self.server.key.display(),
             authority = self.client_authority.display(),
             revoked = revoked.join(", "),
+            tls = self.tls,
             issuer = self.issuer,
             algorithms = self.algorithms,
             audience = tokens::AUDIENCE,

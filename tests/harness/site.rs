@@ -82,6 +82,7 @@ impl Site {
         let client = authority.client("client", &["--spiffe", "spiffe://site.test/client"])?;
         let mint = Mint::new(binary, directory.path(), "key1", "ES256")?;
         let config = ConfigText {
+            tls: String::new(),
             listener: SERVER,
             server,
             client_authority: authority.certificate(),

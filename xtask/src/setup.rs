@@ -36,9 +36,15 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// Other implementations that tests compare the daemon with, and what each must be able to load.
 /// Versions are fixed, since what they accept is written down in the tests.
-const PYTHON_PACKAGES: [&str; 3] =
-    ["PyJWT[crypto]==2.15.1", "joserfc==1.8.0", "oidc-provider-mock==0.3.4"];
-const PYTHON_MODULES: &str = "import jwt, cryptography, joserfc, oidc_provider_mock";
+const PYTHON_PACKAGES: [&str; 4] = [
+    "PyJWT[crypto]==2.15.1",
+    "joserfc==1.8.0",
+    "oidc-provider-mock==0.3.4",
+    // NIST's suite of certificates and lists (PKITS).
+    "cryptography-vectors==50.0.2",
+];
+const PYTHON_MODULES: &str =
+    "import jwt, cryptography, joserfc, oidc_provider_mock, cryptography_vectors";
 /// What makes an environment of its own for them.
 const PYTHON_PACKAGE: &str = "python3-venv";
 const PYTHON_PLACE: &str = ".tools/python";

@@ -7,7 +7,8 @@ use serde_json::json;
 use super::{CONFIGURATION, DONE, Failure};
 use crate::{
     config::{self, Disk},
-    gateway::load_snapshot,
+    gateway::{advice, load_snapshot},
+    time,
 };
 
 /// What `check` is told.
@@ -29,8 +30,9 @@ pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failur
             warnings.extend(found.iter().map(ToString::to_string));
             // The same reading as at the start: chains, revocation lists and key sets down to their
             // signatures.
-            if let Err(errors) = load_snapshot(&config, 0) {
-                problems.extend(errors.iter().map(ToString::to_string));
+            match load_snapshot(&config, 0) {
+                Ok(snapshot) => warnings.extend(advice(&config, &snapshot, time::unix())),
+                Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
             }
         }
         Err(found) => {

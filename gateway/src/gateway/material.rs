@@ -15,7 +15,9 @@ use crate::{
         REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, TlsClients, TlsSite,
     },
     identity::{
-        certificate::{Anchors, Revocations, Trust, name::shown_bytes, server_key, validity},
+        certificate::{
+            Anchors, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
+        },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
     policy::route::{Route, Routes},
@@ -325,8 +327,9 @@ fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError
     // `server_key` parsed the leaf, so it has a validity.
     let (not_before, not_after) =
         validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
+    let rsa_bits = rsa_bits(&certified);
     let resolver = Arc::new(SingleCertAndKey::from(certified));
-    Ok(ServerCertificate { not_before, not_after, resolver })
+    Ok(ServerCertificate { not_before, not_after, rsa_bits, resolver })
 }
 
 fn routes(config: &Config) -> Routes {

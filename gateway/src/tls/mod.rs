@@ -32,6 +32,8 @@ pub struct ServerCertificate {
     pub not_before: UnixTime,
     /// End of the leaf's validity.
     pub not_after: UnixTime,
+    /// Bits of the leaf's key when it is an RSA key.
+    pub rsa_bits: Option<usize>,
 }
 
 /// What one listener's handshakes are made of.
@@ -204,6 +206,7 @@ mod tests {
                 resolver: Arc::new(Nothing),
                 not_before: at(0),
                 not_after: at(1),
+                rsa_bits: None,
             }),
             clients: None,
         }

@@ -147,6 +147,7 @@ impl World {
         let impostor = Mint::new(binary, directory.path(), "impostor", "ES256")?;
         let metrics = SocketAddr::new(LOCAL, 9090);
         let config = ConfigText {
+            tls: String::new(),
             listener: SERVER,
             server,
             client_authority: authority.certificate(),

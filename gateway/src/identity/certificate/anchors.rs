@@ -79,6 +79,7 @@ pub struct Anchors {
     pub(super) trust_anchors: Vec<TrustAnchor<'static>>,
     pub(super) anchor_ids: Vec<AuthorityId>,
     pub(super) intermediates: Vec<CertificateDer<'static>>,
+    repeated: Vec<String>,
 }
 
 impl fmt::Debug for Anchors {
@@ -180,9 +181,11 @@ impl Anchors {
             trust_anchors: Vec::new(),
             anchor_ids: Vec::new(),
             intermediates: Vec::new(),
+            repeated: Vec::new(),
         };
         for (index, (der, certificate)) in ders.iter().zip(parsed).enumerate() {
             if ders.iter().take(index).any(|earlier| earlier == der) {
+                anchors.repeated.push(name::distinguished(certificate.subject()));
                 continue;
             }
             let helps = signed_by_another(der, certificate, parsed);
@@ -212,6 +215,11 @@ impl Anchors {
     /// Whether it has this authority.
     pub(super) fn has(&self, id: AuthorityId) -> bool {
         self.authorities.iter().any(|authority| authority.id == id)
+    }
+
+    /// Subjects of certificates that stood in the bundle before; they are taken once.
+    pub fn repeated(&self) -> &[String] {
+        &self.repeated
     }
 
     /// Every authority of the bundle, in its order.

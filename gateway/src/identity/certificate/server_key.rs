@@ -7,7 +7,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
-use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer, public_key::PublicKey};
 
 use super::fields::unix_time;
 
@@ -120,6 +120,15 @@ pub fn validity(certified: &CertifiedKey) -> Option<(UnixTime, UnixTime)> {
     let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
     let validity = leaf.validity();
     Some((unix_time(&validity.not_before), unix_time(&validity.not_after)))
+}
+
+/// Bits of the leaf's key when it is an RSA key.
+pub fn rsa_bits(certified: &CertifiedKey) -> Option<usize> {
+    let (_, leaf) = X509Certificate::from_der(certified.cert.first()?).ok()?;
+    match leaf.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) => Some(key.key_size()),
+        _ => None,
+    }
 }
 
 fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServerKeyError> {
