@@ -182,7 +182,8 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::MisplacedKey,
                     format!(
-                        "{}:1: \"certificate\" does not belong in [server]; move it to [listener.tls]",
+                        "{}:1: \"certificate\" does not belong in [server]; move it to [listener.tls] or \
+                         [[listener.tls.sni]]",
                         line("drain_timeout")
                     ),
                 ),
@@ -354,10 +355,9 @@ fn every_problem_is_listed_with_its_place() {
             "settings of the contract that are not supported yet",
             sample_with(&[
                 ("protocols", "protocols = [\"h3\", \"h2\"]\nproxy_protocol = \"required\""),
-                ("client_auth", "client_auth = \"optional\""),
                 ("balance", "balance = \"least_connections\""),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
-            ]) + "\n[revocation]\ntokens_file = \"revoked.jti\"\n",
+            ]) + "\n[host]\nsysfs = \"/proc\"\n",
             vec![
                 (
                     Kind::NotSupported,
@@ -378,14 +378,6 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::NotSupported,
                     format!(
-                        "{}:15: not supported yet: \"optional\"; write \"required\" or leave it out \
-                     (listener.tls.client_auth)",
-                        line("client_auth") + 1
-                    ),
-                ),
-                (
-                    Kind::NotSupported,
-                    format!(
                         "{}:1: not supported yet: balance; write \"round_robin\" (upstream.balance)",
                         line("balance") + 1
                     ),
@@ -401,7 +393,7 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::NotSupported,
                     format!(
-                        "{}:2: not supported yet: revocation; leave the table out (revocation)",
+                        "{}:2: not supported yet: host; leave the table out (host)",
                         SAMPLE.lines().count() + 2
                     ),
                 ),
@@ -443,7 +435,8 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::BadValue,
                     format!(
-                        "{}:15: listener.tls.client_auth is \"no\"; write \"required\"",
+                        "{}:15: listener.tls.client_auth is \"no\"; write \"required\" or \"optional\" or \
+                         \"off\"",
                         line("client_auth")
                     ),
                 ),

@@ -136,6 +136,91 @@ fn a_token_is_asked_for_and_only_taken_from_one_place() -> Result<()> {
 }
 
 #[test]
+fn a_revoked_token_is_refused_also_when_it_is_remembered() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "revoked")?;
+    site.config.bans = "enabled = false".to_owned();
+    let list = site.directory.path().join("revoked.jti");
+    fs::write(&list, "# nobody yet\n")?;
+    site.config.process = format!("[revocation]\ntokens_file = {:?}\n", list.display().to_string());
+    let [token, other] = ["j-1", "j-2"].map(|token_id| {
+        let claim = format!("jti=\"{token_id}\"");
+        site.mint.mint("alice", AUDIENCE, &["--scope", "read:orders", "--claim", &claim])
+    });
+    let (token, other) = (token?, other?);
+    let gateway = site.start()?;
+    let send = |token: &str| site.request("/orders/1").token(token).send();
+    // Twice, so that it is remembered as proven.
+    for _ in 0..2 {
+        assert_eq!(send(&token)?.status, 200);
+    }
+    fs::write(&list, format!("{} j-1\n", tokens::ISSUER))?;
+    clock::wait_for("the revocation", crate::harness::gateway::SOON, || {
+        let answer = send(&token)?;
+        Ok((answer.status == 401 && answer.reason() == "token_revoked").then_some(()))
+    })?;
+    assert_eq!(send(&other)?.status, 200);
+
+    // Half a line might be half a name: what held goes on holding, and it is said.
+    fs::write(&list, format!("{} j-", tokens::ISSUER))?;
+    let refused = gateway.wait_log("the refused list", |line| {
+        line["file"].as_str().is_some_and(|file| file.ends_with("revoked.jti"))
+            && line["level"] == "error"
+    })?;
+    assert!(refused["detail"].as_str().unwrap_or_default().contains("half written"), "{refused}");
+    assert_eq!((send(&token)?.status, send(&other)?.status), (401, 200));
+    fs::write(&list, format!("{} j-2\n", tokens::ISSUER))?;
+    clock::wait_for("the good list", crate::harness::gateway::SOON, || {
+        Ok((send(&other)?.status == 401 && send(&token)?.status == 200).then_some(()))
+    })
+}
+
+#[test]
+fn a_bound_token_is_good_in_its_holders_hands_only() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "bound")?;
+    site.config.bans = "enabled = false".to_owned();
+    site.config.routes.push_str(
+        "\n[[route]]\nname = \"bound\"\npath = \"/bound\"\nupstream = \"orders\"\n\
+         require = [\"certificate\", \"token\"]\nbound_token = true\n",
+    );
+    let thief = site.authority.client("thief", &["--spiffe", "spiffe://site.test/thief"])?;
+    let plain = site.mint.good("alice")?;
+    let cnf = |thumbprint: &str| {
+        let claim = format!("cnf={{\"x5t#S256\":\"{thumbprint}\"}}");
+        site.mint.mint("alice", AUDIENCE, &["--scope", "read:orders", "--claim", &claim])
+    };
+    let bound = cnf(&tokens::thumbprint(&site.client.certificate)?)?;
+    let dpop = site.mint.mint(
+        "alice",
+        AUDIENCE,
+        &[
+            "--scope",
+            "read:orders",
+            "--claim",
+            "cnf={\"jkt\":\"0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I\"}",
+        ],
+    )?;
+    let _gateway = site.start()?;
+    for (what, path, token, certificate, status, reason) in [
+        ("bound, its holder", "/bound", &bound, &site.client, 200, ""),
+        ("bound, elsewhere too", "/orders/1", &bound, &site.client, 200, ""),
+        ("bound, a thief", "/bound", &bound, &thief, 401, "cnf_mismatch"),
+        ("bound, a thief elsewhere", "/orders/1", &bound, &thief, 401, "cnf_mismatch"),
+        // Remembered by now, and still its holder's alone.
+        ("bound, its holder again", "/bound", &bound, &site.client, 200, ""),
+        ("not bound", "/bound", &plain, &site.client, 401, "cnf_missing"),
+        ("not bound, elsewhere", "/orders/1", &plain, &site.client, 200, ""),
+        ("bound to a DPoP key", "/orders/1", &dpop, &site.client, 401, "cnf_mismatch"),
+    ] {
+        let request = site.anonymous_request(path).certificate(certificate);
+        let answer = request.token(token).send()?;
+        assert_eq!((answer.status, answer.reason().as_str()), (status, reason), "{what}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_key_that_leaves_the_file_is_no_longer_believed() -> Result<()> {
     privileged!();
     let mut site = Site::new(binary(), "rotate")?;

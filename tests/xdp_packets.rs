@@ -36,15 +36,15 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
 /// Not the first, so that a program that ignores its slot is noticed.
-const SLOT: u32 = 5;
+pub const SLOT: u32 = 5;
 const SECRET: u64 = 0x5eed_cafe_f00d_1234;
 const MAX_SOURCES: u32 = 1024;
 const SET_MASK: u64 = abi::bucket_sets(MAX_SOURCES) as u64 - 1;
 /// Far longer than a test takes in jiffies.
-const LONG_NS: u64 = 1 << 40;
+pub const LONG_NS: u64 = 1 << 40;
 
 /// Whether programs may be loaded here. Continuous integration must be able to.
 pub fn may_load_programs() -> bool {
@@ -60,35 +60,40 @@ pub fn may_load_programs() -> bool {
 }
 
 /// The program in the kernel, with maps of its own.
-struct Loaded {
-    object: Ebpf,
-    maps: Maps,
-    settings: abi::Settings,
+pub struct Loaded {
+    pub object: Ebpf,
+    pub maps: Maps,
+    pub settings: abi::Settings,
     /// The kernel's number for the table of sources.
     sources_id: u32,
 }
 
 /// What the rules are, for both sides.
 #[derive(Clone, Default)]
-struct Rules {
-    ports: Vec<u16>,
-    management: Vec<Service>,
-    deny: Vec<IpNet>,
-    exempt: Vec<IpNet>,
-    banned: Vec<Source>,
-    banned_nets: Vec<IpNet>,
+pub struct Rules {
+    pub ports: Vec<u16>,
+    pub management: Vec<Service>,
+    pub deny: Vec<IpNet>,
+    pub exempt: Vec<IpNet>,
+    pub banned: Vec<Source>,
+    pub banned_nets: Vec<IpNet>,
     /// How often a source's limits are doubled.
-    classes: Vec<(Source, i32)>,
-    limit: Limit,
-    connections: Limit,
-    bytes: Limit,
-    newcomers: Limit,
-    enforce: bool,
+    pub classes: Vec<(Source, i32)>,
+    pub limit: Limit,
+    pub connections: Limit,
+    pub bytes: Limit,
+    pub newcomers: Limit,
+    pub enforce: bool,
 }
 
 impl Loaded {
-    fn new(rules: &Rules) -> Self {
-        let mut object = maps::load(None, SLOT, MAX_SOURCES).unwrap();
+    pub fn new(rules: &Rules) -> Self {
+        Self::with_sources(rules, MAX_SOURCES)
+    }
+
+    /// One with places for so many sources.
+    pub fn with_sources(rules: &Rules, max_sources: u32) -> Self {
+        let mut object = maps::load(None, SLOT, max_sources).unwrap();
         let Some(Map::Array(sources)) = object.map(abi::SOURCES_MAP) else { panic!("no table") };
         let sources_id = sources.info().unwrap().id();
         let maps = Maps::take(&mut object).unwrap();
@@ -98,10 +103,12 @@ impl Loaded {
         }
         let mut loaded = Self { object, maps, settings: abi::Settings::default(), sources_id };
         loaded.write(rules);
+        loaded.settings.set_mask = u64::from(abi::bucket_sets(max_sources) - 1);
+        loaded.maps.write_settings(&loaded.settings);
         loaded
     }
 
-    fn write(&mut self, rules: &Rules) {
+    pub fn write(&mut self, rules: &Rules) {
         self.settings = abi::Settings {
             packets: rules.limit,
             connections: rules.connections,
@@ -143,21 +150,21 @@ impl Loaded {
         }
     }
 
-    fn ban_until(&mut self, source: Source, expires_ns: u64) {
+    pub fn ban_until(&mut self, source: Source, expires_ns: u64) {
         assert!(self.maps.insert_ban(source, &Ban { expires_ns, ..Ban::default() }).unwrap());
     }
 
-    fn ban_net_until(&mut self, net: &IpNet, until_ns: u64) {
+    pub fn ban_net_until(&mut self, net: &IpNet, until_ns: u64) {
         let ban = abi::PrefixBan { until_ns, ..abi::PrefixBan::default() };
         assert!(self.maps.insert_prefix_ban(Prefix::from(net), &ban).unwrap());
     }
 
-    fn program(&self, name: &str) -> &Xdp {
+    pub fn program(&self, name: &str) -> &Xdp {
         self.object.program(name).unwrap().try_into().unwrap()
     }
 
     /// The program's clock.
-    fn now_ns(&self) -> u64 {
+    pub fn now_ns(&self) -> u64 {
         let mut written = [0; 64];
         let options = TestRunOptions {
             data_in: Some(&[0; 64]),
@@ -169,7 +176,7 @@ impl Loaded {
     }
 
     /// Runs the program on a frame and tells the action, and the cell that counted it.
-    fn run(&self, frame: &[u8], repeat: u32) -> (u32, HashMap<u32, u64>) {
+    pub fn run(&self, frame: &[u8], repeat: u32) -> (u32, HashMap<u32, u64>) {
         let before = self.counts();
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
         let action = self.program(abi::PROGRAM).test_run(options).unwrap().return_value;
@@ -187,28 +194,28 @@ impl Loaded {
         (action, grown)
     }
 
-    fn counts(&self) -> Vec<abi::Count> {
+    pub fn counts(&self) -> Vec<abi::Count> {
         self.maps.counts(SLOT).unwrap().0.to_vec()
     }
 }
 
 /// User space's own tables for the same rules.
-struct Oracle {
-    rules: Rules,
-    sets: Vec<Set>,
+pub struct Oracle {
+    pub rules: Rules,
+    pub sets: Vec<Set>,
     budget: Budget,
     evictions: Cell<u32>,
 }
 
 impl Oracle {
-    fn new(rules: &Rules) -> Self {
+    pub fn new(rules: &Rules) -> Self {
         let sets = (0..=SET_MASK).map(|_| Set::default()).collect();
         let (budget, evictions) = (Budget::default(), Cell::new(0));
         Self { rules: rules.clone(), sets, budget, evictions }
     }
 
     /// The action and the cell that the program should come to.
-    fn judge(&self, frame: &[u8]) -> (u32, u32) {
+    pub fn judge(&self, frame: &[u8]) -> (u32, u32) {
         let outcome = judge(frame, self, LONG_NS);
         let action = if outcome.drops() && self.rules.enforce { XDP_DROP } else { XDP_PASS };
         (action, abi::cell(outcome, self.rules.enforce))
@@ -337,7 +344,7 @@ impl Packet {
     }
 }
 
-fn rules() -> Rules {
+pub fn rules() -> Rules {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
     Rules {

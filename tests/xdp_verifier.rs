@@ -2,7 +2,7 @@
 
 use aya::programs::Xdp;
 use gateway::kernel::maps;
-use gateway_ebpf::abi;
+use gateway_ebpf::{abi, rehearsal};
 
 use crate::{harness::clock, xdp_packets::may_load_programs};
 
@@ -16,7 +16,7 @@ fn the_verifier_needs_a_fraction_of_its_patience() {
         return;
     }
     let mut object = maps::load(None, 0, 1_000_000).unwrap();
-    for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
+    for name in [abi::PROGRAM, abi::TICK_PROGRAM, rehearsal::PROGRAM] {
         let program: &mut Xdp = object.program_mut(name).unwrap().try_into().unwrap();
         let started = clock::now();
         program.load().unwrap();

@@ -6,13 +6,14 @@
 //!
 //! Reading order: [`source`] (who sent it), [`packet`] (a frame becomes a flow), [`bucket`] (a
 //! source's rate), [`verdict`] (flow, tables and time become an outcome), [`abi`] (how all of it
-//! lies in kernel memory).
+//! lies in kernel memory), [`rehearsal`] (how a test plays seconds of a flood in one call).
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod bucket;
 pub mod packet;
+pub mod rehearsal;
 pub mod source;
 pub mod verdict;
 

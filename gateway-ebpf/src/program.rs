@@ -5,6 +5,8 @@
 //! spare ordinary traffic. The clock is the kernel's tick, because reading it costs nothing while
 //! a call of `bpf_ktime_get_ns` costs more than all the rest.
 
+mod rehearsal;
+
 use core::ptr;
 
 use aya_ebpf::{

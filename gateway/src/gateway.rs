@@ -5,10 +5,14 @@
 //! wait for it.
 
 mod control;
+mod keys;
 mod material;
+mod refresh;
+mod spared;
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::Path,
     process::ExitCode,
     rc::Rc,
@@ -25,8 +29,12 @@ use tokio::{
     task::LocalSet,
 };
 
-use self::control::Control;
+pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, token_issuers};
+use self::{
+    control::{Control, Tell},
+    refresh::Followed,
+};
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
@@ -42,6 +50,7 @@ use crate::{
         worker::{self, Handle, Phase, Shared},
     },
     time,
+    tls::sessions::Sessions,
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -126,6 +135,7 @@ impl From<KernelError> for RunError {
 pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
+    let watch = Followed::look(&config);
     let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -156,11 +166,22 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     trace_to(&log);
     announce(&config, &warnings, workers);
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
+    let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(config.server.max_connections),
         evidence,
+        news: news_receiver,
+        sessions: config
+            .listeners
+            .iter()
+            .map(|listener| {
+                NonZeroUsize::new(listener.tls.sessions).map(Sessions::new).map(Arc::new)
+            })
+            .collect(),
+        unknown_keys,
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -178,9 +199,13 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             .map_err(|error| system("cannot start a worker", error))?;
         handles.push(handle);
     }
-    let control = Control::new(path, config, shared, handles, kernel, phase);
-    LocalSet::new()
-        .block_on(&runtime, serve(control, signals, operators, monitors, evidence_receiver));
+    let tell = Tell { phase, news };
+    let control = Control::new(path, config, shared, handles, kernel, tell, watch);
+    LocalSet::new().block_on(&runtime, async {
+        let control = Rc::new(control);
+        tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
+        serve(control, signals, operators, monitors, evidence_receiver).await;
+    });
     tracing::info!("stopped");
     writer.finish(&log);
     Ok(ExitCode::SUCCESS)
@@ -251,14 +276,14 @@ fn run_id() -> String {
 
 /// The control thread's loop: evidence, signals, operators, monitors, until the drain is over.
 async fn serve(
-    control: Control,
+    control: Rc<Control>,
     mut signals: Signals,
     operators: UnixListener,
     monitors: std::net::TcpListener,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
 ) {
-    let control = Rc::new(control);
     control.started();
+    tokio::task::spawn_local(refresh::follow(control.clone()));
     tokio::task::spawn_local(answer_operators(control.clone(), operators));
     if let Ok(listener) = TcpListener::from_std(monitors) {
         tokio::task::spawn_local(answer_monitors(control.clone(), listener));

@@ -14,7 +14,8 @@
 //! | [`admin`] | | log lines, metrics, the operators' socket |
 //!
 //! [`gateway`] wires them up for the process, [`http::exchange`] for one request; nobody else names
-//! everything. Decisions take values and the time; [`time`] alone reads clocks.
+//! everything. Decisions take values and the time; [`time`] alone reads clocks; [`watch`] tells when
+//! files have changed.
 //!
 //! Words: a *source* is an IPv4 address or an IPv6 /64. A *peer* is a client whose certificate was
 //! verified. *Claims* are those of a verified token. A *permit* is a request that may go to its
@@ -25,6 +26,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod fetch;
 pub mod gateway;
 pub mod http;
 pub mod identity;
@@ -35,3 +37,4 @@ pub mod snapshot;
 pub mod time;
 pub mod tls;
 pub mod upstream;
+pub mod watch;

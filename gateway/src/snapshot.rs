@@ -7,17 +7,28 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::{
-    identity::token::Issuers, policy::route::Routes, tls::ListenerTls, upstream::Upstream,
+    identity::{
+        principal::Rules,
+        token::{Issuers, RevokedTokens},
+    },
+    policy::route::Routes,
+    tls::ListenerTls,
+    upstream::Upstream,
 };
 
 /// One consistent state of everything that a reload may replace.
+#[derive(Clone)]
 pub struct Snapshot {
     /// Counts up with each replacement, from 1.
     pub generation: u64,
     /// One for each listener, in the order of the configuration.
     pub listeners: Vec<ListenerTls>,
     /// The issuers and their keys.
-    pub issuers: Issuers,
+    pub issuers: Arc<Issuers>,
+    /// Client certificate → principal.
+    pub identities: Rules,
+    /// Tokens that are refused whatever else is right with them.
+    pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.
     pub routes: Routes,
     /// Routes name them by index.

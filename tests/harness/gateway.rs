@@ -44,8 +44,14 @@ pub struct ConfigText {
     pub client_authority: PathBuf,
     /// Lists of revoked certificates.
     pub revoked: Vec<PathBuf>,
-    /// The one issuer's keys.
+    /// Who the one issuer says it is.
+    pub issuer: String,
+    /// Its algorithms, as written between the brackets.
+    pub algorithms: String,
+    /// Its keys in a file.
     pub jwks: PathBuf,
+    /// Lines in place of that file.
+    pub keys: String,
     /// The one upstream, called `orders`.
     pub upstream: SocketAddr,
     /// Metrics address.
@@ -109,8 +115,8 @@ client_crl = [{revoked}]
 name = "corp"
 issuer = "{issuer}"
 audiences = ["{audience}"]
-algorithms = ["ES256", "RS256"]
-jwks_file = "{jwks}"
+algorithms = [{algorithms}]
+{keys}
 
 [[upstream]]
 name = "orders"
@@ -137,9 +143,13 @@ access = true
             key = self.server.key.display(),
             authority = self.client_authority.display(),
             revoked = revoked.join(", "),
-            issuer = tokens::ISSUER,
+            issuer = self.issuer,
+            algorithms = self.algorithms,
             audience = tokens::AUDIENCE,
-            jwks = self.jwks.display(),
+            keys = match self.keys.as_str() {
+                "" => format!("jwks_file = \"{}\"", self.jwks.display()),
+                keys => keys.to_owned(),
+            },
             upstream = self.upstream,
             routes = self.routes,
             xdp = self.xdp,

@@ -5,7 +5,7 @@
 //! so that a server that stalls pays for all the requests that the stall kept from being sent.
 
 use std::{
-    io::{BufReader, Read as _, Write as _},
+    io::{BufReader, ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
     sync::Arc,
@@ -136,6 +136,19 @@ impl Connection {
         stream.write_all(request.as_bytes())?;
         stream.flush()?;
         self.read_answer()
+    }
+
+    /// Whether an earlier session was resumed.
+    pub fn was_resumed(&self) -> bool {
+        self.reader.get_ref().conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    /// Waits until the server has ended the connection; false when it has not in time.
+    pub fn is_ended(&mut self) -> bool {
+        match self.reader.read(&mut [0]) {
+            Ok(octets) => octets == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
     }
 
     fn read_answer(&mut self) -> Result<u16> {

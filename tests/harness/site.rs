@@ -16,7 +16,7 @@ use super::{
     gateway::{ConfigText, Gateway, Launch, ROUTES, write_config},
     netns::{self, End, Namespace, PinDirectory},
     pki::Authority,
-    tokens::Mint,
+    tokens::{self, Mint},
     upstream::Upstream,
 };
 
@@ -86,7 +86,10 @@ impl Site {
             server,
             client_authority: authority.certificate(),
             revoked: vec![authority.revoked()],
+            issuer: tokens::ISSUER.to_owned(),
+            algorithms: "\"ES256\", \"RS256\"".to_owned(),
             jwks: mint.jwks().to_owned(),
+            keys: String::new(),
             upstream: UPSTREAM,
             metrics: METRICS,
             socket: directory.path().join("admin.sock"),

@@ -133,6 +133,19 @@ impl Mint {
     }
 }
 
+/// The thumbprint of a certificate as RFC 8705 section 3.1 writes it.
+///
+/// # Errors
+/// When the file is not one certificate in PEM.
+pub fn thumbprint(certificate: &Path) -> Result<String> {
+    let mut command = Command::new("openssl");
+    command.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(certificate);
+    let said = process::succeed(&mut command)?;
+    let (_, hexadecimal) = said.trim().split_once('=').context("openssl said no fingerprint")?;
+    let octets = hexadecimal.split(':').map(|octet| u8::from_str_radix(octet, 16));
+    Ok(URL_SAFE_NO_PAD.encode(octets.collect::<Result<Vec<_>, _>>()?))
+}
+
 /// Joins several key sets into one file.
 ///
 /// # Errors
@@ -151,7 +164,8 @@ fn part(token: &str, number: usize) -> Result<&str> {
     token.split('.').nth(number).with_context(|| format!("not a compact token: {token}"))
 }
 
-fn encode(value: &Value) -> String {
+/// A header or claims as a token carries them.
+pub fn encode(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 

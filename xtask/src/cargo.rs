@@ -86,6 +86,18 @@ pub fn build_tests() -> Result<Tests> {
     Ok(Tests { tests, product })
 }
 
+/// Builds the fuzzer with this program in front of the compiler, which `wraps` tells it.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_fuzzer(wraps: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", "fuzz", "--bin", "fuzz", "--features", "libfuzzer"]);
+    let ours = env::current_exe().context("where this program is")?;
+    command.env("RUSTC_WORKSPACE_WRAPPER", ours).env(wraps, "1");
+    build(command, ["fuzz"]).map(|[binary]| binary)
+}
+
 /// Runs a build and gives the paths of the executables of these names that it makes.
 fn build<const N: usize>(mut command: Command, names: [&'static str; N]) -> Result<[PathBuf; N]> {
     eprintln!("→ {}", words(&command));

@@ -11,6 +11,7 @@ mod harness;
 mod cargo;
 mod check;
 mod demo;
+mod fuzz;
 mod perf;
 mod process;
 mod setup;
@@ -26,11 +27,17 @@ cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
-cargo xtask perf [xdp] [--json] [--quick]  measures against others, and keeps the results (root)
+cargo xtask perf [xdp|flood] [--json] [--quick]
+                                       measures against others, and keeps the results (root)
+cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
+                                       any bytes for whatever reads bytes from outside; 60 s each
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 
 fn main() -> ExitCode {
+    if fuzz::is_wrapping() {
+        return fuzz::wrap();
+    }
     let words: Vec<String> = env::args().skip(1).collect();
     match command(&words) {
         Ok(code) => code,
@@ -47,11 +54,12 @@ fn command(words: &[String]) -> Result<ExitCode> {
         return Ok(ExitCode::from(2));
     };
     match name.as_str() {
-        "setup" => without_arguments(rest, setup::setup),
+        "setup" => without_arguments(rest, setup::setup_all),
         "check" => without_arguments(rest, check::check),
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
         "vm-test" => vm_test::vm_test(rest),
         "demo" => demo::demo(rest),
+        "fuzz" => fuzz::fuzz(rest),
         "perf" => perf::perf(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

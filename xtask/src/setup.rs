@@ -17,8 +17,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 /// Programs that the build, the tests and the demo run, and the Debian packages they are in.
-const PROGRAMS: [Program; 4] =
-    [("cc", "gcc"), ("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl")];
+const PROGRAMS: [Program; 5] = [
+    ("cc", "gcc"),
+    ("c++", "g++"), // the fuzzer's engine
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+];
 /// Debian's compiler for BPF, with `core` prebuilt for the target.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 /// What bpf-linker is built from: the LLVM of that compiler, and of rustup's nightly.
@@ -28,6 +33,15 @@ const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13.0";
 const BPF_TARGET: &str = "bpfel-unknown-none";
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// Other implementations that tests compare the daemon with, and what each must be able to load.
+/// Versions are fixed, since what they accept is written down in the tests.
+const PYTHON_PACKAGES: [&str; 3] =
+    ["PyJWT[crypto]==2.15.1", "joserfc==1.8.0", "oidc-provider-mock==0.3.4"];
+const PYTHON_MODULES: &str = "import jwt, cryptography, joserfc, oidc_provider_mock";
+/// What makes an environment of its own for them.
+const PYTHON_PACKAGE: &str = "python3-venv";
+const PYTHON_PLACE: &str = ".tools/python";
 
 /// A program and the Debian package it is in.
 pub type Program = (&'static str, &'static str);
@@ -39,6 +53,23 @@ pub type Program = (&'static str, &'static str);
 /// When a command fails, or something has to be installed by hand; the text says how.
 pub fn setup() -> anyhow::Result<()> {
     setup_with(&[])
+}
+
+/// Installs what is missing for every command, the tests' other implementations included.
+///
+/// # Errors
+///
+/// As [`setup`].
+pub fn setup_all() -> anyhow::Result<()> {
+    setup()?;
+    let workspace = workspace();
+    if has_python(&workspace) {
+        return Ok(());
+    }
+    eprintln!("setup: missing: {}", Need::Python);
+    install(&[Need::Python], &[])?;
+    ensure!(has_python(&workspace), "still missing after it was installed: {}", Need::Python);
+    Ok(())
 }
 
 /// Installs what is missing, for a command that runs these programs besides.
@@ -57,15 +88,27 @@ pub fn setup_with(more: &[Program]) -> anyhow::Result<()> {
     for need in &missing {
         eprintln!("setup: missing: {need}");
     }
+    install(&missing, &programs)?;
+    let missing = look(&workspace, &programs);
+    ensure!(
+        missing.is_empty(),
+        "still missing after everything was installed: {}",
+        missing.iter().map(Need::to_string).collect::<Vec<_>>().join(", ")
+    );
+    eprintln!("setup: done");
+    Ok(())
+}
+
+fn install(missing: &[Need], programs: &[Program]) -> anyhow::Result<()> {
     let mut machine = Machine::look();
     if machine.has_apt {
         // Without fresh lists apt knows no packages at all on a new machine.
         if machine.may_install() {
             privileged(&machine, "apt-get", &["update"])?;
         }
-        machine.offered = offered(&programs);
+        machine.offered = offered(programs);
     }
-    let (steps, by_hand) = plan(&missing, &machine);
+    let (steps, by_hand) = plan(missing, &machine);
     if !steps.is_empty() && steps.iter().any(Step::is_privileged) && !machine.may_install() {
         bail!(
             "to install packages this needs root or sudo, and there is neither; run as root: {}",
@@ -74,18 +117,11 @@ pub fn setup_with(more: &[Program]) -> anyhow::Result<()> {
     }
     for (number, step) in (1..).zip(&steps) {
         eprintln!("setup: step {number} of {}: {step}", steps.len());
-        step.run(&machine, &workspace)?;
+        step.run(&machine, &workspace())?;
     }
     if !by_hand.is_empty() {
         bail!("these have to be installed by hand:\n{}", by_hand.join("\n"));
     }
-    let missing = look(&workspace, &programs);
-    ensure!(
-        missing.is_empty(),
-        "still missing after everything was installed: {}",
-        missing.iter().map(Need::to_string).collect::<Vec<_>>().join(", ")
-    );
-    eprintln!("setup: done");
     Ok(())
 }
 
@@ -115,6 +151,7 @@ fn is_mounted(mounts: &str, at: &str, kind: &str) -> bool {
 enum Need {
     Compiler,
     Linker,
+    Python,
     Program { name: &'static str, package: &'static str },
 }
 
@@ -125,6 +162,7 @@ impl fmt::Display for Need {
                 write!(formatter, "a Rust compiler with `core` (or its source) for {BPF_TARGET}")
             }
             Self::Linker => formatter.write_str(LINKER),
+            Self::Python => write!(formatter, "{} in {PYTHON_PLACE}", PYTHON_PACKAGES.join(", ")),
             Self::Program { name, .. } => write!(formatter, "the program {name}"),
         }
     }
@@ -167,6 +205,7 @@ enum Step {
     Packages(Vec<&'static str>),
     Nightly,
     Linker,
+    Python,
 }
 
 impl Step {
@@ -182,6 +221,13 @@ impl Step {
                 privileged(machine, "apt-get", &arguments)
             }
             Self::Nightly => run(Command::new("rustup").args(NIGHTLY)),
+            Self::Python => {
+                let place = workspace.join(PYTHON_PLACE);
+                run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place))?;
+                run(Command::new(place.join("bin/python"))
+                    .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+                    .args(PYTHON_PACKAGES))
+            }
             Self::Linker => {
                 let mut path = OsString::from(format!("{LLVM_PREFIX}/bin:"));
                 path.push(env::var_os("PATH").unwrap_or_default());
@@ -206,6 +252,9 @@ impl fmt::Display for Step {
                 write!(formatter, "apt-get install --no-install-recommends {}", packages.join(" "))
             }
             Self::Nightly => write!(formatter, "rustup {}", NIGHTLY.join(" ")),
+            Self::Python => {
+                write!(formatter, "install {} into {PYTHON_PLACE}", PYTHON_PACKAGES.join(", "))
+            }
             Self::Linker => write!(
                 formatter,
                 "build {LINKER} {LINKER_VERSION} into .tools (a minute or two, once)"
@@ -239,6 +288,13 @@ fn plan(missing: &[Need], machine: &Machine) -> (Vec<Step>, Vec<String>) {
                  and LLVM_PREFIX naming their place: cargo install {LINKER}@{LINKER_VERSION} \
                  --no-default-features --features llvm-22 --root .tools"
             )),
+            Need::Python => {
+                // Where there is no such package, python3 may still bring what it takes.
+                if machine.offers(&[PYTHON_PACKAGE]) {
+                    packages.push(PYTHON_PACKAGE);
+                }
+                later.push(Step::Python);
+            }
             Need::Program { package, .. } if machine.offers(&[package]) => packages.push(*package),
             Need::Program { name, package } => by_hand.push(format!(
                 "  {name}: with your package manager; Debian's package is {package}"
@@ -315,6 +371,11 @@ fn has_linker(workspace: &Path) -> bool {
     .any(|linker| runs(&linker))
 }
 
+fn has_python(workspace: &Path) -> bool {
+    let python = workspace.join(PYTHON_PLACE).join("bin/python");
+    output(Command::new(python).args(["-W", "ignore", "-c", PYTHON_MODULES])).is_some()
+}
+
 fn runs(program: &Path) -> bool {
     output(Command::new(program).arg("--version")).is_some()
 }
@@ -323,6 +384,7 @@ fn runs(program: &Path) -> bool {
 fn offered(programs: &[Program]) -> BTreeSet<String> {
     let mut command = Command::new("apt-cache");
     command.arg("policy").args(COMPILER_PACKAGES).args(LINKER_PACKAGES);
+    command.arg(PYTHON_PACKAGE);
     command.args(programs.iter().map(|(_, package)| package)).env("LC_ALL", "C");
     parse_policy(&output(&mut command).unwrap_or_default())
 }

@@ -29,7 +29,7 @@ enum Privilege {
 /// When a test fails, or privileges are missing where every test must run (`CI` is set).
 pub fn test(rest: &[String]) -> Result<()> {
     let started = clock::now();
-    setup::setup()?;
+    setup::setup_all()?;
     let mut command = cargo();
     command.arg("test").arg("--workspace").args(rest);
     let privilege = privilege();

@@ -123,10 +123,14 @@ pub struct WorkerMetrics {
     pub handshake_failures: BTreeMap<Reason, u64>,
     /// Completed handshakes, by listener.
     pub handshakes: Vec<u64>,
+    /// Completed handshakes that resumed an earlier session, by listener.
+    pub handshakes_resumed: Vec<u64>,
     /// Failed handshakes, by listener.
     pub handshakes_failed: Vec<u64>,
     /// Open connections, by listener.
     pub connections: Vec<u64>,
+    /// Connections ended because their client would no longer be let in.
+    pub connections_withdrawn: BTreeMap<Reason, u64>,
     /// Connections closed at once because `max_connections` were open.
     pub connections_over_limit: u64,
     /// Judged tokens by issuer's name (empty: none could be told) and result.
@@ -154,8 +158,10 @@ impl WorkerMetrics {
             refusals: BTreeMap::new(),
             handshake_failures: BTreeMap::new(),
             handshakes: vec![0; listeners],
+            handshakes_resumed: vec![0; listeners],
             handshakes_failed: vec![0; listeners],
             connections: vec![0; listeners],
+            connections_withdrawn: BTreeMap::new(),
             connections_over_limit: 0,
             token_validations: BTreeMap::new(),
             token_cache_hits: 0,
@@ -186,8 +192,10 @@ impl WorkerMetrics {
         add_map(&mut self.refusals, &other.refusals);
         add_map(&mut self.handshake_failures, &other.handshake_failures);
         add_each(&mut self.handshakes, &other.handshakes);
+        add_each(&mut self.handshakes_resumed, &other.handshakes_resumed);
         add_each(&mut self.handshakes_failed, &other.handshakes_failed);
         add_each(&mut self.connections, &other.connections);
+        add_map(&mut self.connections_withdrawn, &other.connections_withdrawn);
         self.connections_over_limit += other.connections_over_limit;
         add_map(&mut self.token_validations, &other.token_validations);
         self.token_cache_hits += other.token_cache_hits;
@@ -270,6 +278,8 @@ pub fn page(
         let count = |counts: &[u64]| counts.get(index).copied().unwrap_or_default();
         let done = count(&workers.handshakes);
         line(&mut out, name, &[("listener", listener), ("result", "ok")], done);
+        let resumed = count(&workers.handshakes_resumed);
+        line(&mut out, name, &[("listener", listener), ("result", "resumed")], resumed);
         let failed = count(&workers.handshakes_failed);
         line(&mut out, name, &[("listener", listener), ("result", "failed")], failed);
     }
@@ -278,6 +288,12 @@ pub fn page(
     for (listener, open) in listeners.iter().zip(&workers.connections) {
         line(&mut out, name, &[("listener", listener)], open);
     }
+    reasons(
+        &mut out,
+        "gateway_connections_withdrawn_total",
+        "Open connections ended because their client would no longer be let in.",
+        &workers.connections_withdrawn,
+    );
     single(
         &mut out,
         "gateway_connections_over_limit_total",

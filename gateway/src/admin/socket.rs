@@ -163,6 +163,8 @@ pub struct Status {
     pub xdp: Option<XdpStatus>,
     /// What clients see and who signs for it.
     pub certificates: Vec<CertificateStatus>,
+    /// Files that changed and are not good; what they are a part of is served as it was.
+    pub refused_files: Vec<RefusedFile>,
 }
 
 /// The kernel half in [`Status`].
@@ -196,6 +198,15 @@ pub struct CertificateStatus {
     pub not_after_s: u64,
     /// Time left, in seconds; negative when it has ended.
     pub remaining_s: i64,
+}
+
+/// One file of [`Status::refused_files`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RefusedFile {
+    /// Which.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub detail: String,
 }
 
 /// What the daemon answers.

@@ -54,6 +54,30 @@ pub(super) fn source(text: &str) -> Result<IpNet, String> {
     }
 }
 
+/// The address that this SSH session comes from: the first word of `SSH_CONNECTION` (ssh(1)).
+fn session(connection: &str) -> Option<IpAddr> {
+    let address = connection.split_whitespace().next()?.split('%').next()?;
+    Some(address.parse::<IpAddr>().ok()?.to_canonical())
+}
+
+/// Nobody bans himself: by far the most such bans are a slip in the prefix's length.
+fn not_oneself(source: IpNet, connection: Option<&str>) -> Result<(), Failure> {
+    let Some(address) = connection.and_then(session) else { return Ok(()) };
+    // An IPv6 address stands for its /64.
+    let whole = match source {
+        IpNet::V6(net) if net.prefix_len() > 64 => IpNet::new(net.addr().into(), 64),
+        other => Ok(other),
+    };
+    if !whole.unwrap_or(source).contains(&address) {
+        return Ok(());
+    }
+    let text = format!(
+        "{source} has {address}, which this SSH session comes from, and was not banned; name smaller \
+         prefixes beside it, or ban it from another session (env -u SSH_CONNECTION)"
+    );
+    Err(Failure::new(super::FAILED, text))
+}
+
 pub(super) fn run(path: &Path, command: Command) -> Result<ExitCode, Failure> {
     let socket = loaded(path)?.admin.socket;
     match command {
@@ -67,6 +91,7 @@ pub(super) fn run(path: &Path, command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::Add { source, lasts, reason } => {
+            not_oneself(source, std::env::var("SSH_CONNECTION").ok().as_deref())?;
             let question = Question::Ban { source, for_s: lasts.as_secs(), note: reason };
             let answer: Value = socket::ask(&socket, &question)?;
             let banned = answer["source"].as_str().unwrap_or_default();
@@ -92,5 +117,36 @@ fn list(rows: &[BanRow]) {
             "{:<43} {:<10} {:>5} {:>8.0}s  {}{note}",
             row.source, row.origin, row.level, row.remaining_s, row.reason
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_bans_the_session_that_he_types_in() {
+        let v4 = Some("192.0.2.7 51000 198.51.100.1 22");
+        let v6 = Some("2001:db8:1:2::7 51000 2001:db8::1 22");
+        for (banned, connection, is_allowed) in [
+            ("192.0.2.7", v4, false),
+            ("192.0.2.0/24", v4, false),
+            ("0.0.0.0/0", v4, false),
+            ("192.0.2.8", v4, true),
+            ("192.0.3.0/24", v4, true),
+            ("2001:db8::/32", v4, true),
+            ("192.0.2.7", Some("::ffff:192.0.2.7 51000 ::1 22"), false),
+            ("2001:db8:1:2::9", v6, false),
+            ("2001:db8:1:3::7", v6, true),
+            ("2001:db8:1::/48", v6, false),
+            ("fe80::9", Some("fe80::7%eth0 51000 fe80::1%eth0 22"), false),
+            ("192.0.2.7", None, true),
+            ("192.0.2.7", Some(""), true),
+            ("192.0.2.7", Some("UNKNOWN 0 UNKNOWN 0"), true),
+        ] {
+            let banned = source(banned).unwrap();
+            let is_ok = not_oneself(banned, connection).is_ok();
+            assert_eq!(is_ok, is_allowed, "{banned} from {connection:?}");
+        }
     }
 }

@@ -157,7 +157,12 @@ fn loaded(path: &std::path::Path) -> Result<Config, Failure> {
 fn token(path: &std::path::Path, arguments: &token::Arguments) -> Result<ExitCode, Failure> {
     let configured = || {
         let (config, _) = load(path, &Disk::new()).ok()?;
-        crate::gateway::token_issuers(&config, 0).ok()
+        let issuers = crate::gateway::token_issuers(&config, 0).ok()?;
+        let (issuers, failures) = crate::gateway::fetched_issuers(&config, &issuers);
+        for failure in failures {
+            eprintln!("{failure}");
+        }
+        Some(issuers)
     };
     let issuers = if arguments.wants_issuers() { configured() } else { None };
     token::run(arguments, issuers.as_ref(), time::wall(), &mut std::io::stdout())?;

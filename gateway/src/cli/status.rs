@@ -56,4 +56,7 @@ fn show(status: &Status) {
         };
         println!("certificate   {} ({}): {left}", certificate.listener, certificate.file.display());
     }
+    for refused in &status.refused_files {
+        println!("NOT IN USE    {}: {}", refused.file.display(), refused.detail);
+    }
 }

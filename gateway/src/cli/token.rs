@@ -9,12 +9,16 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aws_lc_rs::rand;
-use clap::{Args, Subcommand, ValueEnum};
-use jsonwebtoken::{
-    EncodingKey, Header,
-    jwk::{Jwk, KeyAlgorithm, PublicKeyUse},
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
 };
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
+use jsonwebtoken::{EncodingKey, Header, jwk::Jwk};
+use rcgen::{
+    KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
+    RsaKeySize,
+};
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value, json};
 
@@ -52,15 +56,15 @@ struct KeygenArguments {
     /// Name of the key in tokens and in the key set
     #[arg(long, value_name = "KID")]
     kid: String,
-    /// Where to write the private key (PEM, PKCS#8)
+    /// Where to write the private key (PEM, PKCS#8; for HS256 a JWK)
     #[arg(long, value_name = "FILE")]
     private: PathBuf,
     /// Key set to create or to add the public key to
     #[arg(long, value_name = "FILE")]
     jwks: PathBuf,
     /// What the key signs with
-    #[arg(long, value_enum, ignore_case = true, default_value_t = KeyAlgorithmName::Es256)]
-    algorithm: KeyAlgorithmName,
+    #[arg(long, ignore_case = true, default_value = "ES256", value_parser = algorithm_name())]
+    algorithm: Algorithm,
     /// Replaces a private key file that is there, and a key of this name in the set
     #[arg(long)]
     force: bool,
@@ -68,7 +72,7 @@ struct KeygenArguments {
 
 #[derive(Debug, Args)]
 struct MintArguments {
-    /// Private key (PEM: PKCS#8, PKCS#1 or SEC1)
+    /// Private key (PEM: PKCS#8, PKCS#1 or SEC1; for HS256 a JWK)
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// Name of the key
@@ -106,35 +110,52 @@ struct MintArguments {
     #[arg(long, value_name = "NAME=JSON", value_parser = claim)]
     claim: Vec<(String, Value)>,
     /// Signature algorithm [default: what the key is for]
-    #[arg(long, value_enum, ignore_case = true)]
-    algorithm: Option<KeyAlgorithmName>,
+    #[arg(long, ignore_case = true, value_parser = algorithm_name())]
+    algorithm: Option<Algorithm>,
 }
 
 /// [`Algorithm`] on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum KeyAlgorithmName {
-    /// RSA with 2048 bits, PKCS#1 v1.5, SHA-256
-    #[value(name = "RS256")]
-    Rs256,
-    /// ECDSA on P-256, SHA-256
-    #[value(name = "ES256")]
-    Es256,
+fn algorithm_name() -> impl TypedValueParser<Value = Algorithm> {
+    PossibleValuesParser::new(Algorithm::ALL.map(Algorithm::name)).try_map(|name| {
+        let same = |one: &Algorithm| one.name().eq_ignore_ascii_case(&name);
+        Algorithm::ALL.into_iter().find(same).ok_or("no such algorithm")
+    })
 }
 
-impl KeyAlgorithmName {
-    fn of_library(self) -> (jsonwebtoken::Algorithm, KeyAlgorithm) {
-        match self {
-            Self::Rs256 => (jsonwebtoken::Algorithm::RS256, KeyAlgorithm::RS256),
-            Self::Es256 => (jsonwebtoken::Algorithm::ES256, KeyAlgorithm::ES256),
-        }
+fn of_library(algorithm: Algorithm) -> jsonwebtoken::Algorithm {
+    match algorithm {
+        Algorithm::Rs256 => jsonwebtoken::Algorithm::RS256,
+        Algorithm::Rs384 => jsonwebtoken::Algorithm::RS384,
+        Algorithm::Rs512 => jsonwebtoken::Algorithm::RS512,
+        Algorithm::Ps256 => jsonwebtoken::Algorithm::PS256,
+        Algorithm::Ps384 => jsonwebtoken::Algorithm::PS384,
+        Algorithm::Ps512 => jsonwebtoken::Algorithm::PS512,
+        Algorithm::Es256 => jsonwebtoken::Algorithm::ES256,
+        Algorithm::Es384 => jsonwebtoken::Algorithm::ES384,
+        Algorithm::EdDsa => jsonwebtoken::Algorithm::EdDSA,
+        Algorithm::Hs256 => jsonwebtoken::Algorithm::HS256,
     }
+}
 
-    fn encoding_key(self, pem: &[u8]) -> Result<EncodingKey, jsonwebtoken::errors::Error> {
-        match self {
-            Self::Rs256 => EncodingKey::from_rsa_pem(pem),
-            Self::Es256 => EncodingKey::from_ec_pem(pem),
-        }
-    }
+fn encoding_key(algorithm: Algorithm, file: &[u8]) -> Result<EncodingKey> {
+    Ok(match algorithm {
+        Algorithm::Rs256
+        | Algorithm::Rs384
+        | Algorithm::Rs512
+        | Algorithm::Ps256
+        | Algorithm::Ps384
+        | Algorithm::Ps512 => EncodingKey::from_rsa_pem(file)?,
+        Algorithm::Es256 | Algorithm::Es384 => EncodingKey::from_ec_pem(file)?,
+        Algorithm::EdDsa => EncodingKey::from_ed_pem(file)?,
+        Algorithm::Hs256 => EncodingKey::from_secret(&secret(file)?),
+    })
+}
+
+/// The octets of a symmetric key in a JWK (RFC 7518 section 6.4).
+fn secret(file: &[u8]) -> Result<Vec<u8>> {
+    let key: Value = serde_json::from_slice(file)?;
+    let octets = key.get("k").and_then(Value::as_str).context("there is no \"k\" in it")?;
+    Ok(URL_SAFE_NO_PAD.decode(octets)?)
 }
 
 impl Arguments {
@@ -169,24 +190,20 @@ pub fn run(
 fn keygen(arguments: &KeygenArguments, out: &mut dyn Write) -> Result<()> {
     let existing = Existing::forced(arguments.force);
     file::refuse_existing(&[&arguments.private], existing)?;
-    let key = match arguments.algorithm {
-        KeyAlgorithmName::Es256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
-        KeyAlgorithmName::Rs256 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
-    }
-    .context("generating a key")?;
-    let pem = key.serialize_pem();
-    let entry = public_key(pem.as_bytes(), &arguments.kid, arguments.algorithm)?;
+    let private = private_key(arguments.algorithm)?;
+    let entry = public_key(&private, &arguments.kid, arguments.algorithm)?;
     let set = with_key(read_set(&arguments.jwks)?, entry, &arguments.kid, existing)
         .with_context(|| arguments.jwks.display().to_string())?;
     // What is written must be usable.
-    let parsed = KeySet::parse(&set, &Algorithm::ALL)
+    let parsed = KeySet::parse(&set, &beside(arguments.algorithm))
         .with_context(|| format!("{} would not be usable", arguments.jwks.display()))?;
     if !parsed.key_ids().any(|id| id == Some(arguments.kid.as_str())) {
         let why = parsed.unusable().last().map(ToString::to_string).unwrap_or_default();
         bail!("the gateway would not use this key: {why}");
     }
-    file::write(&arguments.private, pem.as_bytes(), PRIVATE, existing)?;
-    file::write(&arguments.jwks, &set, PUBLIC, Existing::Replace)?;
+    file::write(&arguments.private, &private, PRIVATE, existing)?;
+    let mode = if arguments.algorithm.is_symmetric() { PRIVATE } else { PUBLIC };
+    file::write(&arguments.jwks, &set, mode, Existing::Replace)?;
     writeln!(
         out,
         "wrote {}; key \"{}\" is in {}",
@@ -197,14 +214,52 @@ fn keygen(arguments: &KeygenArguments, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn public_key(pem: &[u8], kid: &str, algorithm: KeyAlgorithmName) -> Result<Value> {
-    let key = algorithm.encoding_key(pem)?;
-    let (library, name) = algorithm.of_library();
-    let mut entry = Jwk::from_encoding_key(&key, library).context("taking the public half")?;
-    entry.common.key_id = Some(kid.to_owned());
-    entry.common.key_algorithm = Some(name);
-    entry.common.public_key_use = Some(PublicKeyUse::Signature);
-    Ok(serde_json::to_value(entry)?)
+/// What a configuration may allow together with this: a symmetric key stands alone.
+fn beside(algorithm: Algorithm) -> Vec<Algorithm> {
+    let alike = |other: &Algorithm| other.is_symmetric() == algorithm.is_symmetric();
+    Algorithm::ALL.into_iter().filter(alike).collect()
+}
+
+/// A new key as its file holds it.
+fn private_key(algorithm: Algorithm) -> Result<Vec<u8>> {
+    let key = match algorithm {
+        Algorithm::Es256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
+        Algorithm::Es384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
+        Algorithm::EdDsa => KeyPair::generate_for(&PKCS_ED25519),
+        Algorithm::Rs256
+        | Algorithm::Rs384
+        | Algorithm::Rs512
+        | Algorithm::Ps256
+        | Algorithm::Ps384
+        | Algorithm::Ps512 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
+        Algorithm::Hs256 => {
+            let octets = URL_SAFE_NO_PAD.encode(random::<32>()?);
+            return Ok(serde_json::to_vec(&json!({ "kty": "oct", "k": octets }))?);
+        }
+    };
+    Ok(key.context("generating a key")?.serialize_pem().into_bytes())
+}
+
+fn public_key(private: &[u8], kid: &str, algorithm: Algorithm) -> Result<Value> {
+    let mut entry = match algorithm {
+        // The octets of an Ed25519 key stand in several places of its PKCS#8.
+        Algorithm::EdDsa => {
+            let key = KeyPair::from_pem(std::str::from_utf8(private)?)?;
+            json!({
+                "kty": "OKP", "crv": "Ed25519", "x": URL_SAFE_NO_PAD.encode(key.public_key_raw()),
+            })
+        }
+        Algorithm::Hs256 => serde_json::from_slice(private)?,
+        _ => {
+            let key = encoding_key(algorithm, private)?;
+            let key = Jwk::from_encoding_key(&key, of_library(algorithm));
+            serde_json::to_value(key.context("taking the public half")?)?
+        }
+    };
+    entry["kid"] = json!(kid);
+    entry["alg"] = json!(algorithm.name());
+    entry["use"] = json!("sig");
+    Ok(entry)
 }
 
 /// The set in a file; an empty one when there is no file.
@@ -236,29 +291,47 @@ fn with_key(mut set: Value, entry: Value, kid: &str, existing: Existing) -> Resu
 
 fn mint(arguments: &MintArguments, now: SystemTime) -> Result<String> {
     let path = arguments.key.display();
-    let pem = fs::read(&arguments.key).with_context(|| format!("reading {path}"))?;
-    let (algorithm, key) = match arguments.algorithm {
-        Some(algorithm) => {
-            let key = algorithm.encoding_key(&pem);
-            (algorithm, key.with_context(|| format!("{path} is not a key for {algorithm:?}"))?)
+    let file = fs::read(&arguments.key).with_context(|| format!("reading {path}"))?;
+    let claims = claims(arguments, now)?;
+    let token = match arguments.algorithm {
+        Some(algorithm) => sign(&file, algorithm, &arguments.kid, &claims)
+            .with_context(|| format!("{path} is not a key for {algorithm}"))?,
+        None => {
+            /// One for each kind of key.
+            const USUAL: [Algorithm; 5] = [
+                Algorithm::Es256,
+                Algorithm::Es384,
+                Algorithm::EdDsa,
+                Algorithm::Rs256,
+                Algorithm::Hs256,
+            ];
+            let mut usual = USUAL.into_iter();
+            usual
+                .find_map(|algorithm| sign(&file, algorithm, &arguments.kid, &claims).ok())
+                .with_context(|| {
+                    format!("{path} is no EC, Ed25519 or RSA private key in PEM, nor a JWK")
+                })?
         }
-        None => [KeyAlgorithmName::Es256, KeyAlgorithmName::Rs256]
-            .into_iter()
-            .find_map(|algorithm| Some((algorithm, algorithm.encoding_key(&pem).ok()?)))
-            .with_context(|| format!("{path} is neither an EC nor an RSA private key in PEM"))?,
     };
-    let mut header = Header::new(algorithm.of_library().0);
-    // RFC 9068 section 2.1.
-    header.typ = Some("at+jwt".to_owned());
-    header.kid = Some(arguments.kid.clone());
-    let token = jsonwebtoken::encode(&header, &claims(arguments, now)?, &key)
-        .with_context(|| format!("signing with {path}"))?;
     ensure!(
         token.len() <= TOKEN_MAX_BYTES,
         "a token of {} bytes; the gateway reads at most {TOKEN_MAX_BYTES}",
         token.len()
     );
     Ok(token)
+}
+
+fn sign(
+    file: &[u8],
+    algorithm: Algorithm,
+    kid: &str,
+    claims: &Map<String, Value>,
+) -> Result<String> {
+    let mut header = Header::new(of_library(algorithm));
+    // RFC 9068 section 2.1.
+    header.typ = Some("at+jwt".to_owned());
+    header.kid = Some(kid.to_owned());
+    Ok(jsonwebtoken::encode(&header, claims, &encoding_key(algorithm, file)?)?)
 }
 
 fn claims(arguments: &MintArguments, now: SystemTime) -> Result<Map<String, Value>> {
@@ -296,9 +369,13 @@ fn seconds(time: SystemTime) -> Result<u64> {
 }
 
 fn token_id() -> Result<String> {
-    let mut octets = [0; 16];
+    Ok(random::<16>()?.iter().map(|octet| format!("{octet:02x}")).collect())
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut octets = [0; N];
     rand::fill(&mut octets).map_err(|_| anyhow!("the system gives no random numbers"))?;
-    Ok(octets.iter().map(|octet| format!("{octet:02x}")).collect())
+    Ok(octets)
 }
 
 fn claim(text: &str) -> Result<(String, Value), String> {
@@ -366,10 +443,11 @@ mod tests {
     /// 2026-03-01T12:00:00Z.
     const NOW_S: u64 = 1_772_366_400;
 
-    /// Runs one command line, words separated by blanks, `DIR` standing for the directory.
+    /// Runs one command line, words separated by blanks, `DIR/` standing for the directory: with the
+    /// slash, which no token has, for a token may well hold those three letters.
     fn token(dir: &Path, line: &str, issuers: Option<&Issuers>) -> (Result<()>, String) {
-        let dir = dir.display().to_string();
-        let words = line.split(' ').map(|word| word.replace("DIR", &dir));
+        let dir = format!("{}/", dir.display());
+        let words = line.split(' ').map(|word| word.replace("DIR/", &dir));
         let parsed = match Line::try_parse_from(["token".to_owned()].into_iter().chain(words)) {
             Ok(parsed) => parsed,
             Err(error) => return (Err(error.into()), String::new()),
@@ -381,17 +459,21 @@ mod tests {
     }
 
     fn issuers(dir: &Path) -> Issuers {
+        issuers_with(dir, &Algorithm::ALL)
+    }
+
+    fn issuers_with(dir: &Path, algorithms: &[Algorithm]) -> Issuers {
         let set = fs::read(dir.join("jwks.json")).unwrap();
         let rules = TokenRules {
             name: "lab".to_owned(),
             issuer: "https://lab".to_owned(),
             audiences: vec!["orders".to_owned()],
-            algorithms: Algorithm::ALL.to_vec(),
+            algorithms: algorithms.to_vec(),
             leeway: Duration::ZERO,
             max_lifetime: Duration::from_secs(3600),
             client_id_claims: vec!["client_id".to_owned(), "sub".to_owned()],
         };
-        Issuers::new(vec![(rules, KeySet::parse(&set, &Algorithm::ALL).unwrap())], 1)
+        Issuers::new(vec![(rules, KeySet::parse(&set, algorithms).unwrap())], 1)
     }
 
     const MINT: &str = "mint --issuer https://lab --audience orders --subject alice";
@@ -406,13 +488,18 @@ mod tests {
             );
             token(dir, &line, None).0.unwrap();
         };
-        keygen("one", "ES256");
-        keygen("two", "rs256");
+        let names =
+            ["ES256", "rs256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES384", "EdDSA"];
+        for name in names {
+            keygen(name, name);
+        }
         let issuers = issuers(dir);
         let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW_S));
-        for kid in ["one", "two"] {
+        for kid in names {
+            // What a key says of itself in PEM does not tell RS256 from PS512.
             let line = format!(
-                "{MINT} --key DIR/{kid}.key --kid {kid} --scope read --claim roles=[\"a\"]"
+                "{MINT} --key DIR/{kid}.key --kid {kid} --algorithm {kid} --scope read \
+                 --claim roles=[\"a\"]"
             );
             let (outcome, minted) = token(dir, &line, None);
             outcome.unwrap();
@@ -434,10 +521,33 @@ mod tests {
             let json: Value = serde_json::from_str(&shown).unwrap();
             assert_eq!(json["verdict"]["verdict"], "not_verified");
         }
-        let line = format!("{MINT} --key DIR/one.key --kid two");
+        let line = format!("{MINT} --key DIR/ES256.key --kid RS384");
         let (_, minted) = token(dir, &line, None);
         let (outcome, shown) = token(dir, &format!("inspect {}", minted.trim()), Some(&issuers));
         assert!(outcome.is_err() && shown.contains("refused: unsupported_algorithm"), "{shown}");
+    }
+
+    #[test]
+    fn a_shared_secret_stays_with_its_owner() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let line = "keygen --kid s --private DIR/s.key --jwks DIR/jwks.json --algorithm HS256";
+        token(dir, line, None).0.unwrap();
+        for file in ["s.key", "jwks.json"] {
+            let mode = fs::metadata(dir.join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+        let (outcome, minted) = token(dir, &format!("{MINT} --key DIR/s.key --kid s"), None);
+        outcome.unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW_S));
+        let issuers = issuers_with(dir, &[Algorithm::Hs256]);
+        assert_eq!(verify(minted.trim(), &issuers, now).unwrap().subject(), Some("alice"));
+        let line = "keygen --kid e --private DIR/e.key --jwks DIR/jwks.json";
+        token(dir, line, None).0.unwrap();
+        let set = fs::read(dir.join("jwks.json")).unwrap();
+        let beside = KeySet::parse(&set, &Algorithm::ALL).unwrap();
+        assert_eq!(beside.key_ids().collect::<Vec<_>>(), [Some("e")]);
     }
 
     #[test]

@@ -7,32 +7,59 @@ use std::{
     hash::Hash,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
-use rustls::pki_types::CertificateDer;
 
 use super::{
-    Admin, Bans, Config, CrlExpired, Issuer, Listener, ListenerTls, Log, Route, Server, TokenCache,
-    Upstream,
+    Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, RemoteKeys, Route,
+    Server, TokenCache, Upstream,
     disk::Files,
     file::{self, File},
     material,
     problem::{Kind, Place, Report},
     schema,
     section::At,
-    value::Proof,
+    value::{ClientAuth, Proof},
 };
 use crate::{
-    identity::token::TokenRules,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Rule, Rules},
+        token::{Binding, RefreshRules, RevokedTokens, TokenRules},
+    },
     kernel::{self, ByteRate, Rate, Service, Transport},
+    policy::authorize::Demands,
 };
 
+mod tls;
+
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
-const MATERIAL_MAX_BYTES: usize = 4 << 20;
+pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
 
 /// Revocation lists of large authorities reach tens of megabytes.
-const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
+pub const REVOCATION_LIST_MAX_BYTES: usize = 64 << 20;
+
+/// From one good answer of an issuer to the next question: a key that it took back is believed for
+/// no longer, and it is asked no more often than it can bear from many gateways.
+const REFRESH_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// For keys that are not known yet; every stranger can cause a question that often.
+const REFRESH_COOLDOWN: Duration = Duration::from_secs(30);
+
+/// How long an issuer may be away: over a night, till somebody looks.
+const STALE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// `idp_lost = "strict"`: refuses after this.
+const STRICT_BELIEVED: Duration = Duration::from_secs(300);
+
+/// And so asks this often: one lost answer is not the loss of an issuer.
+const STRICT_EVERY: Duration = Duration::from_secs(60);
+
+/// A million revoked tokens with their issuer's URL.
+pub const REVOKED_TOKENS_MAX_BYTES: usize = 128 << 20;
 
 /// `sockaddr_un.sun_path` holds 108 bytes, the last of which is 0 (unix(7)).
 const SOCKET_PATH_MAX_BYTES: usize = 107;
@@ -59,6 +86,8 @@ pub(super) fn judge(
     let check = Check { base, files, report };
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
+    let identities = check.identities(&file.identities);
+    let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
     check.unused(file);
@@ -77,6 +106,8 @@ pub(super) fn judge(
             entries: file.token_cache.entries.value,
             ttl: file.token_cache.ttl.value,
         },
+        identities: identities?,
+        revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
         xdp: xdp?,
@@ -145,110 +176,6 @@ impl Check<'_> {
         })
     }
 
-    fn tls(&self, written: &file::Tls) -> Option<ListenerTls> {
-        self.serving(written);
-        self.clients(written);
-        let resolved = |path: &At<PathBuf>| self.base.join(&path.value);
-        Some(ListenerTls {
-            certificate: resolved(written.certificate.as_ref()?),
-            private_key: resolved(written.private_key.as_ref()?),
-            client_ca: resolved(written.client_ca.as_ref()?),
-            client_crl: written.client_crl.as_ref()?.value.iter().map(resolved).collect(),
-            crl_expired: written.crl_expired.value,
-            max_chain_depth: written.max_chain_depth.value,
-        })
-    }
-
-    /// The listener's own certificate and key.
-    fn serving(&self, written: &file::Tls) {
-        let chain = written.certificate.as_ref().and_then(|path| {
-            let key = "listener.tls.certificate";
-            let chain = self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates)?;
-            if let Some(number) = material::out_of_order(&chain) {
-                let text = format!(
-                    "certificate {number} of {} did not issue the one before it; put the leaf \
-                     first, then each issuer",
-                    path.value.display()
-                );
-                self.report.warning(path.place, text);
-            }
-            Some(chain)
-        });
-        let Some(path) = &written.private_key else { return };
-        let key = self.private_key(path);
-        if let (Some(chain), Some(key)) = (chain, key)
-            && let Err(damage) = material::pair(chain, key)
-        {
-            self.bad_file("listener.tls.private_key", path, damage);
-        }
-    }
-
-    fn private_key(&self, path: &At<PathBuf>) -> Option<rustls::pki_types::PrivateKeyDer<'static>> {
-        let key = "listener.tls.private_key";
-        let daemon = self.files.daemon();
-        let content = self.read(key, path, MATERIAL_MAX_BYTES)?;
-        if let Err(exposed) = material::private(&content, daemon) {
-            self.bad_file(key, path, exposed);
-        }
-        if content.owner != 0 && !daemon.users.contains(&content.owner) {
-            let (path_shown, owner) = (path.value.display(), content.owner);
-            let text = format!(
-                "{key} {path_shown} belongs to user {owner}, who is neither root nor the daemon; \
-                 change its owner (chown)"
-            );
-            self.report.warning(path.place, text);
-        }
-        let parsed = material::private_key(&content.bytes);
-        parsed.map_err(|damage| self.bad_file(key, path, damage)).ok()
-    }
-
-    /// What client certificates are checked against.
-    fn clients(&self, written: &file::Tls) {
-        let paths = written.client_crl.as_ref();
-        let mut lists = Vec::new();
-        let mut all_lists = true;
-        for path in paths.map_or(&[][..], |paths| &paths.value) {
-            let key = "listener.tls.client_crl";
-            match self.judged(key, path, REVOCATION_LIST_MAX_BYTES, material::revocation_lists) {
-                Some(more) => lists.extend(more),
-                None => all_lists = false,
-            }
-        }
-        if paths.is_some_and(|paths| paths.value.is_empty())
-            && written.crl_expired.value == CrlExpired::Allow
-        {
-            let text = "listener.tls.crl_expired says what an expired list means, but client_crl \
-                        names none; name the list or take crl_expired out";
-            self.report.warning(written.crl_expired.place, text);
-        }
-        let Some(path) = &written.client_ca else { return };
-        let key = "listener.tls.client_ca";
-        let anchors: Option<Vec<CertificateDer<'static>>> =
-            self.judged(key, path, MATERIAL_MAX_BYTES, material::certificates);
-        let Some(anchors) = anchors else { return };
-        for subject in material::not_authorities(&anchors) {
-            let text = format!(
-                "{key} {}: {subject:?} is not the certificate of an authority, no client \
-                 certificate can chain to it; name the authority's",
-                path.value.display()
-            );
-            self.report.warning(path.place, text);
-        }
-        if let Some(paths) = paths
-            && !lists.is_empty()
-            && all_lists
-        {
-            for subject in material::without_list(&anchors, &lists) {
-                let text = format!(
-                    "listener.tls.client_crl has no list of {subject:?}, which {} trusts; add it, \
-                     or what it revoked stays unknown",
-                    path.value.display()
-                );
-                self.report.warning(paths.place, text);
-            }
-        }
-    }
-
     fn issuers(&self, written: &[file::Issuer]) -> Option<Vec<Issuer>> {
         let names = written.iter().filter_map(|issuer| issuer.name.as_ref());
         self.unique("issuer.name", names, String::clone);
@@ -260,8 +187,17 @@ impl Check<'_> {
     }
 
     fn issuer(&self, written: &file::Issuer) -> Option<Issuer> {
-        if let Some(path) = &written.jwks_file {
-            self.judged("issuer.jwks_file", path, MATERIAL_MAX_BYTES, material::key_set);
+        let is_symmetric = self.symmetric(written);
+        let keys = self.key_source(&written.keys, is_symmetric);
+        if let Some(path) = &written.keys.file {
+            let key = "issuer.jwks_file";
+            self.judged(key, path, MATERIAL_MAX_BYTES, material::key_set);
+            if is_symmetric
+                && let Some(content) = self.read(key, path, MATERIAL_MAX_BYTES)
+                && let Err(exposed) = material::private(&content, self.files.daemon())
+            {
+                self.bad_file(key, path, exposed);
+            }
         }
         let (leeway, lifetime) = (&written.leeway, &written.max_lifetime);
         if leeway.value > lifetime.value {
@@ -279,13 +215,196 @@ impl Check<'_> {
                 name: written.name.as_ref()?.value.clone(),
                 issuer: written.issuer.as_ref()?.value.clone(),
                 audiences: written.audiences.clone()?,
-                algorithms: written.algorithms.clone(),
+                algorithms: written.algorithms.iter().map(|one| one.value).collect(),
                 leeway: leeway.value,
                 max_lifetime: lifetime.value,
                 client_id_claims: written.client_id_claims.clone(),
             },
-            jwks_file: self.base.join(&written.jwks_file.as_ref()?.value),
+            keys: keys?,
         })
+    }
+
+    /// Whether the issuer's tokens are signed by a key that we hold too. Beside public keys that
+    /// would let anybody sign with what everybody may know (RFC 8725 section 2.1).
+    fn symmetric(&self, written: &file::Issuer) -> bool {
+        let mut symmetric = written.algorithms.iter().filter(|one| one.value.is_symmetric());
+        let Some(first) = symmetric.next() else { return false };
+        if written.algorithms.len() > 1 {
+            let text = format!(
+                "issuer.algorithms has {} beside others; whoever verifies it can also sign, so \
+                 give it an [[issuer]] of its own or take it out",
+                first.value
+            );
+            self.contradiction(first.place, text);
+        }
+        true
+    }
+
+    fn identities(&self, written: &[file::Identity]) -> Option<Rules> {
+        let rules: Vec<Option<Rule>> = written.iter().map(|rule| self.identity(rule)).collect();
+        Some(Rules::new(rules.into_iter().collect::<Option<_>>()?))
+    }
+
+    fn identity(&self, written: &file::Identity) -> Option<Rule> {
+        let from = written.from.as_ref()?;
+        let matches = written.matches.as_ref()?;
+        let patterns: Vec<Option<Pattern>> =
+            matches.iter().map(|one| self.identity_pattern(&from.value, one)).collect();
+        // A fingerprint changes with each renewal, so the next one is named beside it.
+        let most = if from.value == NameSource::Sha256 { 2 } else { 1 };
+        if let Some(more) = matches.get(most) {
+            let text = format!(
+                "identity.match has more than {most} for {}; write an [[identity]] for each",
+                from.value
+            );
+            self.contradiction(more.place, text);
+        }
+        match &from.value {
+            NameSource::SubjectCn => {
+                let text = "identity.from is \"subject_cn\", a free text that authorities check \
+                            least; use san_uri or san_dns where the certificates have them";
+                self.report.warning(from.place, text);
+            }
+            NameSource::Sha256 if matches.len() > 1 && written.principal.value.has_value() => {
+                let text = "identity.principal is the fingerprint itself, which changes when the \
+                            certificate does; write a name that stays";
+                self.report.warning(written.principal.place, text);
+            }
+            _ => {}
+        }
+        Some(Rule {
+            from: from.value.clone(),
+            matches: patterns.into_iter().collect::<Option<_>>()?,
+            principal: written.principal.value.clone(),
+            roles: written.roles.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
+            tenant: written.tenant.as_ref().map(|tenant| tenant.value.clone()),
+        })
+    }
+
+    /// As the names it is compared with are written: DNS names and digests in lower case.
+    fn identity_pattern(&self, from: &NameSource, written: &At<String>) -> Option<Pattern> {
+        let text = match from {
+            NameSource::SanDns => written.value.to_ascii_lowercase(),
+            NameSource::Sha256 | NameSource::IssuerSerial => {
+                // OpenSSL writes fingerprints with colons.
+                written.value.replace(':', "").to_ascii_lowercase()
+            }
+            _ => written.value.clone(),
+        };
+        let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let wants_digest = matches!(from, NameSource::Sha256 | NameSource::IssuerSerial);
+        if wants_digest && !is_digest && text != "*" {
+            let text = format!(
+                "identity.match is no SHA-256; {from} takes 64 hexadecimal digits, or \"*\" for every \
+                 certificate"
+            );
+            self.problem(written.place, Kind::BadValue, text);
+            return None;
+        }
+        Pattern::parse(&text)
+            .map_err(|error| {
+                let text = format!(
+                    "identity.match has {error}; one stands for one or more characters, / among them"
+                );
+                self.problem(written.place, Kind::BadValue, text);
+            })
+            .ok()
+    }
+
+    fn key_source(&self, written: &file::Keys, is_symmetric: bool) -> Option<KeySource> {
+        let file::Keys { file, url, discovery_url, .. } = written;
+        let file_place = file.as_ref().map(|at| ("jwks_file", at.place));
+        let url_place = url.as_ref().map(|at| ("jwks_url", at.place));
+        let discovery_place = discovery_url.as_ref().map(|at| ("discovery_url", at.place));
+        let sources: Vec<_> =
+            [file_place, url_place, discovery_place].into_iter().flatten().collect();
+        if let [(first, _), (second, place), ..] = sources.as_slice() {
+            let text = format!(
+                "issuer.{second} stands beside {first}, and an issuer's keys come from one place; \
+                 take one of them out"
+            );
+            self.contradiction(*place, text);
+        }
+        let location = match (url, discovery_url) {
+            (Some(url), _) => KeyLocation::Keys(url.value.clone()),
+            (None, Some(url)) => KeyLocation::Description(url.value.clone()),
+            (None, None) => {
+                let file = file.as_ref()?;
+                self.settings_of_fetching(written);
+                return Some(KeySource::File(self.base.join(&file.value)));
+            }
+        };
+        if let Some((name, place)) = url_place.or(discovery_place)
+            && is_symmetric
+        {
+            let text = format!(
+                "issuer.{name} would show a shared key to whoever asks; keep the key of HS256 in a \
+                 file, named by jwks_file"
+            );
+            self.contradiction(place, text);
+        }
+        if let Some(path) = &written.authorities {
+            self.judged("issuer.ca", path, MATERIAL_MAX_BYTES, material::certificates);
+        }
+        let addresses = written.addresses.as_ref()?.value.iter().map(|at| at.value);
+        Some(KeySource::Remote(Arc::new(RemoteKeys {
+            location,
+            authorities: written.authorities.as_ref().map(|path| self.base.join(&path.value)),
+            addresses: addresses.collect(),
+            refresh: self.refresh(written),
+        })))
+    }
+
+    /// Settings of fetching, where nothing is fetched.
+    fn settings_of_fetching(&self, written: &file::Keys) {
+        let addresses = written.addresses.as_ref().filter(|list| !list.value.is_empty());
+        for (key, place) in [
+            ("ca", written.authorities.as_ref().map(|at| at.place)),
+            ("addresses", addresses.map(|at| at.place)),
+            ("refresh", written.refresh.as_ref().map(|at| at.place)),
+            ("cooldown", written.cooldown.as_ref().map(|at| at.place)),
+            ("idp_lost", written.idp_lost.as_ref().map(|at| at.place)),
+            ("max_stale", written.max_stale.as_ref().map(|at| at.place)),
+        ] {
+            if let Some(place) = place {
+                let text = format!(
+                    "issuer.{key} is about keys that are fetched, and these come from a file; take \
+                     it out, or name the issuer's jwks_url or discovery_url"
+                );
+                self.contradiction(place, text);
+            }
+        }
+    }
+
+    fn refresh(&self, written: &file::Keys) -> RefreshRules {
+        let value = |at: &Option<At<Duration>>, default| at.as_ref().map_or(default, |at| at.value);
+        let every = value(&written.refresh, REFRESH_EVERY);
+        let cooldown = value(&written.cooldown, REFRESH_COOLDOWN);
+        if written.idp_lost.as_ref().map(|at| at.value) != Some(IdpLost::Strict) {
+            return RefreshRules {
+                every,
+                cooldown,
+                believed: value(&written.max_stale, STALE_MAX),
+            };
+        }
+        if let Some(stale) = &written.max_stale {
+            let text = "issuer.max_stale is how long old keys serve, but idp_lost is \"strict\", \
+                        which refuses after 5 minutes; take one of them out";
+            self.contradiction(stale.place, text);
+        }
+        RefreshRules { every: every.min(STRICT_EVERY), cooldown, believed: STRICT_BELIEVED }
+    }
+
+    fn revoked_tokens(&self, file: &File) -> Option<PathBuf> {
+        let path = file.revoked_tokens.as_ref()?;
+        let key = "revocation.tokens_file";
+        self.judged(key, path, REVOKED_TOKENS_MAX_BYTES, RevokedTokens::parse);
+        if file.issuers.is_empty() {
+            let text = "revocation.tokens_file lists tokens, but there is no [[issuer]] whose \
+                        tokens are believed; take it out";
+            self.report.warning(path.place, text);
+        }
+        Some(self.base.join(&path.value))
     }
 
     fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
@@ -368,9 +487,21 @@ impl Check<'_> {
             path: written.path.as_ref()?.value.clone(),
             methods: written.methods.as_ref()?.iter().map(|at| at.value.clone()).collect(),
             upstream: upstream?,
-            require_certificate: requires(Proof::Certificate)?,
-            require_token: requires(Proof::Token)?,
-            scopes: written.scopes.as_ref()?.value.iter().map(|at| at.value.clone()).collect(),
+            demands: Demands {
+                certificate: requires(Proof::Certificate)?,
+                token: requires(Proof::Token)?,
+                binding: if written.bound_token.value {
+                    Binding::Always
+                } else {
+                    Binding::WhenBound
+                },
+                scopes: values(written.scopes.as_ref()?),
+                roles: values(written.roles.as_ref()?),
+                principals: values(written.principals.as_ref()?),
+                sources: values(written.sources.as_ref()?),
+                hours: written.hours.as_ref()?.value.clone(),
+            },
+            pass_authorization: written.pass_authorization.value,
         })
     }
 
@@ -411,16 +542,77 @@ impl Check<'_> {
                         be believed; add one, or take \"token\" out";
             self.contradiction(token.place, text);
         }
+        let certificate = require.value.iter().any(|at| at.value == Proof::Certificate);
+        if route.bound_token.value && (token.is_none() || !certificate) {
+            let text = "route.bound_token is true, which binds a token to a certificate, but \
+                        require lacks one of them; write [\"certificate\", \"token\"]";
+            self.contradiction(route.bound_token.place, text);
+        }
+        self.identities_of(require, route, file);
         let Some(scopes) = &route.scopes else { return };
         if token.is_none() && !scopes.value.is_empty() {
             let text = "route.scopes are a token's, but require has no \"token\"; add it there, or \
                         take scopes out";
             self.contradiction(scopes.place, text);
         }
-        if require.value.is_empty() && scopes.value.is_empty() {
+        let tables = file.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let asked: Vec<ClientAuth> = tables.flat_map(tls::asked).collect();
+        let certificate = require.value.iter().find(|at| at.value == Proof::Certificate);
+        if let Some(certificate) = certificate
+            && !asked.is_empty()
+            && asked.iter().all(|asked| *asked == ClientAuth::Off)
+        {
+            let text = "route.require has \"certificate\", but client_auth is \"off\" everywhere, \
+                        so nobody could come with one; ask for it in [listener.tls]";
+            self.contradiction(certificate.place, text);
+        }
+        let everybody = asked.iter().all(|asked| *asked == ClientAuth::Required);
+        if require.value.is_empty() && scopes.value.is_empty() && everybody {
             let text = "route.require is empty, yet every listener demands a client certificate \
                         before any request; write [\"certificate\"], which is what holds";
             self.report.warning(require.place, text);
+        }
+    }
+
+    /// The roles and principals of a route, against who there can be.
+    fn identities_of(&self, require: &At<Vec<At<Proof>>>, route: &file::Route, file: &File) {
+        let (Some(roles), Some(principals)) = (&route.roles, &route.principals) else { return };
+        let lists = [
+            ("roles", roles.place, roles.value.is_empty()),
+            ("principals", principals.place, principals.value.is_empty()),
+        ];
+        for (key, place, is_empty) in lists {
+            if require.value.is_empty() && !is_empty {
+                let text = format!(
+                    "route.{key} are of somebody, but require is empty, so anybody may come; write \
+                     what must be proven, or take {key} out"
+                );
+                self.contradiction(place, text);
+            }
+        }
+        let requires = |proof| require.value.iter().any(|at| at.value == proof);
+        let given = |role: &String| {
+            let rules = file.identities.iter().filter_map(|rule| rule.roles.as_ref());
+            rules.flat_map(|roles| &roles.value).any(|at| at.value == *role)
+        };
+        if requires(Proof::Certificate) && !requires(Proof::Token) {
+            for role in roles.value.iter().filter(|role| !given(&role.value)) {
+                let text = format!(
+                    "route.roles has {:?}, which no [[identity]] gives and no token is asked for; \
+                     add it to the roles of one",
+                    role.value
+                );
+                self.report.warning(role.place, text);
+            }
+        }
+        if !principals.value.is_empty()
+            && !requires(Proof::Certificate)
+            && requires(Proof::Token)
+            && file.issuers.len() > 1
+        {
+            let text = "route.principals are compared with the subjects of tokens, and there is more \
+                        than one issuer, who may each name a subject so; ask for a scope instead";
+            self.report.warning(principals.place, text);
         }
     }
 
@@ -571,6 +763,13 @@ impl Check<'_> {
         let servers = file.upstreams.iter().filter_map(|upstream| upstream.servers.as_ref());
         let addresses = servers.flatten().filter_map(|server| server.value.host.parse().ok());
         exempt.extend(addresses.map(|address: IpAddr| IpNet::from(address.to_canonical())));
+        let issuers = file.issuers.iter().map(|issuer| &issuer.keys);
+        for keys in issuers {
+            let urls = [&keys.url, &keys.discovery_url].into_iter().flatten();
+            exempt.extend(urls.filter_map(|url| url.value.address()).map(IpNet::from));
+            let addresses = keys.addresses.iter().flat_map(|list| &list.value);
+            exempt.extend(addresses.map(|at| IpNet::from(at.value.ip().to_canonical())));
+        }
         let mut seen = std::collections::HashSet::new();
         exempt.retain(|network| seen.insert(*network));
         self.denied(written, &exempt);
@@ -700,6 +899,11 @@ impl Check<'_> {
     }
 }
 
+/// The values without their places.
+fn values<T: Clone>(list: &At<Vec<At<T>>>) -> Vec<T> {
+    list.value.iter().map(|at| at.value.clone()).collect()
+}
+
 /// Whether some request could go to either, with nothing to choose by: the same path is given.
 fn same_requests(a: &file::Route, b: &file::Route) -> bool {
     let (Some(a_hosts), Some(b_hosts)) = (&a.hosts, &b.hosts) else { return false };
@@ -737,7 +941,7 @@ mod tests {
 
     use super::{
         super::{
-            Endpoint, LogFormat, Protocol, Warning,
+            CrlExpired, Endpoint, LogFormat, Protocol, Warning,
             fake::{Fake, LAB, STRANGER_ID, lines, problem_lines},
         },
         *,
@@ -798,11 +1002,14 @@ interfaces = ["eth0"]
 
         let listener = &config.listeners[0];
         assert_eq!(listener.protocols, [Protocol::Http2, Protocol::Http1]);
-        assert_eq!(listener.tls.certificate, Path::new("/etc/portcullis/tls/server.pem"));
-        assert_eq!(listener.tls.private_key, Path::new("/etc/portcullis/tls/server.key"));
-        assert_eq!(listener.tls.client_ca, Path::new("/etc/portcullis/tls/clients-ca.pem"));
-        assert!(listener.tls.client_crl.is_empty());
-        assert_eq!((listener.tls.crl_expired, listener.tls.max_chain_depth), (CrlExpired::Deny, 2));
+        let [site] = &listener.tls.sites[..] else { panic!("{:?}", listener.tls) };
+        assert_eq!(site.certificate, Path::new("/etc/portcullis/tls/server.pem"));
+        assert_eq!(site.private_key, Path::new("/etc/portcullis/tls/server.key"));
+        let clients = site.clients.as_ref().unwrap();
+        assert!(clients.required && clients.crl.is_empty() && clients.retired_ca.is_empty());
+        assert_eq!(clients.ca, Path::new("/etc/portcullis/tls/clients-ca.pem"));
+        assert_eq!((clients.crl_expired, clients.max_chain_depth), (CrlExpired::Deny, 2));
+        assert_eq!(listener.tls.sessions, 20_000);
 
         let rules = TokenRules {
             name: "corp".into(),
@@ -814,7 +1021,8 @@ interfaces = ["eth0"]
             client_id_claims: vec!["client_id".into(), "azp".into(), "sub".into()],
         };
         assert_eq!(config.issuers[0].rules, rules);
-        assert_eq!(config.issuers[0].jwks_file, Path::new("/etc/portcullis/jwks.json"));
+        let keys = &config.issuers[0].keys;
+        assert!(matches!(keys, KeySource::File(file) if file == "/etc/portcullis/jwks.json"));
 
         let upstream = &config.upstreams[0];
         assert_eq!(upstream.servers, [Endpoint { host: "192.0.2.9".into(), port: 9001 }]);
@@ -822,9 +1030,11 @@ interfaces = ["eth0"]
         assert_eq!(upstream.response_timeout, Duration::from_secs(30));
 
         let route = &config.routes[0];
-        assert!(route.hosts.is_empty() && route.methods.is_empty() && route.scopes.is_empty());
+        let demands = &route.demands;
+        assert!(route.hosts.is_empty() && route.methods.is_empty() && demands.scopes.is_empty());
         assert_eq!((route.path.as_str(), route.upstream), ("/orders", 0));
-        assert!(route.require_certificate && route.require_token);
+        assert!(demands.certificate && demands.token && !route.pass_authorization);
+        assert!(demands.roles.is_empty() && demands.hours.is_none());
 
         let xdp = kernel::Settings {
             interfaces: vec!["eth0".into()],
@@ -892,7 +1102,7 @@ access = false
         let route = &config.routes[0];
         assert_eq!(route.hosts, ["api.example.com"]);
         assert_eq!(route.methods, [http::Method::GET, http::Method::POST]);
-        assert_eq!(route.scopes, ["read"]);
+        assert_eq!(route.demands.scopes, ["read"]);
         let xdp = kernel::Settings {
             interfaces: vec!["eth0".into(), "eth1".into()],
             mode: Mode::Generic,
@@ -1002,6 +1212,24 @@ access = false
             ),
             (
                 "require = [\"certificate\", \"token\"]",
+                "require = []\nroles = [\"admin\"]\nhours = \"08:00-18:00\"\nprincipals = [\"**\"]",
+                &[
+                    "22:9: route.hours has not the form; write it as in \"08:00-18:00 \
+                     Europe/Berlin\" or \"Mon-Fri 08:00-18:00 Europe/Berlin\"",
+                    "23:15: route.principals has \"**\" with more than one *; one stands for any \
+                     characters, / among them",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = []\nroles = [\"admin\"]",
+                &[
+                    "21:9: route.roles are of somebody, but require is empty, so anybody may come; write \
+                   what must be proven, or take roles out",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
                 "require = []\nscopes = [\"read\"]",
                 &[
                     "21:10: route.scopes are a token's, but require has no \"token\"; add it there, \
@@ -1086,11 +1314,114 @@ access = false
                 &["1:1: admin.metrics 127.0.0.1:9090 and the listener at 127.0.0.1:9090 \
                    (/etc/portcullis/portcullis.toml:3) want the same port; give one of them another"],
             ),
+            (
+                "jwks_file = \"jwks.json\"",
+                "jwks_file = \"jwks.json\"\nalgorithms = [\"ES256\", \"HS256\"]",
+                &[
+                    "12:13: issuer.jwks_file \"/etc/portcullis/jwks.json\" is open to everybody on \
+                     this machine (mode 0644); take that away (chmod o-rwx), and replace the key if \
+                     somebody may have copied it",
+                    "13:24: issuer.algorithms has HS256 beside others; whoever verifies it can also \
+                     sign, so give it an [[issuer]] of its own or take it out",
+                ],
+            ),
+            (
+                "require = [\"certificate\", \"token\"]",
+                "require = [\"token\"]\nbound_token = true",
+                &["21:15: route.bound_token is true, which binds a token to a certificate, but \
+                   require lacks one of them; write [\"certificate\", \"token\"]"],
+            ),
         ];
         for (from, to, expected) in rows {
             let problems = Fake::new().load(&small(from, to)).expect_err(to);
             assert_eq!(problem_lines(&problems), *expected, "{to}");
         }
+    }
+
+    /// An identity table with these lines, before the rest.
+    fn with_identity(lines: &str) -> String {
+        small("[[upstream]]", &format!("[[identity]]\n{lines}\n[[upstream]]"))
+    }
+
+    #[test]
+    fn identity_rules_are_read_or_refused() {
+        let digest = "ab".repeat(32);
+        let colons = vec!["AB"; 32].join(":");
+        for (lines, said) in [
+            ("from = \"san_uri\"\nmatch = \"spiffe://example.org/*\"", ""),
+            (
+                "from = \"oid:1.2.3\"\nmatch = [\"*\"]\ntenant = \"{oid:1.2.4}\"\nroles = [\"a\"]",
+                "",
+            ),
+            (&format!("from = \"sha256\"\nmatch = \"{colons}\"\nprincipal = \"partner\""), ""),
+            ("from = \"issuer_serial\"\nmatch = \"*\"\nprincipal = \"partner:{value}\"", ""),
+            ("from = \"san_uri\"", "13:1: [[identity]] has no match;"),
+            ("match = \"x\"", "13:1: [[identity]] has no from;"),
+            ("from = \"cn\"\nmatch = \"x\"", "14:8: identity.from is \"cn\"; write san_uri,"),
+            (
+                "from = \"san_uri\"\nmatch = \"*a*\"",
+                "15:9: identity.match has more than one *; one stands for",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = [\"a\", \"b\"]",
+                "15:15: identity.match has more than 1 for san_uri; write an [[identity]] for each",
+            ),
+            (
+                "from = \"sha256\"\nmatch = \"abcd\"",
+                "15:9: identity.match is no SHA-256; sha256 takes 64 hexadecimal digits,",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = \"x\"\nprincipal = \"{nobody}\"",
+                "16:13: identity.principal is \"{nobody}\", in which {nobody} is neither",
+            ),
+            (
+                "from = \"san_uri\"\nmatch = \"x\"\nroles = [\"a,b\"]",
+                "16:10: identity.roles has \"a,b\"; write one role an entry",
+            ),
+            (
+                "from = \"subject_cn\"\nmatch = \"x\"",
+                "warning 14:8: identity.from is \"subject_cn\", a free text",
+            ),
+            (
+                &format!("from = \"sha256\"\nmatch = [\"{digest}\", \"{}\"]", "0".repeat(64)),
+                "warning 13:1: identity.principal is the fingerprint itself,",
+            ),
+        ] {
+            let outcome = Fake::new().load(&with_identity(lines));
+            let all = match &outcome {
+                Ok((_, warnings)) => super::super::fake::lines(warnings)
+                    .iter()
+                    .map(|line| format!("warning {line}"))
+                    .collect(),
+                Err(problems) => problem_lines(problems),
+            };
+            let held = match said {
+                "" => all.is_empty(),
+                said => all.iter().any(|line| line.starts_with(said)),
+            };
+            assert!(held, "{lines}: {all:#?}");
+        }
+    }
+
+    #[test]
+    fn what_a_route_demands_is_read() {
+        let text = small(
+            "require = [\"certificate\", \"token\"]",
+            "require = [\"certificate\", \"token\"]\nroles = [\"admin\"]\n\
+             principals = [\"spiffe://a/*\", \"b\"]\nsources = [\"10.0.0.0/8\"]\n\
+             hours = \"Mon-Fri 08:00-18:00 Europe/Berlin\"\npass_authorization = true",
+        );
+        let (config, warnings) = Fake::new().load(&text).unwrap();
+        assert_eq!(warnings, Vec::<Warning>::new());
+        let route = &config.routes[0];
+        assert_eq!(
+            format!("{:?}", route.demands),
+            "Demands { certificate: true, token: true, binding: WhenBound, scopes: [], roles: [\"admin\"], principals: \
+             [Pattern { before: \"spiffe://a/\", after: Some(\"\") }, Pattern { before: \"b\", after: \
+             None }], sources: [10.0.0.0/8], hours: Some(Hours(\"Mon-Fri 08:00-18:00 \
+             Europe/Berlin\")) }"
+        );
+        assert!(route.pass_authorization);
     }
 
     #[test]
@@ -1191,6 +1522,24 @@ access = false
     }
 
     #[test]
+    fn a_role_that_nobody_can_have_is_a_warning() {
+        let route = |lines: &str| {
+            small(
+                "require = [\"certificate\", \"token\"]",
+                &format!("require = [\"certificate\"]\nroles = [\"till\"]\n{lines}"),
+            )
+        };
+        let (_, warnings) = Fake::new().load(&route("")).unwrap();
+        let said = lines(&warnings);
+        let expected = "21:10: route.roles has \"till\", which no [[identity]] gives and no token is \
+                        asked for; add it to the roles of one";
+        assert!(said.iter().any(|line| line == expected), "{said:#?}");
+        let rule = "[[identity]]\nfrom = \"san_uri\"\nmatch = \"*\"\nroles = [\"till\"]\n";
+        let (_, warnings) = Fake::new().load(&route(rule)).unwrap();
+        assert!(!lines(&warnings).iter().any(|line| line.contains("route.roles")));
+    }
+
+    #[test]
     fn routes_are_apart_by_host_method_or_path() {
         let route = |name: &str, rest: &str| {
             format!(
@@ -1286,6 +1635,103 @@ access = false
             change(&mut fake);
             let problems = fake.load(SMALL).expect_err(expected);
             assert_eq!(problem_lines(&problems).join("\n"), *expected);
+        }
+    }
+
+    #[test]
+    fn keys_come_from_one_place() {
+        let issuer = |lines: &str| {
+            let text = small("jwks_file = \"jwks.json\"", lines);
+            let mut fake = Fake::new();
+            fake.put("idp-ca.pem", &LAB.authority, 0o644);
+            fake.load(&text).map_err(|problems| problem_lines(&problems).join("\n"))
+        };
+        let second = Duration::from_secs;
+        let default =
+            RefreshRules { every: second(900), cooldown: second(30), believed: second(24 * 3600) };
+        for (lines, expected) in [
+            ("jwks_url = \"https://idp.example.com/keys\"", default),
+            (
+                "discovery_url = \"https://idp.example.com/d\"\nca = \"idp-ca.pem\"\n\
+                 addresses = [\"192.0.2.77:443\"]\nrefresh = \"1m\"\ncooldown = \"2s\"\n\
+                 idp_lost = \"available\"\nmax_stale = \"1h\"",
+                RefreshRules { every: second(60), cooldown: second(2), believed: second(3600) },
+            ),
+            (
+                "jwks_url = \"http://127.0.0.1:9/k\"\nidp_lost = \"strict\"",
+                RefreshRules { every: second(60), believed: second(300), ..default },
+            ),
+        ] {
+            let (config, warnings) = issuer(lines).unwrap();
+            assert_eq!(warnings, Vec::<Warning>::new());
+            let KeySource::Remote(keys) = &config.issuers[0].keys else { panic!("{lines}") };
+            assert_eq!(keys.refresh, expected, "{lines}");
+            let exempt = config.xdp.map(|xdp| xdp.exempt).unwrap_or_default();
+            let stands = exempt.contains(&"192.0.2.77/32".parse().unwrap());
+            assert_eq!(stands, !keys.addresses.is_empty());
+        }
+        for (lines, expected) in [
+            (
+                "leeway = \"1s\"",
+                "8:1: [[issuer]] has no jwks_file; add it, as in jwks_file = \"jwks.json\"",
+            ),
+            (
+                "jwks_file = \"jwks.json\"\njwks_url = \"https://idp/\"",
+                "13:12: issuer.jwks_url stands beside jwks_file, and an issuer's keys come from one \
+                 place; take one of them out",
+            ),
+            (
+                "jwks_url = \"http://idp.example.com/keys\"",
+                "12:12: issuer.jwks_url is \"http://idp.example.com/keys\": it is not https://, \
+                 and http:// is for this machine's loopback only; write it as in \
+                 \"https://idp.example.com/keys\"",
+            ),
+            (
+                "jwks_file = \"jwks.json\"\nmax_stale = \"1h\"",
+                "13:13: issuer.max_stale is about keys that are fetched, and these come from a \
+                 file; take it out, or name the issuer's jwks_url or discovery_url",
+            ),
+            (
+                "jwks_url = \"https://idp/\"\nidp_lost = \"strict\"\nmax_stale = \"1h\"",
+                "14:13: issuer.max_stale is how long old keys serve, but idp_lost is \"strict\", \
+                 which refuses after 5 minutes; take one of them out",
+            ),
+            (
+                "jwks_url = \"https://idp/\"\nalgorithms = [\"HS256\"]",
+                "12:12: issuer.jwks_url would show a shared key to whoever asks; keep the key of \
+                 HS256 in a file, named by jwks_file",
+            ),
+        ] {
+            assert_eq!(issuer(lines).unwrap_err(), expected, "{lines}");
+        }
+    }
+
+    #[test]
+    fn revoked_tokens_are_listed_whole() {
+        let text = SMALL.to_owned() + "[revocation]\ntokens_file = \"revoked.jti\"\n";
+        let listed = |list: Option<&str>| {
+            let mut fake = Fake::new();
+            if let Some(list) = list {
+                fake.put("revoked.jti", list, 0o644);
+            }
+            fake.load(&text).map_err(|problems| problem_lines(&problems).join("\n"))
+        };
+        let (config, warnings) = listed(Some("https://idp.example.com 7f3c\n")).unwrap();
+        assert_eq!(
+            config.revoked_tokens.as_deref(),
+            Some(Path::new("/etc/portcullis/revoked.jti"))
+        );
+        assert_eq!(warnings, Vec::<Warning>::new());
+        for (list, expected) in [
+            (None, "does not exist; correct the path or create the file"),
+            (
+                Some("https://idp.example.com 7f3c"),
+                "the last line has no end, so it may be half written; end each line with a newline",
+            ),
+        ] {
+            let expected =
+                format!("24:15: revocation.tokens_file \"/etc/portcullis/revoked.jti\" {expected}");
+            assert_eq!(listed(list).unwrap_err(), expected);
         }
     }
 

@@ -6,15 +6,21 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, LogFormat, Protocol,
+    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol,
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
-    value::{self, Between, Proof, duration_between},
+    value::{self, Between, ClientAuth, Proof, duration_between},
 };
 use crate::{
-    identity::token::Algorithm,
+    fetch::Url,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Template},
+        token::Algorithm,
+    },
     kernel::{Mode, Service, Transport},
+    policy::hours::Hours,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,6 +35,8 @@ pub(super) struct File {
     pub(super) listeners: Vec<Listener>,
     pub(super) issuers: Vec<Issuer>,
     pub(super) token_cache: TokenCache,
+    pub(super) identities: Vec<Identity>,
+    pub(super) revoked_tokens: Option<At<PathBuf>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
     pub(super) xdp: Xdp,
@@ -59,10 +67,31 @@ pub(super) struct Listener {
 pub(super) struct Tls {
     pub(super) certificate: Option<At<PathBuf>>,
     pub(super) private_key: Option<At<PathBuf>>,
-    pub(super) client_ca: Option<At<PathBuf>>,
-    pub(super) client_crl: Option<At<Vec<At<PathBuf>>>>,
-    pub(super) crl_expired: At<CrlExpired>,
-    pub(super) max_chain_depth: At<usize>,
+    pub(super) clients: Clients,
+    pub(super) sessions: At<usize>,
+    pub(super) sni: Vec<Sni>,
+}
+
+/// `[[listener.tls.sni]]`; what is not written is as in `[listener.tls]`.
+#[derive(Debug)]
+pub(super) struct Sni {
+    pub(super) names: Option<Vec<At<String>>>,
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) private_key: Option<At<PathBuf>>,
+    pub(super) clients: Clients,
+}
+
+/// The keys about clients' certificates, each `None` when it is not written or was refused.
+#[derive(Debug)]
+pub(super) struct Clients {
+    /// As in `listener.tls`.
+    pub(super) path: &'static str,
+    pub(super) auth: Option<At<ClientAuth>>,
+    pub(super) ca: Option<At<PathBuf>>,
+    pub(super) crl: Option<At<Vec<At<PathBuf>>>>,
+    pub(super) crl_expired: Option<At<CrlExpired>>,
+    pub(super) max_chain_depth: Option<At<usize>>,
+    pub(super) retired: Option<At<Vec<At<PathBuf>>>>,
 }
 
 /// `[[issuer]]`.
@@ -71,11 +100,26 @@ pub(super) struct Issuer {
     pub(super) name: Option<At<String>>,
     pub(super) issuer: Option<At<String>>,
     pub(super) audiences: Option<Vec<String>>,
-    pub(super) algorithms: Vec<Algorithm>,
-    pub(super) jwks_file: Option<At<PathBuf>>,
+    pub(super) algorithms: Vec<At<Algorithm>>,
+    pub(super) keys: Keys,
     pub(super) leeway: At<Duration>,
     pub(super) max_lifetime: At<Duration>,
     pub(super) client_id_claims: Vec<String>,
+}
+
+/// Where an issuer's keys are, and what to do when they cannot be had. Not written is `None`: most
+/// of it means something for keys that are fetched only.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) file: Option<At<PathBuf>>,
+    pub(super) url: Option<At<Url>>,
+    pub(super) discovery_url: Option<At<Url>>,
+    pub(super) authorities: Option<At<PathBuf>>,
+    pub(super) addresses: Option<At<Vec<At<SocketAddr>>>>,
+    pub(super) refresh: Option<At<Duration>>,
+    pub(super) cooldown: Option<At<Duration>>,
+    pub(super) idp_lost: Option<At<IdpLost>>,
+    pub(super) max_stale: Option<At<Duration>>,
 }
 
 /// `[token_cache]`.
@@ -83,6 +127,16 @@ pub(super) struct Issuer {
 pub(super) struct TokenCache {
     pub(super) entries: At<usize>,
     pub(super) ttl: At<Duration>,
+}
+
+/// `[[identity]]`.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) from: Option<At<NameSource>>,
+    pub(super) matches: Option<Vec<At<String>>>,
+    pub(super) principal: At<Template>,
+    pub(super) roles: Option<At<Vec<At<String>>>>,
+    pub(super) tenant: Option<At<Template>>,
 }
 
 /// `[[upstream]]`.
@@ -105,6 +159,12 @@ pub(super) struct Route {
     pub(super) upstream: Option<At<String>>,
     pub(super) require: Option<At<Vec<At<Proof>>>>,
     pub(super) scopes: Option<At<Vec<At<String>>>>,
+    pub(super) bound_token: At<bool>,
+    pub(super) roles: Option<At<Vec<At<String>>>>,
+    pub(super) principals: Option<At<Vec<At<Pattern>>>>,
+    pub(super) sources: Option<At<Vec<At<IpNet>>>>,
+    pub(super) hours: Option<At<Option<Hours>>>,
+    pub(super) pass_authorization: At<bool>,
 }
 
 /// `[xdp]`.
@@ -167,7 +227,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["revocation", "identity", "limit", "host"] {
+    for key in ["limit", "host"] {
         root.not_yet(key, Neutral::Empty, "leave the table out");
     }
     // A table that is not written is read as an empty one, so that there is one place for defaults.
@@ -181,6 +241,8 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         listeners: listeners(&root),
         issuers: root.children("issuer", "issuer").iter().map(issuer).collect(),
         token_cache: token_cache(&table("token_cache")),
+        identities: root.children("identity", "identity").iter().map(identity).collect(),
+        revoked_tokens: revocation(&table("revocation")),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
         xdp: xdp(&table("xdp")),
@@ -233,33 +295,54 @@ fn listener(section: &Section<'_>) -> Listener {
 }
 
 fn tls(section: &Section<'_>) -> Tls {
-    section.not_yet("sni", Neutral::Empty, "give each certificate a listener of its own");
-    section.or("client_auth", text(value::client_auth), ());
+    let clients = clients(section, "listener.tls");
+    if clients.auth.as_ref().is_none_or(|auth| auth.value != ClientAuth::Off) {
+        section.required("client_ca");
+    }
+    let sni = section.children("sni", "listener.tls.sni");
     Tls {
         certificate: section.must("certificate", text(value::path)),
         private_key: section.must("private_key", text(value::path)),
-        client_ca: section.must("client_ca", text(value::path)),
-        client_crl: section.list_or_empty("client_crl", text(value::path)),
-        crl_expired: section.or("crl_expired", text(value::crl_expired), CrlExpired::Deny),
-        max_chain_depth: section.or(
+        clients,
+        sessions: section.or(
+            "sessions",
+            integer(0..=1_000_000, "each takes about three kilobytes; 0 remembers none"),
+            20_000,
+        ),
+        sni: sni.iter().map(sni_table).collect(),
+    }
+}
+
+fn sni_table(section: &Section<'_>) -> Sni {
+    // One without the other would be a certificate with the listener's key.
+    if section.is_set("certificate") || section.is_set("private_key") {
+        section.required("certificate");
+        section.required("private_key");
+    }
+    Sni {
+        names: section.must_fill("names", text(value::server_name)),
+        certificate: section.maybe("certificate", text(value::path)),
+        private_key: section.maybe("private_key", text(value::path)),
+        clients: clients(section, "listener.tls.sni"),
+    }
+}
+
+fn clients(section: &Section<'_>, path: &'static str) -> Clients {
+    Clients {
+        path,
+        auth: section.maybe("client_auth", text(value::client_auth)),
+        ca: section.maybe("client_ca", text(value::path)),
+        crl: section.list("client_crl", text(value::path)),
+        crl_expired: section.maybe("crl_expired", text(value::crl_expired)),
+        max_chain_depth: section.maybe(
             "max_chain_depth",
             integer(0..=6, "the intermediates between leaf and anchor that are looked at"),
-            2,
         ),
+        retired: section.list("retired_ca", text(value::path)),
     }
 }
 
 fn issuer(section: &Section<'_>) -> Issuer {
-    for key in ["jwks_url", "discovery_url"] {
-        section.not_yet(
-            key,
-            Neutral::Empty,
-            "keep the issuer's keys in a file, named by jwks_file",
-        );
-    }
-    for key in ["idp_lost", "max_stale"] {
-        section.not_yet(key, Neutral::Empty, "leave it out, keys from a file do not grow stale");
-    }
     let leeway = Between {
         min: Duration::ZERO,
         max: 5 * MINUTE,
@@ -271,20 +354,50 @@ fn issuer(section: &Section<'_>) -> Issuer {
         name: section.must("name", text(value::name)),
         issuer: section.must("issuer", text(value::words)),
         audiences: section.must_fill("audiences", text(value::words)).map(values),
-        algorithms: section
-            .filled("algorithms", text(value::algorithm))
-            .map_or_else(|| vec![Algorithm::Rs256, Algorithm::Es256], |list| values(list.value)),
-        jwks_file: if section.is_set("jwks_url") || section.is_set("discovery_url") {
-            section.maybe("jwks_file", text(value::path))
-        } else {
-            section.must("jwks_file", text(value::path))
-        },
+        algorithms: section.filled("algorithms", text(value::algorithm)).map_or_else(
+            || [Algorithm::Rs256, Algorithm::Es256].map(|value| section.default(value)).to_vec(),
+            |list| list.value,
+        ),
+        keys: keys(section),
         leeway: section.or("leeway", text(duration_between(leeway)), MINUTE),
         max_lifetime: section.or("max_lifetime", text(duration_between(lifetime)), HOUR),
         client_id_claims: section.filled("client_id_claims", text(value::words)).map_or_else(
             || ["client_id", "azp", "sub"].map(String::from).to_vec(),
             |list| values(list.value),
         ),
+    }
+}
+
+fn keys(section: &Section<'_>) -> Keys {
+    let every = Between {
+        min: SECOND,
+        max: HOUR,
+        why: "a key that the issuer took back is believed until then",
+    };
+    let cooldown = Between {
+        min: SECOND,
+        max: HOUR,
+        why: "a new key is not known until then, and every stranger can ask that often",
+    };
+    let stale = Between {
+        min: SECOND,
+        max: 30 * DAY,
+        why: "what is not confirmed for longer cannot be believed",
+    };
+    let (file, url) = (section.is_set("jwks_file"), section.is_set("jwks_url"));
+    if !file && !url && !section.is_set("discovery_url") {
+        section.missing("jwks_file");
+    }
+    Keys {
+        file: section.maybe("jwks_file", text(value::path)),
+        url: section.maybe("jwks_url", text(value::url)),
+        discovery_url: section.maybe("discovery_url", text(value::url)),
+        authorities: section.maybe("ca", text(value::path)),
+        addresses: section.list_or_empty("addresses", text(value::server_address)),
+        refresh: section.maybe("refresh", text(duration_between(every))),
+        cooldown: section.maybe("cooldown", text(duration_between(cooldown))),
+        idp_lost: section.maybe("idp_lost", text(value::idp_lost)),
+        max_stale: section.maybe("max_stale", text(duration_between(stale))),
     }
 }
 
@@ -298,6 +411,21 @@ fn token_cache(section: &Section<'_>) -> TokenCache {
         ),
         ttl: section.or("ttl", text(duration_between(ttl)), MINUTE),
     }
+}
+
+fn identity(section: &Section<'_>) -> Identity {
+    Identity {
+        from: section.must("from", text(value::name_source)),
+        matches: section.must_one_or_more("match", text(value::words)),
+        principal: section.or("principal", text(value::template), Template::value()),
+        roles: section.list_or_empty("roles", text(value::role)),
+        tenant: section.maybe("tenant", text(value::template)),
+    }
+}
+
+fn revocation(section: &Section<'_>) -> Option<At<PathBuf>> {
+    section.not_yet("store", Neutral::Empty, "leave it out and list revoked tokens in tokens_file");
+    section.maybe("tokens_file", text(value::path))
 }
 
 fn upstream(section: &Section<'_>) -> Upstream {
@@ -335,11 +463,6 @@ fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
 }
 
 fn route(section: &Section<'_>, report: &Report) -> Route {
-    for key in ["roles", "principals", "sources"] {
-        section.not_yet(key, Neutral::Empty, "leave it out and decide by require and scopes");
-    }
-    section.not_yet("hours", Neutral::Empty, "leave it out");
-    section.not_yet("bound_token", Neutral::Empty, "leave it out");
     section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
     if !section.is_set("require") {
         report.problem(
@@ -358,6 +481,16 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
         upstream: section.must("upstream", text(value::name)),
         require: section.list("require", text(value::proof)),
         scopes: section.list_or_empty("scopes", text(value::scope)),
+        bound_token: section.or("bound_token", boolean, false),
+        roles: section.list_or_empty("roles", text(value::role)),
+        principals: section.list_or_empty("principals", text(value::pattern)),
+        sources: section.list_or_empty("sources", text(value::network)),
+        hours: if section.is_set("hours") {
+            section.maybe("hours", text(value::hours))
+        } else {
+            Some(At { value: None, place: section.place() })
+        },
+        pass_authorization: section.or("pass_authorization", boolean, false),
     }
 }
 
@@ -594,53 +727,28 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
-        let table: [(&str, &[(&str, bool)]); 17] = [
+        let table: &[(&str, &[(&str, bool)])] = &[
             ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
             ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
-            ("[[listener]]\n[listener.tls]\nsni", &[("[]", true), ("[{ names = [] }]", false)]),
-            (
-                "[[listener]]\n[listener.tls]\nclient_auth",
-                &[("\"required\"", true), ("\"optional\"", false), ("\"off\"", false)],
-            ),
-            ("[[issuer]]\njwks_url", &[("\"\"", true), ("\"https://idp\"", false)]),
-            ("[[issuer]]\ndiscovery_url", &[("\"\"", true), ("\"https://idp\"", false)]),
-            ("[[issuer]]\nidp_lost", &[("\"\"", true), ("\"available\"", false)]),
-            ("[[issuer]]\nmax_stale", &[("\"\"", true), ("\"24h\"", false)]),
-            ("[[issuer]]\nalgorithms", &[("[\"RS256\"]", true), ("[\"PS256\"]", false)]),
+            ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
             (
                 "[[upstream]]\nbalance",
                 &[("\"round_robin\"", true), ("\"least_connections\"", false)],
             ),
             ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
             ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
-            ("[[route]]\nhours", &[("\"\"", true), ("\"08:00-18:00\"", false)]),
-            ("[[route]]\nbound_token", &[("false", true), ("true", false)]),
             ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
-        for (key, values) in table {
+        for &(key, values) in table {
             for (value, accepted) in values {
                 let problems = Fake::new().load(&format!("{key} = {value}\n")).unwrap_err();
                 let refused = problems.iter().any(|problem| problem.kind() == Kind::NotSupported);
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        for key in ["roles", "principals", "sources"] {
-            let text = format!("[[route]]\n{key} = [\"x\"]\n");
-            let problems = problem_lines(&Fake::new().load(&text).unwrap_err());
-            let expected = format!(
-                "2:1: not supported yet: {key}; leave it out and decide by require and scopes \
-                 (route.{key})"
-            );
-            assert!(problems.contains(&expected), "{problems:#?}");
-        }
-        for (text, column) in [
-            ("[revocation]\ntokens_file = \"x\"", 2),
-            ("[host]\nsysfs = \"/sys\"", 2),
-            ("[[identity]]\nfrom = \"san_uri\"", 3),
-            ("[[limit]]\nname = \"x\"", 3),
-        ] {
+        for (text, column) in [("[host]\nsysfs = \"/sys\"", 2), ("[[limit]]\nname = \"x\"", 3)] {
             let problems = problem_lines(&Fake::new().load(text).unwrap_err());
             let start = format!("1:{column}: not supported yet: ");
             assert!(problems.iter().any(|problem| problem.starts_with(&start)), "{problems:#?}");

@@ -109,7 +109,7 @@ impl std::error::Error for Damage {}
 
 /// Whom a private key is open to besides those who should have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exposed {
+pub enum Exposed {
     /// Everybody on the machine.
     Others {
         /// Permission bits.
@@ -142,7 +142,10 @@ impl fmt::Display for Exposed {
 }
 
 /// Whether only the owner and the daemon can use a private key.
-pub(super) fn private(content: &Content, daemon: &Daemon) -> Result<(), Exposed> {
+///
+/// # Errors
+/// Who else can.
+pub fn private(content: &Content, daemon: &Daemon) -> Result<(), Exposed> {
     let &Content { mode, group, .. } = content;
     if mode & 0o006 != 0 {
         return Err(Exposed::Others { mode });

@@ -10,12 +10,21 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use ipnet::IpNet;
 
-use crate::{identity::token::TokenRules, kernel};
+use crate::{
+    fetch::Url,
+    identity::{
+        principal,
+        token::{RefreshRules, TokenRules},
+    },
+    kernel,
+    policy::authorize::Demands,
+};
 
 mod check;
 mod disk;
@@ -29,7 +38,9 @@ mod section;
 mod tree;
 mod value;
 
+pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES};
 pub use disk::{Content, Daemon, Disk, FileError, Files};
+pub use material::{Exposed, private};
 pub use problem::{Finding, Kind, Problems, Warning};
 
 /// Reads the configuration at `path` with `conf.d/*.toml` beside it, and judges it together with
@@ -60,6 +71,10 @@ pub struct Config {
     pub issuers: Vec<Issuer>,
     /// The cache of verified tokens: `[token_cache]`.
     pub token_cache: TokenCache,
+    /// Client certificate → principal: `[[identity]]`.
+    pub identities: principal::Rules,
+    /// List of revoked tokens, absolute: `[revocation].tokens_file`.
+    pub revoked_tokens: Option<PathBuf>,
     /// Names are unique: `[[upstream]]`.
     pub upstreams: Vec<Upstream>,
     /// Each names an upstream that exists: `[[route]]`.
@@ -110,18 +125,42 @@ pub enum Protocol {
 /// `[listener.tls]`. Paths are absolute; the files were readable and parsed when checked.
 #[derive(Clone, Debug)]
 pub struct ListenerTls {
+    /// The listener's own, for clients that name no host or one that no other site has; then those
+    /// of `[[listener.tls.sni]]`. No name is in two of them.
+    pub sites: Vec<TlsSite>,
+    /// Sessions remembered for resumption; 0: none is ever resumed.
+    pub sessions: usize,
+}
+
+/// What is served under certain host names: with which certificate, and to whom.
+#[derive(Clone, Debug)]
+pub struct TlsSite {
+    /// Lower case; `*.example.com` stands for every name of one label more. Empty for the first.
+    pub names: Vec<String>,
     /// PEM chain, leaf first.
     pub certificate: PathBuf,
     /// PEM key of the leaf; refused when others can read it.
     pub private_key: PathBuf,
-    /// PEM trust anchors for clients; client certificates are always required.
-    pub client_ca: PathBuf,
+    /// `None`: clients are not asked for certificates.
+    pub clients: Option<TlsClients>,
+}
+
+/// Whose certificates are accepted.
+#[derive(Clone, Debug)]
+pub struct TlsClients {
+    /// False: a client may come without one. One that it sends must be good either way.
+    pub required: bool,
+    /// PEM trust anchors.
+    pub ca: PathBuf,
     /// PEM or DER lists; empty means that no certificate is looked up.
-    pub client_crl: Vec<PathBuf>,
+    pub crl: Vec<PathBuf>,
     /// What an expired list means for certificates of its issuer.
     pub crl_expired: CrlExpired,
     /// Intermediates allowed between the leaf and the anchor.
     pub max_chain_depth: usize,
+    /// PEM certificates of authorities that are no longer in use: what comes from them is refused by
+    /// a word of its own.
+    pub retired_ca: Vec<PathBuf>,
 }
 
 /// `crl_expired`: what to do with certificates whose issuer's list is past `nextUpdate`.
@@ -138,8 +177,57 @@ pub enum CrlExpired {
 pub struct Issuer {
     /// What a token of this issuer must satisfy.
     pub rules: TokenRules,
-    /// JWKS file, absolute.
-    pub jwks_file: PathBuf,
+    /// Where its keys are.
+    pub keys: KeySource,
+}
+
+/// Where an issuer's keys are.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// In this JWKS file, absolute.
+    File(PathBuf),
+    /// At the issuer's own server.
+    Remote(Arc<RemoteKeys>),
+}
+
+/// Keys that are fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteKeys {
+    /// What is fetched first.
+    pub location: KeyLocation,
+    /// Authorities that the server's certificate has to come from, absolute; `None`: the system's.
+    pub authorities: Option<PathBuf>,
+    /// The server's addresses; empty: those of its name.
+    pub addresses: Vec<SocketAddr>,
+    /// When to ask, and how long to believe the last answer.
+    pub refresh: RefreshRules,
+}
+
+/// `jwks_url` or `discovery_url`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyLocation {
+    /// The keys themselves.
+    Keys(Url),
+    /// The issuer's description of itself, which says where they are.
+    Description(Url),
+}
+
+impl KeyLocation {
+    /// What is fetched first.
+    pub fn url(&self) -> &Url {
+        match self {
+            Self::Keys(url) | Self::Description(url) => url,
+        }
+    }
+}
+
+/// `idp_lost`: what an issuer that gives no answer means for its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdpLost {
+    /// They are judged by the last keys, up to `max_stale`.
+    Available,
+    /// They are refused after five minutes.
+    Strict,
 }
 
 /// `[token_cache]`.
@@ -186,12 +274,10 @@ pub struct Route {
     pub methods: Vec<http::Method>,
     /// Index into [`Config::upstreams`].
     pub upstream: usize,
-    /// A client certificate must be proven (always so while listeners require one).
-    pub require_certificate: bool,
-    /// A token must be proven.
-    pub require_token: bool,
-    /// Each must be among the token's scopes.
-    pub scopes: Vec<String>,
+    /// What it asks of whoever comes by it.
+    pub demands: Demands,
+    /// The client's `Authorization` goes on to the upstream.
+    pub pass_authorization: bool,
 }
 
 /// `[bans]`.

@@ -186,6 +186,18 @@ impl<'t> Section<'t> {
         self.maybe(key, read)
     }
 
+    /// A value that stands for one that is not written.
+    pub(super) fn default<T>(&self, value: T) -> At<T> {
+        At { value, place: self.place }
+    }
+
+    /// Notes it when the key is not written.
+    pub(super) fn required(&self, key: &'static str) {
+        if !self.is_set(key) {
+            self.missing(key);
+        }
+    }
+
     /// Whether the key is written.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.entry(key).is_some()
@@ -199,7 +211,7 @@ impl<'t> Section<'t> {
     }
 
     /// Notes that a key is missing.
-    fn missing(&self, key: &'static str) {
+    pub(super) fn missing(&self, key: &'static str) {
         let header = self.known.header;
         let example = self.known.example(key).unwrap_or_default();
         let text = format!("{header} has no {key}; add it, as in {key} = {example}");
@@ -282,6 +294,20 @@ impl<'t> Section<'t> {
             self.missing(key);
         }
         self.filled(key, read).map(|list| list.value)
+    }
+
+    /// As [`Section::must_fill`], for a key whose one value may also be written without the list.
+    pub(super) fn must_one_or_more<T: PartialEq>(
+        &self,
+        key: &'static str,
+        read: impl Fn(&Node) -> Result<T, Refused>,
+    ) -> Option<Vec<At<T>>> {
+        match self.entry(key) {
+            Some(entry) if !matches!(entry.node.value, Value::Array(_)) => {
+                self.maybe(key, read).map(|value| vec![value])
+            }
+            _ => self.must_fill(key, read),
+        }
     }
 
     /// A table within this one; `None` when it is not written or is not a table.

@@ -9,12 +9,18 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, LogFormat, Protocol, schema,
+    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, schema,
     section::{Refused, shown},
 };
 use crate::{
-    identity::token::Algorithm,
+    fetch::Url,
+    identity::{
+        pattern::Pattern,
+        principal::{NameSource, Template},
+        token::Algorithm,
+    },
     kernel::{Mode, Service, Transport},
+    policy::hours::Hours,
 };
 
 /// A span of time that a setting may take, and why no other.
@@ -477,8 +483,42 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
-pub(super) fn client_auth(text: &str) -> Result<(), Refused> {
-    word(text, &[("required", ())], &["optional", "off"], "write \"required\" or leave it out")
+pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
+    let words = [
+        ("required", ClientAuth::Required),
+        ("optional", ClientAuth::Optional),
+        ("off", ClientAuth::Off),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `client_auth`: what is asked of clients in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientAuth {
+    /// No certificate, no handshake.
+    Required,
+    /// A certificate that is sent must be good; none is the routes' business.
+    Optional,
+    /// None is asked for.
+    Off,
+}
+
+/// A name in `names`, in lower case: a host name, or `*.` and one for every name of one label more.
+/// Handshakes never name addresses (RFC 6066 section 3).
+pub(super) fn server_name(text: &str) -> Result<String, Refused> {
+    let lower = text.to_ascii_lowercase();
+    let (star, name) = match lower.strip_prefix("*.") {
+        Some(name) => ("*.", name),
+        None => ("", lower.as_str()),
+    };
+    if name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return Err(Refused::bad(format!(
+            "has {}, an address: clients name hosts only; the listener's own certificate is for \
+             them",
+            shown(text)
+        )));
+    }
+    host(name).map(|name| format!("{star}{name}"))
 }
 
 /// `crl_expired`.
@@ -486,17 +526,46 @@ pub(super) fn crl_expired(text: &str) -> Result<CrlExpired, Refused> {
     word(text, &[("deny", CrlExpired::Deny), ("allow", CrlExpired::Allow)], &[], "")
 }
 
-/// One of an issuer's `algorithms`; the others of RFC 7518 section 3.1 and RFC 8037 are known.
+/// One of an issuer's `algorithms`.
 pub(super) fn algorithm(text: &str) -> Result<Algorithm, Refused> {
-    if matches!(text, "none" | "HS256" | "HS384" | "HS512") {
-        let text = shown(text);
-        return Err(Refused::bad(format!(
-            "has {text}, which proves nothing to a third party; write \"RS256\" or \"ES256\""
-        )));
+    if let Some(algorithm) = Algorithm::from_name(text) {
+        return Ok(algorithm);
     }
-    let later = ["RS384", "RS512", "ES384", "ES512", "PS256", "PS384", "PS512", "EdDSA"];
-    let words = [("RS256", Algorithm::Rs256), ("ES256", Algorithm::Es256)];
-    word(text, &words, &later, "leave it out and let the issuer sign with RS256 or ES256")
+    let advice = match text {
+        "none" => "which proves nothing; take it out".to_owned(),
+        "HS384" | "HS512" | "ES512" | "ES256K" | "Ed448" => {
+            "which is not among those that are verified here; take it out".to_owned()
+        }
+        _ => format!("which is none of {}", Algorithm::ALL.map(Algorithm::name).join(", ")),
+    };
+    Err(Refused::bad(format!("has {}, {advice}", shown(text))))
+}
+
+/// `jwks_url` or `discovery_url`.
+pub(super) fn url(text: &str) -> Result<Url, Refused> {
+    Url::parse(text).map_err(|why| {
+        let text = shown(text);
+        Refused::bad(format!("is {text}: {why}; write it as in \"https://idp.example.com/keys\""))
+    })
+}
+
+/// `idp_lost`.
+pub(super) fn idp_lost(text: &str) -> Result<IdpLost, Refused> {
+    word(text, &[("available", IdpLost::Available), ("strict", IdpLost::Strict)], &[], "")
+}
+
+/// Address and port of a server.
+pub(super) fn server_address(text: &str) -> Result<SocketAddr, Refused> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| {
+        address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
+    });
+    address.ok_or_else(|| {
+        let text = shown(text);
+        Refused::bad(format!(
+            "has {text}, which is no address of a server; write it with its port, as in \
+             \"192.0.2.1:443\""
+        ))
+    })
 }
 
 /// `[xdp].mode`.
@@ -513,6 +582,57 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Refused> {
 /// One of a route's `require`.
 pub(super) fn proof(text: &str) -> Result<Proof, Refused> {
     word(text, &[("certificate", Proof::Certificate), ("token", Proof::Token)], &[], "")
+}
+
+/// An identity rule's `from`.
+pub(super) fn name_source(text: &str) -> Result<NameSource, Refused> {
+    NameSource::parse(text).ok_or_else(|| {
+        let text = shown(text);
+        Refused::bad(format!(
+            "is {text}; write san_uri, san_dns, subject_cn, issuer_serial, upn, sha256, or oid: and an \
+             object identifier, as in \"oid:2.5.4.11\""
+        ))
+    })
+}
+
+/// Names with one `*` in them at most.
+pub(super) fn pattern(text: &str) -> Result<Pattern, Refused> {
+    let text = words(text)?;
+    Pattern::parse(&text).map_err(|error| {
+        let text = shown(&text);
+        Refused::bad(format!(
+            "has {text} with {error}; one stands for any characters, / among them"
+        ))
+    })
+}
+
+/// A text with `{value}` and the like in it.
+pub(super) fn template(text: &str) -> Result<Template, Refused> {
+    let text = words(text)?;
+    Template::parse(&text).map_err(|error| {
+        let text = shown(&text);
+        Refused::bad(format!("is {text}, in which {error}; write it as in \"{{value}}\""))
+    })
+}
+
+/// A role: it is told to upstreams in a list with commas.
+pub(super) fn role(text: &str) -> Result<String, Refused> {
+    let text = words(text)?;
+    if text.contains(',') || !text.is_ascii() {
+        let text = shown(&text);
+        return Err(Refused::bad(format!(
+            "has {text}; write one role an entry, in ASCII and without commas, as in [\"admin\"]"
+        )));
+    }
+    Ok(text)
+}
+
+/// A route's `hours`; an empty text is none.
+pub(super) fn hours(text: &str) -> Result<Option<Hours>, Refused> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Hours::parse(text).map(Some).map_err(|error| Refused::bad(error.to_string()))
 }
 
 /// What a route may require.
@@ -812,6 +932,19 @@ mod tests {
                 ),
             ],
         );
+        for (text, expected) in [
+            ("API.Example.com", Some("api.example.com")),
+            ("*.Example.com", Some("*.example.com")),
+            ("*", None),
+            ("*.*.example.com", None),
+            ("a.*.example.com", None),
+            ("192.0.2.1", None),
+            ("[::1]", None),
+            ("*.192.0.2.1", None),
+            ("", None),
+        ] {
+            assert_eq!(server_name(text).ok().as_deref(), expected, "{text}");
+        }
         let label = "a".repeat(64);
         let name = ["a"; 128].join(".");
         for text in [
@@ -948,29 +1081,34 @@ mod tests {
         check(
             client_auth,
             &[
-                ("required", Ok(())),
+                ("required", Ok(ClientAuth::Required)),
+                ("optional", Ok(ClientAuth::Optional)),
+                ("off", Ok(ClientAuth::Off)),
                 (
-                    "optional",
-                    Err("not supported yet: \"optional\"; write \"required\" or leave it out"),
+                    "require",
+                    Err("is \"require\"; did you mean \"required\"? It takes \"required\" or \
+                         \"optional\" or \"off\""),
                 ),
-                ("off", Err("not supported yet: \"off\"; write \"required\" or leave it out")),
-                ("require", Err("is \"require\"; write \"required\"")),
             ],
         );
         check(
             algorithm,
             &[
                 ("RS256", Ok(Algorithm::Rs256)),
-                ("ES256", Ok(Algorithm::Es256)),
+                ("PS512", Ok(Algorithm::Ps512)),
+                ("EdDSA", Ok(Algorithm::EdDsa)),
+                ("Ed25519", Ok(Algorithm::EdDsa)),
+                ("HS256", Ok(Algorithm::Hs256)),
+                ("none", Err("has \"none\", which proves nothing; take it out")),
                 (
-                    "PS256",
-                    Err("not supported yet: \"PS256\"; leave it out and let the issuer sign with \
-                         RS256 or ES256"),
+                    "HS512",
+                    Err("has \"HS512\", which is not among those that are verified here; take it \
+                         out"),
                 ),
                 (
-                    "none",
-                    Err("has \"none\", which proves nothing to a third party; write \"RS256\" or \
-                         \"ES256\""),
+                    "rs256",
+                    Err("has \"rs256\", which is none of RS256, RS384, RS512, PS256, PS384, \
+                         PS512, ES256, ES384, EdDSA, HS256"),
                 ),
             ],
         );

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,17 +11,20 @@ use std::{
 
 use gateway_ebpf::{Source, verdict::Quota};
 use ipnet::IpNet;
+use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::{all_ended, kernel_settings, load_snapshot};
+use super::{
+    all_ended, kernel_settings, keys::IssuerKeys, load_snapshot, refresh::Followed, spared,
+};
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
         socket::{
             AllowanceRow, Answer, BanRow, CertificateStatus, Explanation, PastRefusal, Question,
-            Status, XdpInterface, XdpStatus,
+            RefusedFile, Status, XdpInterface, XdpStatus,
         },
     },
     config::{self, Config, Disk},
@@ -31,7 +34,9 @@ use crate::{
         Reason,
         penalty::{self, Block, Evidence, Ledger, overlaps},
     },
+    snapshot::Snapshot,
     time,
+    watch::Watch,
 };
 
 /// A worker that does not give its counts within this is stuck, and its last ones are used.
@@ -72,11 +77,22 @@ pub(super) struct Control {
     /// By the source or prefix as listed.
     notes: RefCell<HashMap<String, String>>,
     metrics: RefCell<ControlMetrics>,
-    phase: watch::Sender<Phase>,
+    tell: Tell,
     /// When the XDP program goes back to counting, unless the operator confirms before.
     unconfirmed_until: Cell<Option<Instant>>,
+    /// Configurations applied; snapshots are counted by themselves, for files change without them.
     generation: Cell<u64>,
+    files: RefCell<Followed>,
+    issuer_keys: RefCell<IssuerKeys>,
     started_at: Instant,
+}
+
+/// What workers and connections are told.
+pub(super) struct Tell {
+    /// What the process is doing.
+    pub(super) phase: watch::Sender<Phase>,
+    /// That another state was published.
+    pub(super) news: watch::Sender<()>,
 }
 
 /// A ban that user space keeps.
@@ -95,7 +111,8 @@ impl Control {
         shared: Shared,
         workers: Vec<Handle>,
         kernel: Option<(Kernel, Vec<String>)>,
-        phase: watch::Sender<Phase>,
+        tell: Tell,
+        files: Watch,
     ) -> Control {
         let kernel = kernel.map(|(kernel, notices)| {
             for notice in notices {
@@ -105,6 +122,9 @@ impl Control {
         });
         let counted = vec![WorkerMetrics::new(shared.listeners); workers.len()];
         let settings = penalty_settings(&config, &[]);
+        // Digits that differ from run to run; when they are none, the spread is that of others too.
+        let seed = u64::from_str_radix(&shared.run_id, 16).unwrap_or_default();
+        let issuer_keys = IssuerKeys::new(&config, seed, time::monotonic());
         Control {
             path: path.to_path_buf(),
             ledger: RefCell::new(Ledger::new(settings)),
@@ -118,9 +138,11 @@ impl Control {
             bans: RefCell::default(),
             notes: RefCell::default(),
             metrics: RefCell::default(),
-            phase,
+            tell,
             unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
+            files: RefCell::new(Followed::new(files)),
+            issuer_keys: RefCell::new(issuer_keys),
             started_at: time::monotonic(),
         }
     }
@@ -320,10 +342,11 @@ impl Control {
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
         needs_restart(&self.config.borrow(), &config)?;
-        let generation = self.generation.get() + 1;
-        let snapshot = load_snapshot(&config, generation).map_err(|errors| {
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-        })?;
+        let watch = Followed::look(&config);
+        let snapshot = load_snapshot(&config, self.shared.published.load().generation + 1)
+            .map_err(|errors| {
+                errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            })?;
         let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
         if let (Some(kernel), Some(settings)) =
             (self.kernel.borrow_mut().as_mut(), settings.as_ref())
@@ -337,11 +360,65 @@ impl Control {
         }
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
-        self.shared.published.store(Arc::new(snapshot));
-        self.generation.set(generation);
+        self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
+        self.publish(snapshot);
+        self.generation.set(self.generation.get() + 1);
+        self.files.borrow_mut().replace(watch);
         *self.config.borrow_mut() = config;
         self.set_never();
         Ok(())
+    }
+
+    /// From now on this is what handshakes and requests are judged by.
+    ///
+    /// Whoever made it may have begun before another was published, so number and fetched keys are
+    /// put in here.
+    pub(super) fn publish(&self, mut snapshot: Snapshot) {
+        let before = self.shared.published.load();
+        snapshot.generation = before.generation + 1;
+        snapshot.issuers = self.issuer_keys.borrow().put_into(
+            &snapshot.issuers,
+            &before.issuers,
+            snapshot.generation,
+        );
+        self.shared.published.store(Arc::new(snapshot));
+        // Connections judge their clients again; receivers live as long as the workers.
+        let _ = self.tell.news.send(());
+    }
+
+    /// Publishes the keys of issuers, where they have changed.
+    pub(super) fn publish_keys(&self) {
+        let before = self.shared.published.load_full();
+        let generation = before.generation + 1;
+        let issuers =
+            self.issuer_keys.borrow().put_into(&before.issuers, &before.issuers, generation);
+        if !Arc::ptr_eq(&issuers, &before.issuers) {
+            self.shared.published.store(Arc::new(Snapshot {
+                generation,
+                issuers,
+                ..(*before).clone()
+            }));
+        }
+    }
+
+    /// Does something with the keys that are fetched.
+    pub(super) fn issuer_keys<T>(&self, act: impl FnOnce(&mut IssuerKeys) -> T) -> T {
+        act(&mut self.issuer_keys.borrow_mut())
+    }
+
+    /// Configurations applied so far.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
+    /// The configuration and the snapshot in force.
+    pub(super) fn in_force(&self) -> (Config, Arc<Snapshot>) {
+        (self.config.borrow().clone(), self.shared.published.load_full())
+    }
+
+    /// Does something with the files that are followed.
+    pub(super) fn followed<T>(&self, act: impl FnOnce(&mut Followed) -> T) -> T {
+        act(&mut self.files.borrow_mut())
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {
@@ -351,11 +428,11 @@ impl Control {
     pub(super) fn drain(&self) {
         tracing::info!(open = self.shared.admission.open(), "draining");
         // Receivers live as long as the workers.
-        let _ = self.phase.send(Phase::Draining);
+        let _ = self.tell.phase.send(Phase::Draining);
     }
 
     pub(super) fn stop(&self) {
-        let _ = self.phase.send(Phase::Stopping);
+        let _ = self.tell.phase.send(Phase::Stopping);
     }
 
     pub(super) fn all_workers_ended(&self) -> bool {
@@ -369,8 +446,11 @@ impl Control {
 
     /// Whether the node should get traffic.
     pub(super) fn readiness(&self) -> Readiness {
-        if *self.phase.borrow() != Phase::Running {
+        if *self.tell.phase.borrow() != Phase::Running {
             return Err("draining".to_owned());
+        }
+        if let Some(issuer) = self.issuer_keys.borrow().starting() {
+            return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
         if self.config.borrow().xdp.is_none() {
             return Ok(());
@@ -436,11 +516,10 @@ impl Control {
     }
 
     fn ban_source_by_hand(&self, source: Source, lasts: Duration) -> Result<String, String> {
-        if overlaps(&self.never.borrow(), source) {
-            return Err(format!(
-                "{source} is exempt (own, gateway, upstream, [xdp].allow or [bans].never) and cannot be banned; \
-                 take it from those lists and reload first"
-            ));
+        let is_spared = |net: &&IpNet| overlaps(std::slice::from_ref(*net), source);
+        if let Some(by) = self.never.borrow().iter().find(is_spared) {
+            let why = spared::why(by, &self.config.borrow());
+            return Err(format!("{source} is exempt and cannot be banned: {by} {why}"));
         }
         let reason = Reason::Operator as u32;
         let ban = Ban { source, lasts, reason, origin: ORIGIN_OPERATOR, level: 0 };
@@ -454,8 +533,10 @@ impl Control {
         let net = net.trunc();
         let never = self.never.borrow();
         if let Some(by) = never.iter().find(|by| by.contains(&net) || net.contains(*by)) {
+            let why = spared::why(by, &self.config.borrow());
             return Err(format!(
-                "{net} has exempt addresses ({by}) and cannot be banned; name smaller prefixes beside it"
+                "{net} has exempt addresses and cannot be banned: {by} {why}; name smaller prefixes \
+                 beside it"
             ));
         }
         let mut kernel = self.kernel.borrow_mut();
@@ -613,11 +694,15 @@ impl Control {
             .listeners
             .iter()
             .zip(&snapshot.listeners)
-            .map(|(listener, tls)| {
-                let not_after_s = tls.certificate_not_after.as_secs();
+            .flat_map(|(listener, tls)| {
+                let sites = listener.tls.sites.iter().zip(tls.sites.iter());
+                sites.map(move |(site, serving)| (listener, site, serving))
+            })
+            .map(|(listener, site, serving)| {
+                let not_after_s = serving.certificate.not_after.as_secs();
                 CertificateStatus {
                     listener: listener.name.clone(),
-                    file: listener.tls.certificate.clone(),
+                    file: site.certificate.clone(),
                     not_after_s,
                     remaining_s: not_after_s.cast_signed() - now_s.cast_signed(),
                 }
@@ -636,6 +721,13 @@ impl Control {
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
             certificates,
+            refused_files: self.followed(|files| {
+                let refused = files.refused().iter().map(|(file, detail)| RefusedFile {
+                    file: file.clone(),
+                    detail: detail.clone(),
+                });
+                refused.collect()
+            }),
         }
     }
 
@@ -694,8 +786,10 @@ impl Control {
                 kind: "gauge",
                 series: one(self.generation.get() as f64),
             },
-            self.certificate_reading(),
         ];
+        readings.extend(self.tls_readings());
+        readings.extend(self.followed(|files| files.readings()));
+        readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();
@@ -713,25 +807,62 @@ impl Control {
         readings
     }
 
-    fn certificate_reading(&self) -> Reading {
+    fn tls_readings(&self) -> [Reading; 4] {
         let snapshot = self.shared.published.load();
         let config = self.config.borrow();
-        let series = config
-            .listeners
-            .iter()
-            .zip(&snapshot.listeners)
-            .map(|(listener, tls)| {
-                let labels = vec![("listener", listener.name.clone())];
-                (labels, tls.certificate_not_after.as_secs() as f64)
-            })
-            .collect();
-        Reading {
-            name: "gateway_tls_certificate_not_after_seconds",
-            help: "End of the server certificate's validity, in seconds since 1970.",
-            kind: "gauge",
-            series,
+        tls_readings(&config, &snapshot, time::unix())
+    }
+}
+
+/// Ends of certificates and revocation lists.
+fn tls_readings(config: &Config, snapshot: &Snapshot, now: UnixTime) -> [Reading; 4] {
+    let mut ends = Vec::new();
+    let mut remaining = Vec::new();
+    let mut updates = BTreeMap::new();
+    let mut revoked = BTreeMap::new();
+    for (listener, tls) in config.listeners.iter().zip(&snapshot.listeners) {
+        for site in tls.sites.iter() {
+            let labels = vec![
+                ("listener", listener.name.clone()),
+                // The listener's own site has no name.
+                ("site", site.names.first().cloned().unwrap_or_default()),
+            ];
+            let (start, end) = (site.certificate.not_before, site.certificate.not_after);
+            ends.push((labels.clone(), end.as_secs() as f64));
+            let whole = end.as_secs().saturating_sub(start.as_secs());
+            let left = end.as_secs().saturating_sub(now.as_secs());
+            remaining.push((labels, left as f64 / whole.max(1) as f64));
+            for list in site.clients.iter().flat_map(|c| c.trust.revocations().lists()) {
+                let labels = (listener.name.clone(), list.issuer().to_owned());
+                updates.insert(labels.clone(), list.next_update().as_secs() as f64);
+                revoked.insert(labels, list.revoked() as f64);
+            }
         }
     }
+    let by_issuer = |map: BTreeMap<(String, String), f64>| {
+        let series =
+            |((listener, issuer), value)| (vec![("listener", listener), ("issuer", issuer)], value);
+        map.into_iter().map(series).collect()
+    };
+    let gauge = |name, help, series| Reading { name, help, kind: "gauge", series };
+    [
+        gauge(
+            "gateway_tls_certificate_not_after_seconds",
+            "End of the server certificate's validity, in seconds since 1970.",
+            ends,
+        ),
+        gauge(
+            "gateway_tls_certificate_lifetime_remaining_ratio",
+            "Part of the server certificate's validity that is left; alert below 0.25.",
+            remaining,
+        ),
+        gauge(
+            "gateway_tls_crl_next_update_seconds",
+            "When a revocation list is due to be renewed, in seconds since 1970.",
+            by_issuer(updates),
+        ),
+        gauge("gateway_tls_crl_entries", "Certificates on a revocation list.", by_issuer(revoked)),
+    ]
 }
 
 fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
@@ -859,6 +990,9 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let listeners = |config: &Config| -> Vec<_> {
         config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
     };
+    let sessions = |config: &Config| -> Vec<_> {
+        config.listeners.iter().map(|listener| listener.tls.sessions).collect()
+    };
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
@@ -869,6 +1003,7 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
             (old.token_cache.entries, old.token_cache.ttl)
                 != (new.token_cache.entries, new.token_cache.ttl),
         ),
+        ("[listener.tls].sessions", sessions(old) != sessions(new)),
         ("[admin].socket", old.admin.socket != new.admin.socket),
         ("[admin].metrics", old.admin.metrics != new.admin.metrics),
         ("[log].format", old.log.format != new.log.format),

@@ -1,27 +1,27 @@
 //! Reads the files that a configuration names into the snapshot that requests are served by.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustls::{
-    crypto::aws_lc_rs,
-    server::ResolvesServerCert,
-    sign::{CertifiedKey, SingleCertAndKey},
-};
+use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
 
 use crate::{
-    config::{Config, Listener},
+    config::{
+        self, Config, Content, Disk, Files, KeySource, Listener, MATERIAL_MAX_BYTES,
+        REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, TlsClients, TlsSite,
+    },
     identity::{
-        certificate::{Anchors, Revocations, Trust, not_after, server_key},
-        token::{Issuers, KeySet},
+        certificate::{Anchors, Revocations, Trust, name::shown_bytes, server_key, validity},
+        token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
     policy::route::{Route, Routes},
     snapshot::Snapshot,
     time,
-    tls::{ListenerTls, alpn},
+    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn},
     upstream::Upstream,
 };
 
@@ -40,6 +40,38 @@ impl fmt::Display for MaterialError {
     }
 }
 
+/// Tickets after each handshake: each is good once, and a client may open two connections at a time.
+const TICKETS: usize = 2;
+
+/// Every file that a snapshot is made from.
+pub fn files(config: &Config) -> BTreeSet<PathBuf> {
+    let sites = config.listeners.iter().flat_map(|listener| &listener.tls.sites);
+    let of_sites = sites.flat_map(|site| {
+        let clients = site.clients.iter().flat_map(trust_files);
+        certificate_files(site).chain(clients)
+    });
+    of_sites.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
+}
+
+fn certificate_files(site: &TlsSite) -> impl Iterator<Item = &PathBuf> {
+    [&site.certificate, &site.private_key].into_iter()
+}
+
+fn trust_files(clients: &TlsClients) -> impl Iterator<Item = &PathBuf> {
+    std::iter::once(&clients.ca).chain(&clients.crl).chain(&clients.retired_ca)
+}
+
+fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.issuers.iter().filter_map(|issuer| match &issuer.keys {
+        KeySource::File(file) => Some(file),
+        KeySource::Remote(_) => None,
+    })
+}
+
+fn revoked_file(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.revoked_tokens.iter()
+}
+
 /// Reads everything anew.
 ///
 /// # Errors
@@ -49,23 +81,141 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
     let listeners: Vec<_> = config
         .listeners
         .iter()
-        .filter_map(|listener| keep(listener_tls(listener), &mut errors))
+        .filter_map(|listener| {
+            let sites: Vec<_> = listener
+                .tls
+                .sites
+                .iter()
+                .map(|site| {
+                    let certificate = keep(server_certificate(site), &mut errors);
+                    let clients = site.clients.as_ref();
+                    let trust = clients.map(|clients| keep(client_trust(clients), &mut errors));
+                    let trust = match trust {
+                        Some(trust) => Some(Arc::new(trust?)),
+                        None => None,
+                    };
+                    Some(tls_site(site, Arc::new(certificate?), trust))
+                })
+                .collect();
+            listener_tls(listener, sites.into_iter().collect::<Option<_>>()?)
+        })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
-    match (issuers, errors.is_empty()) {
-        (Some(issuers), true) => Ok(Snapshot {
-            generation,
-            listeners,
-            issuers,
-            routes: routes(config),
-            upstreams: upstreams(config),
-            access_log: config.log.access,
-        }),
+    let revoked = revoked_tokens(config).map_err(|more| errors.extend(more)).ok();
+    match (issuers, revoked) {
+        (Some(issuers), Some(revoked)) if errors.is_empty() => {
+            let tokens = (Arc::new(issuers), Arc::new(revoked));
+            Ok(snapshot(config, generation, listeners, tokens))
+        }
         _ => Err(errors),
     }
 }
 
-/// Reads the issuers' keys.
+/// What became of files that changed.
+pub struct Refreshed {
+    /// The next snapshot; `None` when none of the changes was good.
+    pub snapshot: Option<Snapshot>,
+    /// Every file that was read again because one of its part had changed.
+    pub read: BTreeSet<PathBuf>,
+    /// Those that are not good; what they are a part of stays as it was.
+    pub errors: Vec<MaterialError>,
+}
+
+/// Reads again what the changed files are a part of: a certificate with its key, the authorities of
+/// a listener with their revocation lists, the keys of all issuers. Each part is taken or left as a
+/// whole, and none waits for another: a spoilt list does not keep a new certificate from being served.
+pub fn refresh(
+    config: &Config,
+    before: &Snapshot,
+    changed: &BTreeSet<PathBuf>,
+    generation: u64,
+) -> Refreshed {
+    let mut part = Parts { changed, read: BTreeSet::new(), errors: Vec::new(), renewed: 0 };
+    let mut listeners = Vec::new();
+    // A reload replaces configuration and snapshot together, so these are the same listeners.
+    for (listener, before) in config.listeners.iter().zip(&before.listeners) {
+        let mut sites = Vec::new();
+        for (site, before) in listener.tls.sites.iter().zip(before.sites.iter()) {
+            let certificate = part.renewed(
+                certificate_files(site),
+                || server_certificate(site).map_err(|error| vec![error]),
+                &before.certificate,
+            );
+            let clients = site.clients.as_ref().zip(before.clients.as_ref());
+            let trust = clients.map(|(clients, before)| {
+                part.renewed(
+                    trust_files(clients),
+                    || client_trust(clients).map_err(|error| vec![error]),
+                    &before.trust,
+                )
+            });
+            sites.push(tls_site(site, certificate, trust));
+        }
+        listeners.extend(listener_tls(listener, sites));
+    }
+    let issuers =
+        part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
+    let revoked =
+        part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
+    let Parts { read, errors, renewed, .. } = part;
+    let next = || snapshot(config, generation, listeners, (issuers, revoked));
+    Refreshed { snapshot: (renewed > 0).then(next), read, errors }
+}
+
+/// The parts of a snapshot that is being refreshed.
+struct Parts<'c> {
+    changed: &'c BTreeSet<PathBuf>,
+    read: BTreeSet<PathBuf>,
+    errors: Vec<MaterialError>,
+    renewed: usize,
+}
+
+impl Parts<'_> {
+    /// The part made of these files: read again if one of them has changed and all are good, else
+    /// as before.
+    fn renewed<'p, T>(
+        &mut self,
+        files: impl Iterator<Item = &'p PathBuf>,
+        read: impl FnOnce() -> Result<T, Vec<MaterialError>>,
+        before: &Arc<T>,
+    ) -> Arc<T> {
+        let files: Vec<&PathBuf> = files.collect();
+        if !files.iter().any(|file| self.changed.contains(*file)) {
+            return before.clone();
+        }
+        self.read.extend(files.into_iter().cloned());
+        match read() {
+            Ok(part) => {
+                self.renewed += 1;
+                Arc::new(part)
+            }
+            Err(errors) => {
+                self.errors.extend(errors);
+                before.clone()
+            }
+        }
+    }
+}
+
+fn snapshot(
+    config: &Config,
+    generation: u64,
+    listeners: Vec<ListenerTls>,
+    (issuers, revoked_tokens): (Arc<Issuers>, Arc<RevokedTokens>),
+) -> Snapshot {
+    Snapshot {
+        generation,
+        listeners,
+        issuers,
+        identities: config.identities.clone(),
+        revoked_tokens,
+        routes: routes(config),
+        upstreams: upstreams(config),
+        access_log: config.log.access,
+    }
+}
+
+/// Reads the issuers' keys, as far as they are in files; the others are put in when they come.
 ///
 /// # Errors
 /// Every file that is not good.
@@ -75,60 +225,117 @@ pub fn token_issuers(config: &Config, generation: u64) -> Result<Issuers, Vec<Ma
         .issuers
         .iter()
         .filter_map(|issuer| {
-            let keys = read(&issuer.jwks_file).and_then(|bytes| {
-                KeySet::parse(&bytes, &issuer.rules.algorithms)
-                    .map_err(|error| wrong(&issuer.jwks_file, error))
-            });
-            Some((issuer.rules.clone(), keep(keys, &mut errors)?))
+            let keys = match &issuer.keys {
+                KeySource::File(file) => keep(keys_of_file(file, &issuer.rules), &mut errors)?,
+                KeySource::Remote(_) => Keys::Unavailable,
+            };
+            Some((issuer.rules.clone(), keys))
         })
         .collect();
-    if errors.is_empty() { Ok(Issuers::new(issuers, generation)) } else { Err(errors) }
+    if errors.is_empty() { Ok(Issuers::with_keys(issuers, generation)) } else { Err(errors) }
 }
 
-fn listener_tls(listener: &Listener) -> Result<ListenerTls, MaterialError> {
-    let tls = &listener.tls;
-    let anchors =
-        Anchors::parse(&read(&tls.client_ca)?).map_err(|error| wrong(&tls.client_ca, error))?;
-    let lists = tls
-        .client_crl
+fn keys_of_file(file: &Path, rules: &TokenRules) -> Result<Keys, MaterialError> {
+    let content = contents(file, MATERIAL_MAX_BYTES)?;
+    if rules.algorithms.iter().any(|algorithm| algorithm.is_symmetric()) {
+        config::private(&content, Disk::new().daemon()).map_err(|open| wrong(file, open))?;
+    }
+    let keys = KeySet::parse(&content.bytes, &rules.algorithms);
+    Ok(Keys::Known(Arc::new(keys.map_err(|error| wrong(file, error))?)))
+}
+
+/// Reads the list of revoked tokens, where there is one.
+fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialError>> {
+    let Some(path) = &config.revoked_tokens else { return Ok(RevokedTokens::default()) };
+    let list = contents(path, REVOKED_TOKENS_MAX_BYTES).and_then(|content| {
+        RevokedTokens::parse(&content.bytes).map_err(|error| wrong(path, error))
+    });
+    let list = list.map_err(|error| vec![error])?;
+    let known = |issuer: &str| config.issuers.iter().any(|known| known.rules.issuer == issuer);
+    for issuer in list.issuers().filter(|issuer| !known(issuer)) {
+        tracing::warn!(
+            file = %path.display(),
+            issuer = shown_bytes(issuer.as_bytes()),
+            "revoked tokens of an issuer that no [[issuer]] has: they revoke nothing"
+        );
+    }
+    Ok(list)
+}
+
+/// `None` without a site, which no configuration is.
+fn listener_tls(listener: &Listener, mut sites: Vec<Site>) -> Option<ListenerTls> {
+    let others = sites.split_off(1.min(sites.len()));
+    Some(ListenerTls {
+        sites: Sites::new(sites.pop()?, others),
+        protocols: alpn(&listener.protocols),
+        provider: Arc::new(aws_lc_rs::default_provider()),
+        tickets: if listener.tls.sessions == 0 { 0 } else { TICKETS },
+    })
+}
+
+fn tls_site(
+    site: &TlsSite,
+    certificate: Arc<ServerCertificate>,
+    trust: Option<Arc<Trust>>,
+) -> Site {
+    let clients = site.clients.as_ref().zip(trust);
+    Site {
+        names: site.names.clone(),
+        certificate,
+        clients: clients.map(|(clients, trust)| Clients { required: clients.required, trust }),
+    }
+}
+
+fn client_trust(clients: &TlsClients) -> Result<Trust, MaterialError> {
+    let anchors = authorities(&clients.ca)?;
+    let lists = clients
+        .crl
         .iter()
-        .map(|path| Ok((path.display().to_string(), read(path)?)))
+        .map(|path| {
+            let content = contents(path, REVOCATION_LIST_MAX_BYTES)?;
+            Ok((path.display().to_string(), content.bytes))
+        })
         .collect::<Result<Vec<_>, MaterialError>>()?;
     let named: Vec<(&str, &[u8])> =
         lists.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
     let revocations = Revocations::parse(&named, &anchors).map_err(|error| MaterialError {
-        file: tls.client_crl.first().cloned().unwrap_or_default(),
-        text: error.to_string(),
+        text: format!("revocation list {}: {}", error.index, error.fault),
+        file: error.path.into(),
     })?;
-    let certified = server_certificate(&tls.certificate, &tls.private_key)?;
-    Ok(ListenerTls {
-        // `server_key` parsed the leaf, so there is an end.
-        certificate_not_after: not_after(&certified).unwrap_or_else(time::unix),
-        certificate: resolver(certified),
-        trust: Arc::new(Trust::new(anchors, revocations, tls.crl_expired, tls.max_chain_depth)),
-        protocols: alpn(&listener.protocols),
-        provider: Arc::new(aws_lc_rs::default_provider()),
-    })
+    let retired =
+        clients.retired_ca.iter().map(|path| authorities(path)).collect::<Result<Vec<_>, _>>()?;
+    let trust = Trust::new(anchors, revocations, clients.crl_expired, clients.max_chain_depth);
+    Ok(retired.into_iter().fold(trust, Trust::with_retired))
 }
 
-fn server_certificate(chain: &Path, key: &Path) -> Result<CertifiedKey, MaterialError> {
-    server_key(&read(chain)?, &read(key)?).map_err(|error| wrong(chain, error))
+fn authorities(path: &Path) -> Result<Anchors, MaterialError> {
+    Anchors::parse(&read(path)?).map_err(|error| wrong(path, error))
 }
 
-fn resolver(certified: CertifiedKey) -> Arc<dyn ResolvesServerCert> {
-    Arc::new(SingleCertAndKey::from(certified))
+fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError> {
+    let chain = read(&site.certificate)?;
+    let key = contents(&site.private_key, MATERIAL_MAX_BYTES)?;
+    // Whoever renews a key may forget its permissions.
+    config::private(&key, Disk::new().daemon()).map_err(|open| wrong(&site.private_key, open))?;
+    let certified =
+        server_key(&chain, &key.bytes).map_err(|error| wrong(&site.certificate, error))?;
+    // `server_key` parsed the leaf, so it has a validity.
+    let (not_before, not_after) =
+        validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
+    let resolver = Arc::new(SingleCertAndKey::from(certified));
+    Ok(ServerCertificate { not_before, not_after, resolver })
 }
 
 fn routes(config: &Config) -> Routes {
-    let route = |(index, route): (usize, &crate::config::Route)| Route {
+    let route = |(index, route): (usize, &config::Route)| Route {
         name: route.name.as_str().into(),
         index,
         hosts: route.hosts.clone(),
         path: route.path.clone(),
         methods: route.methods.clone(),
         upstream: route.upstream,
-        require_token: route.require_token,
-        scopes: route.scopes.clone(),
+        demands: route.demands.clone(),
+        pass_authorization: route.pass_authorization,
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }
@@ -147,7 +354,11 @@ fn upstreams(config: &Config) -> Vec<Upstream> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
-    std::fs::read(path).map_err(|error| wrong(path, error))
+    contents(path, MATERIAL_MAX_BYTES).map(|content| content.bytes)
+}
+
+fn contents(path: &Path, limit_bytes: usize) -> Result<Content, MaterialError> {
+    Disk::new().read(path, limit_bytes).map_err(|error| wrong(path, error))
 }
 
 fn wrong(path: &Path, error: impl fmt::Display) -> MaterialError {

@@ -6,7 +6,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
 use super::body::Body;
-use crate::policy::{Reason, Refusal};
+use crate::{
+    identity::token::TokenError,
+    policy::{Reason, Refusal},
+};
+
+/// `Retry-After` while an issuer cannot be asked: it is asked again about that often.
+const ISSUER_RETRY_AFTER_S: &str = "30";
 
 /// The answer to a refused request.
 pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
@@ -29,6 +35,9 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     if let Some(challenge) = challenge(refusal) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
+    if let Refusal::Token(TokenError::IssuerUnavailable { .. }) = refusal {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(ISSUER_RETRY_AFTER_S));
+    }
     if let Refusal::MethodNotAllowed { allow } = refusal
         && let Ok(allow) = HeaderValue::from_str(allow)
     {
@@ -49,10 +58,19 @@ fn detail(refusal: &Refusal) -> &'static str {
             "The client certificate of this connection is no longer accepted."
         }
         Refusal::MissingToken => "The resource asks for a bearer token.",
+        Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+            "The issuer of the token cannot be asked for its keys."
+        }
         Refusal::Token(_) => token_detail(refusal.reason()),
         Refusal::InsufficientScope { .. } => {
             "The token does not carry the scope that the resource asks for."
         }
+        Refusal::RouteDenied(_) => "The resource is not for this identity.",
+        Refusal::IdentityUnmapped(_) => "The client certificate belongs to nobody known here.",
+        Refusal::SourceNotAllowed => "The resource is not for this address.",
+        Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
+        Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
+        Refusal::NoClientCertificate => "The resource asks for a client certificate.",
         Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
             "The service behind the gateway failed."
         }
@@ -66,6 +84,9 @@ fn token_detail(reason: Reason) -> &'static str {
         Reason::TokenNotYetValid => "The token is not valid yet.",
         Reason::WrongAudience => "The token was issued for another audience.",
         Reason::LifetimeTooLong => "The token is valid for longer than is accepted here.",
+        Reason::TokenRevoked => "The token was revoked.",
+        Reason::ConfirmationMismatch => "The token is bound to another client.",
+        Reason::ConfirmationMissing => "The resource asks for a token that is bound to the client.",
         _ => "The token was not accepted.",
     }
 }
@@ -74,12 +95,15 @@ fn token_detail(reason: Reason) -> &'static str {
 fn challenge(refusal: &Refusal) -> Option<HeaderValue> {
     let text = match refusal {
         Refusal::MissingToken => "Bearer realm=\"portcullis\"".to_owned(),
+        Refusal::Token(TokenError::IssuerUnavailable { .. }) => return None,
         Refusal::Token(_) => format!(
             "Bearer realm=\"portcullis\", error=\"invalid_token\", error_description=\"{}\"",
             token_detail(refusal.reason())
         ),
         Refusal::InsufficientScope { required } => format!(
-            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", scope=\"{required}\""
+            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", \
+             error_description=\"{}\", scope=\"{required}\"",
+            detail(refusal)
         ),
         _ => return None,
     };
@@ -134,7 +158,12 @@ mod tests {
         let (status, headers, _) = read(&Refusal::InsufficientScope { required: "a b".into() });
         assert_eq!(status, StatusCode::FORBIDDEN);
         let challenge = headers[header::WWW_AUTHENTICATE].to_str().unwrap();
-        assert!(challenge.contains("error=\"insufficient_scope\", scope=\"a b\""), "{challenge}");
+        assert!(challenge.contains("scope=\"a b\""), "{challenge}");
+        let unavailable = TokenError::IssuerUnavailable { issuer: "corp".into() };
+        let (status, headers, body) = read(&Refusal::Token(unavailable));
+        assert_eq!((status.as_u16(), &body["reason"]), (503, &"issuer_unavailable".into()));
+        assert!(headers.contains_key(header::RETRY_AFTER));
+        assert!(!headers.contains_key(header::WWW_AUTHENTICATE), "a new token would not help");
         let (_, headers, _) = read(&Refusal::MethodNotAllowed { allow: "GET, POST".into() });
         assert_eq!(headers[header::ALLOW], "GET, POST");
     }

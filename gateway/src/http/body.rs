@@ -104,7 +104,8 @@ impl HttpBody for Body {
     }
 }
 
-/// A client's body on its way to the upstream, counted as it passes.
+/// A client's body on its way to the upstream, counted as it passes. Its trailers end here: a field
+/// that comes after the body comes after every check (RFC 9110 section 6.5.1 lets a proxy drop them).
 pub struct RequestBody {
     incoming: Incoming,
     passed_bytes: Rc<Cell<u64>>,
@@ -126,6 +127,11 @@ impl HttpBody for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && frame.is_trailers()
+        {
+            return Poll::Ready(None);
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

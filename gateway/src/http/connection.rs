@@ -22,13 +22,20 @@ use tokio::{net::TcpStream, sync::watch, time::sleep};
 
 use super::exchange::exchange;
 use crate::{
-    admin::audit::CertificateFields,
-    identity::certificate::{CertificateError, Peer},
+    admin::audit::{CertificateFields, Line},
+    identity::{
+        Certified,
+        certificate::{CertificateError, Peer},
+        principal::Mapped,
+    },
     net::worker::{Phase, Worker},
-    policy::Reason,
+    policy::{Reason, Refusal, refusal::certificate_reason},
     snapshot::Snapshot,
     time,
-    tls::handshake::{Failure, Secured, handshake},
+    tls::{
+        Sites,
+        handshake::{Failure, Secured, handshake},
+    },
 };
 
 /// From the handshake to the first request, and for each further head over HTTP/1.1: a head is a few
@@ -79,16 +86,26 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     /// Where it comes from.
     pub arrival: Arrival,
-    /// Who it is, proven.
-    pub peer: Arc<Peer>,
+    /// Who it is, proven; `None` who came without a certificate.
+    pub peer: Option<Arc<Peer>>,
     /// The host that the handshake named.
     pub server_name: Option<String>,
     /// Requests so far.
     requests: Cell<u64>,
-    /// The last judgement of the peer's certificate: by which snapshot, and what it was.
-    judged: RefCell<(u64, Result<(), CertificateError>)>,
+    /// The last judgement of the peer's certificate.
+    judged: RefCell<Judgement>,
+    /// Whose certificate it is, by the rules of which snapshot.
+    mapped: RefCell<(u64, Option<Mapped>)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
+}
+
+/// Whether a connection's client would be let in now: by which snapshot and at which second that was
+/// judged, and the outcome.
+struct Judgement {
+    generation: u64,
+    at_s: u64,
+    outcome: Result<(), CertificateError>,
 }
 
 impl Connection {
@@ -99,20 +116,58 @@ impl Connection {
         number
     }
 
-    /// Whether the certificate is still good: a reload may have revoked it, and it may have expired
-    /// since the handshake.
+    /// Whether the client would still be let in: it may have been revoked since the handshake, its
+    /// certificate or a revocation list may have expired. Judged once in a second, and at once when
+    /// something has changed.
     ///
     /// # Errors
-    /// Why it is not.
+    /// Why not.
     pub fn recheck(&self, snapshot: &Snapshot) -> Result<(), CertificateError> {
         let now = time::unix();
         let mut judged = self.judged.borrow_mut();
-        if judged.0 != snapshot.generation || self.peer.not_after() < now {
-            // Listeners are the same in every snapshot of a run; see `gateway::publish`.
-            let trust = &snapshot.listeners[self.arrival.listener].trust;
-            *judged = (snapshot.generation, trust.recheck(&self.peer, now));
+        if judged.generation != snapshot.generation || judged.at_s != now.as_secs() {
+            let site = self.sites(snapshot).of(self.server_name.as_deref());
+            judged.generation = snapshot.generation;
+            judged.at_s = now.as_secs();
+            judged.outcome = site.admits(self.peer.as_deref(), now);
         }
-        judged.1.clone()
+        judged.outcome.clone()
+    }
+
+    /// Whether a request for this host may come over this connection: its client was judged by the
+    /// site that the handshake named, and another site may trust others.
+    ///
+    /// # Errors
+    /// [`Refusal::Misdirected`]: the client is to open a connection for that host.
+    pub fn check_site(&self, snapshot: &Snapshot, host: Option<&str>) -> Result<(), Refusal> {
+        let sites = self.sites(snapshot);
+        match host {
+            Some(host) if !sites.are_one(Some(host), self.server_name.as_deref()) => {
+                Err(Refusal::Misdirected)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Listeners are the same in every snapshot of a run; a reload that would change them is refused.
+    fn sites<'s>(&self, snapshot: &'s Snapshot) -> &'s Sites {
+        &snapshot.listeners[self.arrival.listener].sites
+    }
+
+    /// The certificate with its owner, by the rules of this snapshot.
+    pub fn certified(&self, snapshot: &Snapshot) -> Option<Certified<'_>> {
+        let peer = self.peer.as_deref()?;
+        let mut mapped = self.mapped.borrow_mut();
+        if mapped.0 != snapshot.generation {
+            *mapped = (snapshot.generation, Some(snapshot.identities.map(peer)));
+        }
+        Some(Certified::new(peer, mapped.1.clone()?))
+    }
+
+    /// What its owner was called when that was last looked at.
+    fn principal(&self) -> Option<String> {
+        let mapped = self.mapped.borrow();
+        mapped.1.as_ref()?.as_ref().ok().map(|principal| principal.name().to_owned())
     }
 
     /// Whether the source was banned since the last look.
@@ -130,16 +185,34 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    // Before the snapshot is loaded, so that a change during the handshake is not missed.
+    let mut news = worker.shared.news.clone();
+    news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
-    let secured = match handshake(stream, &snapshot.listeners[arrival.listener]).await {
+    let sessions = worker.shared.sessions[arrival.listener].as_ref();
+    let listener = &snapshot.listeners[arrival.listener];
+    let secured = match handshake(stream, listener, sessions).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };
-    worker.metrics.borrow_mut().handshakes[arrival.listener] += 1;
-    let Secured { stream, peer, server_name } = secured;
+    let Secured { stream, peer, resumed, server_name } = secured;
+    {
+        let mut metrics = worker.metrics.borrow_mut();
+        let counts =
+            if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
+        counts[arrival.listener] += 1;
+    }
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let connection = Rc::new(Connection {
-        judged: RefCell::new((snapshot.generation, Ok(()))),
+        mapped: RefCell::new((
+            snapshot.generation,
+            peer.as_deref().map(|peer| snapshot.identities.map(peer)),
+        )),
+        judged: RefCell::new(Judgement {
+            generation: snapshot.generation,
+            at_s: time::unix().as_secs(),
+            outcome: Ok(()),
+        }),
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
         worker,
@@ -164,7 +237,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
-        drive(&connection, builder.serve_connection(io, service)).await;
+        drive(&connection, builder.serve_connection(io, service), news).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -172,7 +245,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(HEAD_MAX)
             .max_buf_size(HEAD_MAX_BYTES)
             .max_headers(FIELDS_MAX);
-        drive(&connection, builder.serve_connection(io, service)).await;
+        drive(&connection, builder.serve_connection(io, service), news).await;
     }
 }
 
@@ -210,8 +283,9 @@ where
     }
 }
 
-/// Runs a connection until it ends, the process stops, its source is banned, or no request comes.
-async fn drive(connection: &Connection, served: impl Served) {
+/// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
+/// to be let in, or no request comes.
+async fn drive(connection: &Connection, served: impl Served, mut news: watch::Receiver<()>) {
     let mut served = pin!(served);
     let mut phase = connection.worker.shared.phase.clone();
     let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
@@ -233,6 +307,12 @@ async fn drive(connection: &Connection, served: impl Served) {
                 }
                 Phase::Stopping => return,
             },
+            Ok(()) = news.changed() => {
+                let snapshot = connection.worker.shared.published.load_full();
+                if let Err(error) = connection.recheck(&snapshot) {
+                    return withdrawn(connection, &error);
+                }
+            }
             () = &mut first_request, if waits_for_first => {
                 waits_for_first = false;
                 if connection.requests.get() == 0 {
@@ -284,6 +364,31 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
     });
 }
 
+/// The client was let in, and would not be now: its connection ends at once, whatever runs on it.
+/// That tells nothing against its source.
+fn withdrawn(connection: &Connection, error: &CertificateError) {
+    let reason = certificate_reason(error);
+    let worker = &connection.worker;
+    *worker.metrics.borrow_mut().connections_withdrawn.entry(reason).or_default() += 1;
+    worker.log(|log, buffer| {
+        let mut line = log.line(buffer, "warn", "connection_closed", time::wall());
+        connection_fields(&mut line, connection);
+        line.field("reason", reason.word())
+            .field("detail", error.to_string())
+            .field("worker", worker.id);
+        line.end();
+    });
+}
+
+fn connection_fields(line: &mut Line<'_>, connection: &Connection) {
+    let peer = connection.peer.as_deref();
+    line.field("conn_id", &connection.arrival.id)
+        .field("source", connection.arrival.address)
+        .maybe("sni", connection.server_name.as_deref())
+        .maybe("certificate", peer.map(CertificateFields::of))
+        .maybe("principal", connection.principal());
+}
+
 /// hyper ended the connection with an error; what the client did wrong before any request could be
 /// read is a refusal like any other.
 fn broken(connection: &Connection, error: &hyper::Error) {
@@ -300,14 +405,8 @@ fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     worker.report(connection.arrival.source, reason);
     worker.log(|log, buffer| {
         let mut line = log.line(buffer, "warn", "connection_refused", time::wall());
-        line.field("conn_id", &connection.arrival.id)
-            .field("source", connection.arrival.address)
-            .maybe("sni", connection.server_name.as_deref())
-            .field("certificate", CertificateFields::of(&connection.peer))
-            .field("principal", connection.peer.principal())
-            .field("reason", reason.word())
-            .field("detail", detail)
-            .field("worker", worker.id);
+        connection_fields(&mut line, connection);
+        line.field("reason", reason.word()).field("detail", detail).field("worker", worker.id);
         line.end();
     });
 }

@@ -4,6 +4,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
 use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
+use rustls_pki_types::UnixTime;
 
 use super::{
     answer,
@@ -18,9 +19,10 @@ use crate::{
         token::{Claims, TokenError},
     },
     net::worker::Worker,
-    policy::{Refusal, facts::Facts, permit, refusal::token_reason},
+    policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
     snapshot::Snapshot,
     time,
+    upstream::forward,
 };
 
 /// The label of requests that no route was found for.
@@ -34,8 +36,9 @@ struct Record {
     path: String,
     route: Arc<str>,
     upstream: Option<Arc<str>>,
+    principal: Option<String>,
     client_id: Option<String>,
-    claims: Option<Arc<Claims>>,
+    tenant: Option<String>,
     auth_method: &'static str,
     bytes_in: Rc<Cell<u64>>,
     auth: Duration,
@@ -74,22 +77,25 @@ async fn serve(
     let worker = &connection.worker;
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
+    connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
+    let now = time::unix();
+    let certificate = connection.certified(snapshot);
+    record.know(&Identity::new(certificate.clone(), None));
+    let admitted = admit(route, connection.arrival.address, certificate, now)?;
     let claims = match facts.token() {
-        Some(token) if route.require_token => {
-            let claims = identify(worker, snapshot, token).map_err(Refusal::Token)?;
-            record.claims = Some(claims.clone());
-            Some(claims)
+        Some(token) if route.demands.token => {
+            Some(identify(worker, snapshot, token, now).map_err(Refusal::Token)?)
         }
         _ => None,
     };
-    let identity = Identity::new(Some(&connection.peer), claims);
-    record.auth_method = identity.method();
-    record.client_id = identity.client_id().map(str::to_owned);
+    let candidate = admitted.join(claims);
+    record.know(candidate.identity());
     let host = facts.authority().map(str::to_owned);
-    let permit = permit(route, identity)?;
+    let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
+    let permit = permit(candidate)?;
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -97,7 +103,10 @@ async fn serve(
         host: host.as_deref(),
         request_id: &record.request_id,
     };
-    headers::to_upstream(&mut parts.headers, permit.identity(), origin);
+    headers::to_upstream(&mut parts.headers, &permit, origin);
+    if let Some(target) = target {
+        parts.uri = target?;
+    }
     // Routes are checked against the upstreams of the same configuration.
     let upstream = &snapshot.upstreams[route.upstream];
     record.upstream = Some(upstream.name.clone());
@@ -115,10 +124,22 @@ async fn serve(
 }
 
 /// Finds the token in the cache, or verifies it.
-fn identify(worker: &Worker, snapshot: &Snapshot, token: &str) -> Result<Arc<Claims>, TokenError> {
+fn identify(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    token: &str,
+    now: UnixTime,
+) -> Result<Arc<Claims>, TokenError> {
     let mut tokens = worker.tokens.borrow_mut();
     let misses = tokens.counts().misses;
-    let verdict = tokens.verify(token, &snapshot.issuers, time::unix());
+    let verdict = tokens.verify(token, &snapshot.issuers, now).and_then(|claims| {
+        // Also of a remembered one.
+        snapshot.revoked_tokens.check(&claims).map(|()| claims)
+    });
+    if let Err(TokenError::UnknownKey { issuer, .. }) = &verdict {
+        // A full queue holds the same question already.
+        let _ = worker.shared.unknown_keys.try_send(Arc::from(issuer.as_str()));
+    }
     if tokens.counts().misses != misses {
         let (issuer, result) = match &verdict {
             Ok(claims) => (claims.issuer(), "ok"),
@@ -145,14 +166,23 @@ impl Record {
             path: parts.uri.path().to_owned(),
             route: Arc::from(NO_ROUTE),
             upstream: None,
+            principal: None,
             client_id: None,
-            claims: None,
+            tenant: None,
             auth_method: "none",
             bytes_in: Rc::default(),
             auth: Duration::ZERO,
             upstream_wait: None,
             access_log,
         }
+    }
+
+    /// Takes note of who was proven so far.
+    fn know(&mut self, identity: &Identity<'_>) {
+        self.principal = identity.principal().map(|principal| principal.name().to_owned());
+        self.client_id = identity.client_id().map(str::to_owned);
+        self.tenant = identity.tenant().map(str::to_owned);
+        self.auth_method = identity.method();
     }
 
     /// Counts the request now, and writes its line when the answer's body has ended.
@@ -195,6 +225,7 @@ impl Record {
         let took = time::monotonic().saturating_duration_since(self.started);
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let level = if refusal.is_some() { "warn" } else { "info" };
+        let peer = connection.peer.as_deref();
         connection.worker.log(|log, buffer| {
             let mut line = log.line(buffer, level, "request", time::wall());
             line.field("request_id", &self.request_id)
@@ -202,10 +233,10 @@ impl Record {
                 .field("source", connection.arrival.address)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
-                .field("certificate", CertificateFields::of(&connection.peer))
-                .field("principal", connection.peer.principal())
+                .maybe("certificate", peer.map(CertificateFields::of))
+                .maybe("principal", self.principal.as_deref())
                 .maybe("client_id", self.client_id.as_deref())
-                .maybe("tenant", self.claims.as_ref().and_then(|claims| claims.tenant()))
+                .maybe("tenant", self.tenant.as_deref())
                 .field("auth_method", self.auth_method)
                 .field("route", &*self.route)
                 .field("method", self.method.as_str())

@@ -7,11 +7,12 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use crate::identity::Identity;
+use crate::{identity::Identity, policy::Permit};
 
-/// Fields that say who is asking, in their canonical spelling: lower case, `-` for `_`.
-/// The client's own never reach the upstream.
-const IDENTITY: [&str; 18] = [
+/// Fields by which an upstream could learn who is asking or what is asked for, beside what was judged,
+/// in their canonical spelling: lower case, `-` for every sign. The client's own never reach it.
+const IDENTITY: [&str; 39] = [
+    // What is written here.
     "x-request-id",
     "x-auth-method",
     "x-user-id",
@@ -23,23 +24,51 @@ const IDENTITY: [&str; 18] = [
     "x-client-cn",
     "x-client-serial",
     "x-client-verify",
-    "x-forwarded-user",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
     "forwarded",
-    // Not written by us, but read by many upstreams as the client's address.
+    // What others write, for upstreams that were behind them before.
+    "x-user",
+    "x-username",
+    "x-user-name",
+    "x-email",
+    "x-roles",
+    "x-groups",
     "x-real-ip",
-    "x-forwarded-client-cert",
+    "x-client-ip",
+    "x-client-cert",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "client-ip",
+    "client-cert", // RFC 9440
+    "client-cert-chain",
+    "remote-user",
+    "x-remote-user",
+    "x-authenticated-user",
+    "x-webauth-user",
+    // What would make the upstream serve another path or method than the one that was judged.
+    "x-original-url",
+    "x-original-host",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    // CGI makes an environment variable of it that many clients obey.
+    "proxy",
 ];
+
+/// Beginnings of such names: everything that only proxies write.
+const IDENTITY_PREFIXES: [&str; 4] =
+    ["x-forwarded-", "x-auth-request-", "x-ssl-client-", "ssl-client-"];
 
 /// Fields of one connection (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2). `te` may be passed on
 /// with the one value `trailers`.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
+    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     HeaderName::from_static("keep-alive"),
@@ -58,12 +87,14 @@ pub struct Origin<'a> {
 }
 
 /// Makes a client's fields into those for the upstream.
-pub fn to_upstream(headers: &mut HeaderMap, identity: &Identity<'_>, origin: Origin<'_>) {
+pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_>) {
     remove_hop_by_hop(headers);
     remove_identity(headers);
-    headers.remove(header::AUTHORIZATION);
+    if !permit.route().pass_authorization {
+        headers.remove(header::AUTHORIZATION);
+    }
     headers.remove(header::EXPECT);
-    write_identity(headers, identity);
+    write_identity(headers, permit.identity());
     write_origin(headers, origin);
 }
 
@@ -82,22 +113,26 @@ pub fn to_client(status: StatusCode, headers: &mut HeaderMap) {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(named) = headers.get(header::CONNECTION).cloned() {
-        // `close` and `keep-alive` alone, which is nearly always, name no field.
-        for name in named.to_str().unwrap_or_default().split(',').map(str::trim) {
-            if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
-                && !matches!(name.as_str(), "host" | "content-length" | "content-type")
-            {
-                headers.remove(name);
-            }
-        }
+    // `close` and `keep-alive` alone, which is nearly always, name no field.
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| {
+            !matches!(name.as_str(), "close" | "host" | "content-length" | "content-type")
+        })
+        .collect();
+    for name in named {
+        headers.remove(name);
     }
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
 }
 
-/// A name is compared in its canonical spelling, since many upstreams read `X_User_Id` as `X-User-Id`.
+/// A name is compared in its canonical spelling: many upstreams read `X_User_Id` as `X-User-Id`, and
+/// some make a `_` of every sign.
 fn remove_identity(headers: &mut HeaderMap) {
     let doomed: Vec<HeaderName> =
         headers.keys().filter(|name| is_identity(name.as_str())).cloned().collect();
@@ -106,20 +141,20 @@ fn remove_identity(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a field of that (lower-case) name could tell an upstream who is asking.
+/// Whether a field of that (lower-case) name could tell an upstream who is asking, or for what.
 pub fn is_identity(name: &str) -> bool {
-    // Nearly all names are told apart by their first byte and need no copy.
-    if !matches!(name.as_bytes().first(), Some(b'x' | b'f')) {
+    // Most of the usual names are told apart by their first byte.
+    if !matches!(name.as_bytes().first(), Some(b'x' | b'f' | b'c' | b'p' | b'r' | b's' | b't')) {
         return false;
     }
-    let same = |known: &str| {
-        known.len() == name.len()
-            && known
-                .bytes()
-                .zip(name.bytes())
-                .all(|(known, byte)| byte == known || (byte == b'_' && known == b'-'))
+    let begins = |known: &str| {
+        known.len() <= name.len()
+            && known.bytes().zip(name.bytes()).all(|(known, byte)| {
+                byte == known || (known == b'-' && !byte.is_ascii_alphanumeric())
+            })
     };
-    IDENTITY.iter().any(|known| same(known))
+    IDENTITY.iter().any(|known| known.len() == name.len() && begins(known))
+        || IDENTITY_PREFIXES.iter().any(|known| begins(known))
 }
 
 fn write_identity(headers: &mut HeaderMap, identity: &Identity<'_>) {
@@ -132,10 +167,10 @@ fn write_identity(headers: &mut HeaderMap, identity: &Identity<'_>) {
     if let Some(claims) = identity.claims() {
         put(headers, "x-user-id", claims.subject());
         put(headers, "x-user-email", claims.email());
-        put(headers, "x-tenant-id", claims.tenant());
-        put_list(headers, "x-user-roles", claims.roles(), ",");
-        put_list(headers, "x-user-scopes", claims.scopes(), " ");
+        put_list(headers, "x-user-scopes", claims.scopes().iter().map(String::as_str), " ");
     }
+    put(headers, "x-tenant-id", identity.tenant());
+    put_list(headers, "x-user-roles", identity.roles(), ",");
     put(headers, "x-client-id", identity.client_id());
     put(headers, "x-forwarded-user", identity.user());
 }
@@ -158,18 +193,34 @@ fn write_origin(headers: &mut HeaderMap, origin: Origin<'_>) {
     put(headers, "forwarded", Some(&forwarded));
 }
 
-fn put_list(headers: &mut HeaderMap, name: &'static str, values: &[String], separator: &str) {
+/// An entry that would read as two (a role with a comma in it) is left out, as what cannot stand in a
+/// header is.
+fn put_list<'v>(
+    headers: &mut HeaderMap,
+    name: &'static str,
+    values: impl Iterator<Item = &'v str>,
+    separator: &str,
+) {
+    let whole = |value: &&str| field_value(value).is_some() && !value.contains(separator);
+    let values: Vec<&str> = values.filter(whole).collect();
     if !values.is_empty() {
         put(headers, name, Some(&values.join(separator)));
     }
 }
 
-/// A value that cannot stand in a header (a control character in a claim) is left out, never altered:
-/// an upstream must not read another identity than the one that was proven.
+/// A value that cannot stand in a header is left out, never altered: an upstream must not read another
+/// identity than the one that was proven.
 fn put(headers: &mut HeaderMap, name: &'static str, value: Option<&str>) {
-    if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+    if let Some(value) = value.and_then(field_value) {
         headers.insert(HeaderName::from_static(name), value);
     }
+}
+
+/// Printable ASCII only. Beyond it readers differ: some take the octets for Latin-1, and some that cut
+/// characters to one octet would see a line break (RFC 9110 section 5.5).
+fn field_value(value: &str) -> Option<HeaderValue> {
+    let is_plain = value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    if is_plain { HeaderValue::from_str(value).ok() } else { None }
 }
 
 /// Whether a client's own request id may be kept: it is repeated in logs and in the answer.
@@ -183,6 +234,7 @@ pub fn is_request_id(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{admit, authorize::Demands, permit, route::Route};
 
     #[test]
     fn identity_fields_are_known_in_every_spelling() {
@@ -193,8 +245,19 @@ mod tests {
             ("x_forwarded_for", true),
             ("forwarded", true),
             ("x-real_ip", true),
+            ("x.user.id", true),
+            ("x~user!id", true),
+            ("x-forwarded-groups", true),
+            ("x_forwarded-prefix", true),
+            ("client_cert", true),
+            ("x-http-method-override", true),
             ("x-user-idx", false),
-            ("x-user", false),
+            ("xauser-id", false),
+            ("x-forwarded", false),
+            ("cookie", false),
+            ("content-type", false),
+            ("range", false),
+            ("proxy-x", false),
             ("x-custom", false),
             ("from", false),
             ("accept", false),
@@ -214,6 +277,9 @@ mod tests {
             ("x-forwarded-for", "10.0.0.2"),
             ("authorization", "Bearer secret"),
             ("connection", "keep-alive, x-private"),
+            ("connection", "Close ,X-Other"),
+            ("x-other", "2"),
+            ("trailer", "x-user-id"),
             ("x-private", "1"),
             ("keep-alive", "300"),
             ("te", "gzip"),
@@ -226,7 +292,7 @@ mod tests {
             host: Some("a.example"),
             request_id: "r-1234567",
         };
-        to_upstream(&mut headers, &Identity::anonymous(), origin);
+        permitted(false, |permit| to_upstream(&mut headers, permit, origin));
         let mut left: Vec<String> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -244,6 +310,47 @@ mod tests {
                 "x-request-id: r-1234567",
             ]
         );
+    }
+
+    /// A permit for nobody, on a public route.
+    fn permitted(pass_authorization: bool, check: impl FnOnce(&Permit<'_>)) {
+        let route = Route {
+            name: "route".into(),
+            index: 0,
+            hosts: vec![],
+            path: String::new(),
+            methods: vec![],
+            upstream: 0,
+            demands: Demands::default(),
+            pass_authorization,
+        };
+        let now = rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::ZERO);
+        let admitted = admit(&route, [192, 0, 2, 1].into(), None, now).unwrap();
+        check(&permit(admitted.join(None)).unwrap());
+    }
+
+    #[test]
+    fn the_authorization_goes_on_only_where_the_route_says_so() {
+        for pass in [false, true] {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", "Bearer secret".parse().unwrap());
+            let origin =
+                Origin { source: [192, 0, 2, 1].into(), host: None, request_id: "r-1234567" };
+            permitted(pass, |permit| to_upstream(&mut headers, permit, origin));
+            assert_eq!(headers.contains_key("authorization"), pass);
+        }
+    }
+
+    #[test]
+    fn no_value_reads_as_another() {
+        let mut headers = HeaderMap::new();
+        put_list(&mut headers, "x-user-roles", ["a", "b,admin", "c\r\nx", "d"].into_iter(), ",");
+        put_list(&mut headers, "x-user-scopes", ["read", "write all"].into_iter(), " ");
+        put(&mut headers, "x-client-cn", Some("M\u{fc}ller"));
+        put(&mut headers, "x-user-id", Some("a\r\nx-user-roles: admin"));
+        assert_eq!(headers["x-user-roles"], "a,d");
+        assert_eq!(headers["x-user-scopes"], "read");
+        assert_eq!(headers.len(), 2);
     }
 
     #[test]

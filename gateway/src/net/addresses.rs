@@ -10,21 +10,35 @@ use ipnet::IpNet;
 /// # Errors
 /// The kernel does not say; then it is better not to start than to filter without knowing them.
 pub fn infrastructure() -> std::io::Result<Vec<IpNet>> {
-    let mut found: Vec<IpNet> = nix::ifaddrs::getifaddrs()?
+    let mut found = own()?;
+    found.extend(routers());
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// Addresses of this host's interfaces, each as a host prefix.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn own() -> std::io::Result<Vec<IpNet>> {
+    let found = nix::ifaddrs::getifaddrs()?
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
         })
-        .map(IpNet::from)
-        .collect();
+        .map(IpNet::from);
+    Ok(found.collect())
+}
+
+/// Next hops of this host's routes, each as a host prefix.
+pub fn routers() -> Vec<IpNet> {
     // Absent when the kernel was built without that family.
     let table = |path| std::fs::read_to_string(path).unwrap_or_default();
-    found.extend(gateways_v4(&table("/proc/net/route")));
+    let mut found: Vec<IpNet> = gateways_v4(&table("/proc/net/route")).collect();
     found.extend(gateways_v6(&table("/proc/net/ipv6_route")));
-    found.sort();
-    found.dedup();
-    Ok(found)
+    found
 }
 
 /// `/proc/net/route`: the third column is the next hop, in the machine's byte order.

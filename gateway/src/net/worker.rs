@@ -31,6 +31,7 @@ use crate::{
     policy::{Reason, penalty::Evidence},
     snapshot::Published,
     time,
+    tls::sessions::Sessions,
     upstream::forward::Forwarder,
 };
 
@@ -71,6 +72,12 @@ pub struct Shared {
     pub admission: Admission,
     /// Evidence goes here, and the sender never waits.
     pub evidence: mpsc::Sender<Evidence>,
+    /// Tells connections that another state was published.
+    pub news: watch::Receiver<()>,
+    /// Sessions that clients may resume, for each listener that has any.
+    pub sessions: Arc<[Option<Arc<Sessions>>]>,
+    /// Issuers of tokens whose key is not known go here, and the sender never waits.
+    pub unknown_keys: mpsc::Sender<Arc<str>>,
     /// What the process is doing.
     pub phase: watch::Receiver<Phase>,
     /// Where log lines go.

@@ -3,15 +3,44 @@
 //! Cheapest first: who would be refused anyway never costs a signature. Each step takes what only
 //! the step before it can make, so that an unauthorized request cannot be forwarded by a forgotten `if`.
 
+pub mod authorize;
 pub mod facts;
+pub mod hours;
+pub mod path;
 pub mod penalty;
 pub mod refusal;
 pub mod route;
 
+use std::{net::IpAddr, sync::Arc};
+
+use rustls_pki_types::UnixTime;
+
 pub use refusal::{Reason, Refusal};
 
 use self::route::Route;
-use crate::identity::Identity;
+use crate::identity::{Certified, Identity, token::Claims};
+
+/// A request that its route lets in as far as address, hour and certificate go. Only [`admit`] makes
+/// one.
+#[derive(Debug)]
+pub struct Admitted<'a> {
+    route: &'a Route,
+    certificate: Option<Certified<'a>>,
+}
+
+/// An admitted request with everything that was proven of who makes it.
+#[derive(Debug)]
+pub struct Candidate<'a> {
+    route: &'a Route,
+    identity: Identity<'a>,
+}
+
+impl<'a> Candidate<'a> {
+    /// Who was proven.
+    pub fn identity(&self) -> &Identity<'a> {
+        &self.identity
+    }
+}
 
 /// A request that may go to its upstream. Only [`permit`] makes one.
 #[derive(Debug)]
@@ -32,18 +61,34 @@ impl<'a> Permit<'a> {
     }
 }
 
-/// Judges a proven identity by the rules of its route.
+/// Judges a request by the rules of its route that need no token.
+///
+/// # Errors
+/// What the route asks for and is not there.
+pub fn admit<'a>(
+    route: &'a Route,
+    source: IpAddr,
+    certificate: Option<Certified<'a>>,
+    now: UnixTime,
+) -> Result<Admitted<'a>, Refusal> {
+    route.demands.admit(source, certificate.as_ref(), now)?;
+    Ok(Admitted { route, certificate })
+}
+
+impl<'a> Admitted<'a> {
+    /// Joins what the token proved, if there is one.
+    pub fn join(self, claims: Option<Arc<Claims>>) -> Candidate<'a> {
+        let Admitted { route, certificate } = self;
+        Candidate { route, identity: Identity::new(certificate, claims) }
+    }
+}
+
+/// Judges an admitted request by the rest of the rules of its route.
 ///
 /// # Errors
 /// What the route asks for and the identity lacks.
-pub fn permit<'a>(route: &'a Route, identity: Identity<'a>) -> Result<Permit<'a>, Refusal> {
-    let claims = identity.claims();
-    if route.require_token && claims.is_none() {
-        return Err(Refusal::MissingToken);
-    }
-    let has = |scope: &String| claims.is_some_and(|claims| claims.scopes().contains(scope));
-    if !route.scopes.iter().all(has) {
-        return Err(Refusal::InsufficientScope { required: route.scopes.join(" ") });
-    }
+pub fn permit(candidate: Candidate<'_>) -> Result<Permit<'_>, Refusal> {
+    let Candidate { route, identity } = candidate;
+    route.demands.judge(&identity)?;
     Ok(Permit { route, identity })
 }

@@ -1,10 +1,10 @@
 //! Every reason to refuse, once. Answer, log line, metric and penalty all derive from it.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use crate::identity::{certificate::CertificateError, token::TokenError};
+use crate::identity::{certificate::CertificateError, principal::Unmapped, token::TokenError};
 
 /// The closed list of reasons: one word each, the same in the answer, the log, the metric and the ban.
 ///
@@ -45,8 +45,9 @@ reasons! {
     /// An operator's decision, by hand.
     Operator = 1, "operator", 0;
     // The handshake.
-    /// The client sent no certificate although one is required.
-    NoClientCertificate = 10, "no_client_certificate", 2;
+    /// The client sent no certificate although the listener or the route asks for one: a browser too
+    /// may do that now and then.
+    NoClientCertificate = 10, "no_client_cert", 1;
     /// The chain leads to no anchor of ours.
     UnknownIssuer = 11, "unknown_issuer", 4;
     /// Past `notAfter`: an honest client that forgot to renew.
@@ -85,6 +86,8 @@ reasons! {
     BadCertificateName = 28, "bad_certificate_name", 2;
     /// Somebody else's certificate: the handshake is not signed with its key.
     BadHandshakeSignature = 29, "bad_handshake_signature", 5;
+    /// From an authority that is no longer in use: an honest client that was forgotten.
+    RetiredAuthority = 80, "retired_ca", 2;
     // The head.
     /// No request came in time after the handshake.
     RequestTimeout = 30, "request_timeout", 2;
@@ -133,9 +136,25 @@ reasons! {
     UnsupportedTokenType = 56, "unsupported_token_type", 2;
     /// A claim of the wrong shape.
     MalformedClaim = 57, "malformed_claim", 2;
+    /// Taken back by its `jti`.
+    TokenRevoked = 58, "token_revoked", 4;
+    /// Bound to somebody else's certificate, or by a proof that is not looked for: a stolen token.
+    ConfirmationMismatch = 59, "cnf_mismatch", 5;
+    /// Bound to no certificate, where the route asks for that.
+    ConfirmationMissing = 82, "cnf_missing", 2;
     // The route's rules.
     /// The token lacks a scope.
     InsufficientScope = 60, "insufficient_scope", 1;
+    /// The route is not for this principal, or not for these roles.
+    RouteDenied = 61, "route_denied", 1;
+    /// No identity rule knows the certificate: more likely a rule that is missing than an attack.
+    IdentityUnmapped = 62, "identity_unmapped", 0;
+    /// The route is not for this address.
+    SourceNotAllowed = 63, "source_not_allowed", 1;
+    /// The route is closed at this hour.
+    OutsideHours = 64, "outside_hours", 0;
+    /// The certificate belongs to one tenant and the token to another.
+    TenantMismatch = 65, "tenant_mismatch", 1;
     // Not the client's fault.
     /// No server of the upstream takes a connection.
     UpstreamUnreachable = 70, "upstream_unreachable", 0;
@@ -143,6 +162,8 @@ reasons! {
     UpstreamFailed = 71, "upstream_failed", 0;
     /// The upstream took too long.
     UpstreamTimeout = 72, "upstream_timeout", 0;
+    /// The token's issuer has not given its keys for too long.
+    IssuerUnavailable = 81, "issuer_unavailable", 0;
 }
 
 /// A request that goes no further, and why.
@@ -170,6 +191,26 @@ pub enum Refusal {
         /// What the route asks for, separated by spaces.
         required: String,
     },
+    /// The identity is good and not one of those that the route is for.
+    RouteDenied(Denied),
+    /// The certificate is good and no identity rule knows it.
+    IdentityUnmapped(Arc<Unmapped>),
+    /// The route is not for the client's address.
+    SourceNotAllowed,
+    /// The route is closed now.
+    OutsideHours {
+        /// When it is open.
+        hours: String,
+    },
+    /// Certificate and token are of different tenants.
+    TenantMismatch {
+        /// The certificate's, by its rule.
+        of_certificate: String,
+        /// The token's.
+        of_token: String,
+    },
+    /// The route asks for a certificate and the connection has none.
+    NoClientCertificate,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -179,6 +220,30 @@ pub enum Refusal {
         /// The configured wait.
         waited: Duration,
     },
+}
+
+/// Why a proven identity may not use a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// It holds none of the roles.
+    Role {
+        /// Those of the route, separated by commas.
+        wanted: String,
+    },
+    /// It is none of the principals.
+    Principal {
+        /// Who it is.
+        name: String,
+    },
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Denied::Role { wanted } => write!(f, "holds none of the roles {wanted}"),
+            Denied::Principal { name } => write!(f, "\"{name}\" is none of the route's principals"),
+        }
+    }
 }
 
 impl Refusal {
@@ -193,6 +258,12 @@ impl Refusal {
             Refusal::MissingToken => Reason::MissingToken,
             Refusal::Token(error) => token_reason(error),
             Refusal::InsufficientScope { .. } => Reason::InsufficientScope,
+            Refusal::RouteDenied(_) => Reason::RouteDenied,
+            Refusal::IdentityUnmapped(_) => Reason::IdentityUnmapped,
+            Refusal::SourceNotAllowed => Reason::SourceNotAllowed,
+            Refusal::OutsideHours { .. } => Reason::OutsideHours,
+            Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
+            Refusal::NoClientCertificate => Reason::NoClientCertificate,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -206,7 +277,15 @@ impl Refusal {
             Refusal::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Refusal::NoRoute => StatusCode::NOT_FOUND,
             Refusal::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Certificate(_) | Refusal::InsufficientScope { .. } => StatusCode::FORBIDDEN,
+            Refusal::Certificate(_)
+            | Refusal::InsufficientScope { .. }
+            | Refusal::RouteDenied(_)
+            | Refusal::IdentityUnmapped(_)
+            | Refusal::SourceNotAllowed
+            | Refusal::OutsideHours { .. }
+            | Refusal::TenantMismatch { .. }
+            | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
+            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -224,8 +303,16 @@ impl Refusal {
             Refusal::UpstreamTimeout { waited } => {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
+            Refusal::RouteDenied(denied) => Some(denied.to_string()),
+            Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
+            Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
+            Refusal::TenantMismatch { of_certificate, of_token } => Some(format!(
+                "the certificate's rule says tenant \"{of_certificate}\", the token \"{of_token}\""
+            )),
             Refusal::Misdirected
             | Refusal::NoRoute
+            | Refusal::SourceNotAllowed
+            | Refusal::NoClientCertificate
             | Refusal::MissingToken
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
@@ -236,7 +323,9 @@ impl Refusal {
 /// The word for a certificate that is not good.
 pub fn certificate_reason(error: &CertificateError) -> Reason {
     match error {
-        CertificateError::UnknownIssuer => Reason::UnknownIssuer,
+        CertificateError::UnknownIssuer { .. } => Reason::UnknownIssuer,
+        CertificateError::RetiredAuthority { .. } => Reason::RetiredAuthority,
+        CertificateError::NotPresented => Reason::NoClientCertificate,
         CertificateError::BadSignature => Reason::BadCertificateSignature,
         CertificateError::UnsupportedAlgorithm => Reason::UnsupportedCertificateAlgorithm,
         CertificateError::Expired { .. } => Reason::CertificateExpired,
@@ -281,5 +370,11 @@ pub fn token_reason(error: &TokenError) -> Reason {
         TokenError::NotYetValid { .. } => Reason::TokenNotYetValid,
         TokenError::LifetimeTooLong { .. } => Reason::LifetimeTooLong,
         TokenError::WrongAudience { .. } => Reason::WrongAudience,
+        TokenError::IssuerUnavailable { .. } => Reason::IssuerUnavailable,
+        TokenError::Revoked { .. } => Reason::TokenRevoked,
+        TokenError::UnsupportedBinding { .. } | TokenError::NotTheHolder { .. } => {
+            Reason::ConfirmationMismatch
+        }
+        TokenError::NotBound { .. } => Reason::ConfirmationMissing,
     }
 }

@@ -2,8 +2,7 @@
 
 use http::Method;
 
-use super::Refusal;
-use super::facts::Facts;
+use super::{Refusal, authorize::Demands, facts::Facts};
 
 /// One route, ready to be matched.
 #[derive(Clone, Debug)]
@@ -20,10 +19,10 @@ pub struct Route {
     pub methods: Vec<Method>,
     /// Index into the snapshot's upstreams.
     pub upstream: usize,
-    /// A token must be proven.
-    pub require_token: bool,
-    /// Each must be among the token's scopes.
-    pub scopes: Vec<String>,
+    /// What it asks of whoever comes by it.
+    pub demands: Demands,
+    /// The client's `Authorization` goes on to the upstream.
+    pub pass_authorization: bool,
 }
 
 /// All routes, the most particular first.
@@ -49,9 +48,25 @@ impl Routes {
     /// Where the best host and path have routes, but none for the method, the answer is 405 and not a
     /// less particular route: a narrower rule must not be evaded by another method.
     ///
+    /// A path with parameters (`/orders;x=1`) must lead to the same route with and without them: some
+    /// servers take them off before they look what is meant, and some do not.
+    ///
     /// # Errors
-    /// [`Refusal::NoRoute`] or [`Refusal::MethodNotAllowed`].
+    /// [`Refusal::NoRoute`], [`Refusal::MethodNotAllowed`], or [`Refusal::MalformedRequest`] for a path
+    /// that leads to two routes.
     pub fn find(&self, facts: &Facts<'_>) -> Result<&Route, Refusal> {
+        let found = self.find_at(facts, facts.path().decoded());
+        if let Some(bare) = facts.path().without_parameters() {
+            let index =
+                |found: &Result<&Route, Refusal>| found.as_ref().ok().map(|route| route.index);
+            if index(&found) != index(&self.find_at(facts, &bare)) {
+                return Err(Refusal::MalformedRequest("with its parameters the path is another"));
+            }
+        }
+        found
+    }
+
+    fn find_at(&self, facts: &Facts<'_>, path: &[u8]) -> Result<&Route, Refusal> {
         let mut best: Option<&Route> = None;
         let mut allow: Vec<&str> = Vec::new();
         for route in &self.ordered {
@@ -61,7 +76,7 @@ impl Routes {
             {
                 break;
             }
-            if !route.matches_place(facts) {
+            if !route.matches_place(facts, path) {
                 continue;
             }
             if route.methods.is_empty() || route.methods.contains(facts.method()) {
@@ -83,11 +98,10 @@ impl Routes {
 }
 
 impl Route {
-    fn matches_place(&self, facts: &Facts<'_>) -> bool {
+    fn matches_place(&self, facts: &Facts<'_>, path: &[u8]) -> bool {
         let host = self.hosts.is_empty()
             || facts.host().is_some_and(|host| self.hosts.iter().any(|ours| ours == host));
-        host && facts
-            .path()
+        host && path
             .strip_prefix(self.path.as_bytes())
             .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
     }
@@ -107,8 +121,8 @@ mod tests {
             path: path.to_owned(),
             methods: methods.to_vec(),
             upstream: 0,
-            require_token: false,
-            scopes: vec![],
+            demands: Demands::default(),
+            pass_authorization: false,
         }
     }
 
@@ -149,6 +163,30 @@ mod tests {
         }
         let none = Routes::new(vec![route("orders", "", "/orders", &[])]);
         assert_eq!(find(&none, Method::GET, "a", "/x"), Err(404));
+    }
+
+    #[test]
+    fn parameters_lead_to_no_other_route() {
+        let mut routes = vec![
+            route("any", "", "/", &[]),
+            route("admin", "", "/admin", &[]),
+            route("health", "", "/admin/health", &[]),
+        ];
+        for (index, route) in routes.iter_mut().enumerate() {
+            route.index = index;
+        }
+        let routes = Routes::new(routes);
+        for (path, expected) in [
+            ("/admin/x;v=1", Ok("admin")),
+            ("/x;v=1/admin", Ok("any")),
+            ("/admin;v=1/x", Err(400)),
+            ("/admin;x", Err(400)),
+            ("/admin%3bx", Err(400)),
+            ("/admin/health;x", Err(400)),
+        ] {
+            let found = find(&routes, Method::GET, "a", path);
+            assert_eq!(found, expected.map(str::to_owned), "{path}");
+        }
     }
 
     #[test]

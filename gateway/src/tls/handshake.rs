@@ -2,14 +2,18 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use rustls::server::Acceptor;
+use rustls::{HandshakeKind, server::Acceptor};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::ListenerTls;
+use super::{
+    ListenerTls,
+    sessions::{Resumption, Sessions},
+};
 use crate::{
     identity::certificate::{CertificateRefusal, Peer, Verifier},
     policy::{Reason, refusal::certificate_reason},
+    time,
 };
 
 /// A handshake takes two round trips and a signature at each end; a client that needs longer than
@@ -20,8 +24,10 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 pub struct Secured {
     /// Decrypts and encrypts.
     pub stream: TlsStream<TcpStream>,
-    /// The client, proven.
-    pub peer: Arc<Peer>,
+    /// The client, proven; `None` when it came without a certificate and may.
+    pub peer: Option<Arc<Peer>>,
+    /// Whether an earlier session was resumed.
+    pub resumed: bool,
     /// The host that the client asked for (RFC 6066 section 3), lower case.
     pub server_name: Option<String>,
 }
@@ -43,8 +49,12 @@ pub struct Failure {
 ///
 /// # Errors
 /// Why it failed; the alert has been sent.
-pub async fn handshake(stream: TcpStream, listener: &ListenerTls) -> Result<Secured, Failure> {
-    match timeout(HANDSHAKE_MAX, negotiate(stream, listener)).await {
+pub async fn handshake(
+    stream: TcpStream,
+    listener: &ListenerTls,
+    sessions: Option<&Arc<Sessions>>,
+) -> Result<Secured, Failure> {
+    match timeout(HANDSHAKE_MAX, negotiate(stream, listener, sessions)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure {
             reason: Reason::HandshakeTimeout,
@@ -55,13 +65,30 @@ pub async fn handshake(stream: TcpStream, listener: &ListenerTls) -> Result<Secu
     }
 }
 
-async fn negotiate(stream: TcpStream, listener: &ListenerTls) -> Result<Secured, Failure> {
+async fn negotiate(
+    stream: TcpStream,
+    listener: &ListenerTls,
+    sessions: Option<&Arc<Sessions>>,
+) -> Result<Secured, Failure> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
         .await
         .map_err(|error| failure(&error, None, None))?;
     let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
-    let verifier = Arc::new(Verifier::new(listener.trust.clone()));
-    let config = match listener.config(verifier.clone()) {
+    let site = listener.sites.of(server_name.as_deref());
+    let verifier = site
+        .clients
+        .as_ref()
+        .map(|clients| Arc::new(Verifier::new(clients.trust.clone(), clients.required)));
+    let resumption = sessions.map(|sessions| {
+        let sessions = sessions.clone();
+        Arc::new(Resumption::new(sessions, site.clone(), verifier.clone(), time::unix()))
+    });
+    let config = listener.config(
+        site,
+        verifier.clone().map(|verifier| verifier as _),
+        resumption.clone().map(|resumption| resumption as _),
+    );
+    let config = match config {
         Ok(config) => config,
         Err(error) => {
             return Err(Failure {
@@ -73,20 +100,39 @@ async fn negotiate(stream: TcpStream, listener: &ListenerTls) -> Result<Secured,
         }
     };
     let accepted = start.into_stream(Arc::new(config)).await;
-    match (accepted, verifier.outcome()) {
-        (Ok(stream), Some(Ok(peer))) => Ok(Secured { stream, peer: peer.clone(), server_name }),
-        // Client certificates are required, so a handshake cannot complete without a verdict; should it
-        // ever, nobody was proven.
-        (Ok(_), _) => Err(Failure {
+    let outcome = verifier.as_ref().and_then(|verifier| verifier.outcome());
+    let stream = match (accepted, outcome) {
+        (Ok(stream), _) => stream,
+        (Err(error), Some(Err(refused))) => {
+            return Err(failure(&error, Some(refused.clone()), server_name));
+        }
+        (Err(error), _) => return Err(failure(&error, None, server_name)),
+    };
+    let session = stream.get_ref().1;
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let proven = if resumed {
+        let leaf = leaf.map(AsRef::as_ref);
+        resumption.and_then(|resumption| resumption.peer(leaf)).map(|resumed| resumed.peer)
+    } else {
+        match (outcome, leaf) {
+            (Some(Ok(peer)), Some(_)) => Some(Some(peer.clone())),
+            (None, None) => Some(None),
+            _ => None,
+        }
+    };
+    // rustls and the verifier agree, or nobody was proven and the connection ends; and a site that
+    // requires a certificate serves nobody without.
+    match proven {
+        Some(peer) if site.admits(peer.as_deref(), time::unix()).is_ok() => {
+            Ok(Secured { stream, peer, resumed, server_name })
+        }
+        _ => Err(Failure {
             reason: Reason::NoClientCertificate,
             detail: "the handshake ended without a verified certificate".to_owned(),
             certificate: None,
             server_name,
         }),
-        (Err(error), Some(Err(refused))) => {
-            Err(failure(&error, Some(refused.clone()), server_name))
-        }
-        (Err(error), _) => Err(failure(&error, None, server_name)),
     }
 }
 

@@ -111,6 +111,25 @@ async fn send(mut lease: Lease, request: Request<RequestBody>, upstream: &Upstre
     }
 }
 
+/// The same target with another path.
+///
+/// # Errors
+/// [`Refusal::MalformedRequest`] when that is no target, which what [`crate::policy::path`] writes
+/// always is.
+pub fn with_path(uri: &Uri, path: &str) -> Result<Uri, Refusal> {
+    let target = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut parts = uri.clone().into_parts();
+    let bad = Refusal::MalformedRequest("the path cannot be written anew");
+    match target.parse() {
+        Ok(target) => parts.path_and_query = Some(target),
+        Err(_) => return Err(bad),
+    }
+    Uri::from_parts(parts).map_err(|_| bad)
+}
+
 /// An HTTP/1.1 server is asked in origin form with a Host (RFC 9112 section 3.2); a client over HTTP/2
 /// names the authority in the target instead.
 fn origin_form(request: &mut Request<RequestBody>) {

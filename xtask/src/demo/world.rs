@@ -32,7 +32,7 @@ use crate::harness::{
     load::Target,
     netns::{self, End, Namespace, PinDirectory},
     pki::{self, Authority},
-    tokens::Mint,
+    tokens::{self, Mint},
     upstream::Upstream,
 };
 
@@ -151,7 +151,10 @@ impl World {
             server,
             client_authority: authority.certificate(),
             revoked: vec![authority.revoked()],
+            issuer: tokens::ISSUER.to_owned(),
+            algorithms: "\"ES256\"".to_owned(),
             jwks: mint.jwks().to_owned(),
+            keys: String::new(),
             upstream: upstream.address(),
             metrics,
             socket: directory.path().join("admin.sock"),

@@ -4,6 +4,7 @@
 //! else the machine does strikes all of them alike. Results are printed, and kept as the run made
 //! them; none is ever written by hand.
 
+mod flood;
 mod guard;
 mod machine;
 mod programs;
@@ -25,6 +26,18 @@ struct Options {
     json: bool,
     /// Fewer rounds: to see that it works, not to quote.
     quick: bool,
+    /// What to measure.
+    scenario: Scenario,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Scenario {
+    /// Nanoseconds a packet, by test runs.
+    #[default]
+    Xdp,
+    /// Packets that a core can drop, over a cable.
+    Flood,
 }
 
 impl Options {
@@ -32,11 +45,11 @@ impl Options {
         let mut options = Options::default();
         for word in words {
             match word.as_str() {
-                // The only scenario so far, and so also what runs when none is named.
-                "xdp" => {}
+                "xdp" => options.scenario = Scenario::Xdp,
+                "flood" => options.scenario = Scenario::Flood,
                 "--json" => options.json = true,
                 "--quick" => options.quick = true,
-                other => bail!("perf takes xdp, --json and --quick; what is `{other}`?"),
+                other => bail!("perf takes xdp or flood, --json and --quick; what is `{other}`?"),
             }
         }
         Ok(options)
@@ -66,13 +79,19 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
     } else {
         setup::setup()?;
     }
-    let measured = xdp::measure(options.quick)?;
-    let document = report::document(&measured, options.quick)?;
-    let kept = report::keep("xdp", &document)?;
+    let (name, document) = match options.scenario {
+        Scenario::Xdp => {
+            let measured = xdp::measure(options.quick)?;
+            if !options.json {
+                report::print(&measured);
+            }
+            ("xdp", report::document(&measured, options.quick)?)
+        }
+        Scenario::Flood => ("flood", flood::measure(options.quick, options.json)?),
+    };
+    let kept = report::keep(name, &document)?;
     if options.json {
         println!("{document:#}");
-    } else {
-        report::print(&measured);
     }
     eprintln!("perf: kept as {}", kept.display());
     Ok(ExitCode::SUCCESS)
@@ -86,13 +105,15 @@ mod tests {
     fn options_are_read_or_refused() {
         let parse = |line: &str| {
             let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            Options::parse(&words).ok().map(|options| (options.json, options.quick))
+            Options::parse(&words)
+                .ok()
+                .map(|options| (options.json, options.quick, options.scenario))
         };
         for (line, expected) in [
-            ("", Some((false, false))),
-            ("xdp", Some((false, false))),
-            ("xdp --json", Some((true, false))),
-            ("--quick xdp", Some((false, true))),
+            ("", Some((false, false, Scenario::Xdp))),
+            ("xdp", Some((false, false, Scenario::Xdp))),
+            ("xdp --json", Some((true, false, Scenario::Xdp))),
+            ("--quick flood", Some((false, true, Scenario::Flood))),
             ("--fast", None),
             ("layer-7", None),
         ] {

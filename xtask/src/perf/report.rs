@@ -17,11 +17,10 @@ use crate::{cargo::root, harness::process};
 /// # Errors
 /// Without git or `date`.
 pub fn document(measured: &Measured, quick: bool) -> Result<Value> {
-    let date = process::succeed(Command::new("date").args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"]))?;
     let rows: Vec<Value> = measured.rows.iter().map(row).collect();
     Ok(json!({
         "machine": machine::describe(measured.ns_per_jiffy),
-        "date": date.trim(),
+        "date": date()?,
         "commit": machine::commit()?,
         "quick": quick,
         "rounds": measured.rounds,
@@ -29,6 +28,15 @@ pub fn document(measured: &Measured, quick: bool) -> Result<Value> {
         "not_measured": measured.absent,
         "rows": rows,
     }))
+}
+
+/// This moment, as results are dated.
+///
+/// # Errors
+/// Without `date`.
+pub fn date() -> Result<String> {
+    let date = process::succeed(Command::new("date").args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"]))?;
+    Ok(date.trim().to_owned())
 }
 
 fn row(row: &Row) -> Value {
@@ -155,7 +163,7 @@ fn whole(figure: &Figure) -> String {
 
 /// Columns as wide as their widest cell; the first to the left, the others to the right, and the
 /// last as it is.
-fn aligned(cells: &[Vec<String>]) -> Vec<String> {
+pub fn aligned(cells: &[Vec<String>]) -> Vec<String> {
     let columns = cells.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let wide = cells.iter().filter_map(|line| line.get(column));

@@ -177,7 +177,7 @@ impl Case<'_> {
             let frame = self.frame(seed);
             let before = self.count()?;
             let ran = {
-                let _core_for_itself = RealTime::start()?;
+                let _core_for_itself = RealTime::start(1)?;
                 match bpf::run(self.program, &frame, WARM_UP) {
                     Ok(_) => bpf::run(self.program, &frame, PACKETS),
                     failed => failed,
@@ -532,11 +532,16 @@ fn last_core() -> Result<usize> {
 }
 
 /// While it lives, the calling thread is taken off its core by nobody ordinary.
-struct RealTime;
+pub struct RealTime;
 
 impl RealTime {
-    fn start() -> Result<RealTime> {
-        schedule(libc::SCHED_FIFO, 1).context("cannot take a core for a while (CAP_SYS_NICE)")?;
+    /// Takes it, and before those of a lower number.
+    ///
+    /// # Errors
+    /// Without the privilege.
+    pub fn start(before: i32) -> Result<RealTime> {
+        schedule(libc::SCHED_FIFO, before)
+            .context("cannot take a core for a while (CAP_SYS_NICE)")?;
         Ok(RealTime)
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 use serde_json::Value;
 
-use crate::harness::{bpf::Program, process};
+use crate::harness::{bpf::Program, netns::Namespace, process};
 
 /// It pins its maps at one fixed place and wants an interface, so it gets a bpffs and a network of
 /// its own; both are gone with the shell. It lives until its standard input ends, because the
@@ -66,6 +66,39 @@ impl XdpFilter {
     }
 }
 
+/// What [`attach`] runs in its own view of the file system.
+const ATTACHING: &str = "\
+mount -t bpf bpf /sys/fs/bpf
+nsenter --net=\"$1\" xdp-filter load --mode native --policy allow --features ipv4 \"$2\"
+nsenter --net=\"$1\" xdp-filter ip --mode src \"$3\"
+echo attached
+read -r end
+";
+
+/// Attaches it to an interface of a namespace, denying one source; [`end`] the shell, then take the
+/// program off the interface.
+///
+/// # Errors
+/// When it does not attach.
+pub fn attach(host: &Namespace, interface: &str, denied: IpAddr) -> Result<Child> {
+    let mut shell = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-ec", ATTACHING, "sh"])
+        .arg(host.path())
+        .args([interface, &denied.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("unshare (util-linux)")?;
+    let output = shell.stdout.take().context("piped above")?;
+    let is_attached =
+        BufReader::new(output).lines().map_while(Result::ok).any(|line| line == "attached");
+    if !is_attached {
+        end(&mut shell, None);
+        bail!("xdp-filter does not attach to {interface}");
+    }
+    Ok(shell)
+}
+
 impl Drop for XdpFilter {
     fn drop(&mut self) {
         end(&mut self.shell, self.input.take());
@@ -86,11 +119,13 @@ impl Drop for Started {
     }
 }
 
-fn end(shell: &mut Child, input: Option<ChildStdin>) {
+/// Ends a shell that waits for its standard input to end.
+pub fn end(shell: &mut Child, input: Option<ChildStdin>) {
     if let Some(mut input) = input {
         // A shell that has ended already reads nothing, which is as good.
         let _gone = input.write_all(b"\n");
     }
+    drop(shell.stdin.take());
     let _buried = shell.wait();
 }
 

@@ -204,6 +204,16 @@ impl Anchors {
         Ok(anchors)
     }
 
+    /// The subject of one of its authorities.
+    pub(super) fn name_of(&self, id: AuthorityId) -> Option<&str> {
+        self.authorities.iter().find(|authority| authority.id == id).map(Authority::subject)
+    }
+
+    /// Whether it has this authority.
+    pub(super) fn has(&self, id: AuthorityId) -> bool {
+        self.authorities.iter().any(|authority| authority.id == id)
+    }
+
     /// Every authority of the bundle, in its order.
     pub fn authorities(&self) -> &[Authority] {
         &self.authorities

@@ -7,6 +7,7 @@
 //! revocation and names are judged here.
 
 pub mod anchors;
+pub mod attributes;
 mod fields;
 pub mod name;
 pub mod revocation;
@@ -20,10 +21,11 @@ use rustls_pki_types::UnixTime;
 
 pub use self::{
     anchors::{Anchors, AnchorsError, Authority, AuthorityId},
+    attributes::Attributes,
     fields::{Serial, SignatureError},
     name::{AlternativeName, NameError},
     revocation::{Revocations, RevocationsError},
-    server_key::{CHAIN_MAX, ServerKeyError, not_after, server_key},
+    server_key::{CHAIN_MAX, ServerKeyError, server_key, validity},
     trust::{Peer, Trust},
     verifier::Verifier,
 };
@@ -33,7 +35,17 @@ pub(crate) use fields::shown_time;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateError {
     /// No chain from it ends at an authority of the bundle.
-    UnknownIssuer,
+    UnknownIssuer {
+        /// The issuer that is neither in the bundle nor among what the client sent.
+        missing: String,
+    },
+    /// It comes from an authority that is no longer in use (`retired_ca`).
+    RetiredAuthority {
+        /// Which.
+        issuer: String,
+    },
+    /// The client sent none, and one is asked for.
+    NotPresented,
     /// An authority has its issuer's name and did not sign it.
     BadSignature,
     /// A signature in the chain uses an algorithm or key size that is not accepted.
@@ -112,7 +124,9 @@ impl CertificateError {
     /// One word for log, metric and `explain`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::UnknownIssuer => "unknown_issuer",
+            Self::UnknownIssuer { .. } => "unknown_issuer",
+            Self::RetiredAuthority { .. } => "retired_ca",
+            Self::NotPresented => "no_client_cert",
             Self::BadSignature => "bad_certificate_signature",
             Self::UnsupportedAlgorithm => "unsupported_certificate_algorithm",
             Self::Expired { .. } => "certificate_expired",
@@ -137,10 +151,18 @@ impl CertificateError {
 impl fmt::Display for CertificateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownIssuer => f.write_str(
-                "no chain ends at an authority of client_ca; \
-                 the issuer is not listed there, or the client did not send its intermediates",
+            Self::UnknownIssuer { missing } => write!(
+                f,
+                "no chain ends at an authority of client_ca: \"{missing}\" is not there, and the \
+                 client did not send its certificate; an intermediate has to be sent by the \
+                 client or listed in client_ca"
             ),
+            Self::RetiredAuthority { issuer } => write!(
+                f,
+                "it comes from \"{issuer}\", which is listed in retired_ca; renew the client's \
+                 certificate"
+            ),
+            Self::NotPresented => f.write_str("the client sent no certificate"),
             Self::BadSignature => f.write_str(
                 "an authority of client_ca has the issuer's name but did not sign it; \
                  it may have a new key, or be another authority of the same name",
@@ -232,7 +254,7 @@ impl fmt::Display for CertificateRefusal {
 impl std::error::Error for CertificateRefusal {}
 
 /// Bytes as lower-case hexadecimal.
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");

@@ -362,7 +362,7 @@ fn short_name(dotted: &str) -> Option<&'static str> {
 }
 
 /// A DirectoryString or IA5String as text, if its bytes are what its tag says.
-fn text(value: &Any<'_>) -> Option<String> {
+pub(super) fn text(value: &Any<'_>) -> Option<String> {
     match value.tag() {
         Tag::Utf8String => std::str::from_utf8(value.data).ok().map(str::to_owned),
         Tag::PrintableString | Tag::Ia5String | Tag::NumericString => {

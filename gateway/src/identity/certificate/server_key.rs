@@ -114,11 +114,12 @@ pub fn server_key(chain_pem: &[u8], key_pem: &[u8]) -> Result<CertifiedKey, Serv
     }
 }
 
-/// End of the leaf's validity.
-pub fn not_after(certified: &CertifiedKey) -> Option<UnixTime> {
+/// Start and end of the leaf's validity.
+pub fn validity(certified: &CertifiedKey) -> Option<(UnixTime, UnixTime)> {
     let leaf = certified.cert.first()?;
     let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
-    Some(unix_time(&leaf.validity().not_after))
+    let validity = leaf.validity();
+    Some((unix_time(&validity.not_before), unix_time(&validity.not_after)))
 }
 
 fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServerKeyError> {

@@ -148,8 +148,17 @@ fn trust(authorities: &[&TestAuthority], lists: &[&[u8]], crl_expired: CrlExpire
 
 /// For the tests of other stages.
 pub(crate) fn peer_of_fresh_authority(common_name: &str) -> Peer {
-    let root = TestAuthority::root("Test Root");
-    let leaf = root.client(common_name);
+    peer_with("Test Root", common_name, |_| {})
+}
+
+/// The same of an authority of this name, with more in the certificate.
+pub(crate) fn peer_with(
+    authority: &str,
+    common_name: &str,
+    change: impl FnOnce(&mut CertificateParams),
+) -> Peer {
+    let root = TestAuthority::root(authority);
+    let leaf = root.client_with(common_name, change);
     trust(&[&root], &[], CrlExpired::Deny).judge(&leaf.der, &[], at(NOW_S)).unwrap()
 }
 
@@ -603,7 +612,7 @@ fn handshake(
         params.subject_alt_names.push(SanType::DnsName("localhost".try_into().unwrap()));
     });
     let private = |key: &KeyPair| PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let verifier = Arc::new(Verifier::new(trust));
+    let verifier = Arc::new(Verifier::new(trust, true));
     let mut server =
         ServerConfig::builder_with_details(provider.clone(), Arc::new(FixedClock(at(NOW_S))))
             .with_protocol_versions(&[&rustls::version::TLS13])

@@ -9,11 +9,13 @@ use aws_lc_rs::digest;
 use rustls::DistinguishedName;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, public_key::PublicKey,
+};
 
 use super::{
-    AlternativeName, Anchors, AuthorityId, CertificateError, CertificateRefusal, PRESENTED_MAX,
-    Revocations, Serial, fields, hexadecimal,
+    AlternativeName, Anchors, Attributes, AuthorityId, CertificateError, CertificateRefusal,
+    PRESENTED_MAX, Revocations, Serial, fields, hexadecimal,
     name::{self, Names},
     revocation::Status,
 };
@@ -25,6 +27,7 @@ pub struct Trust {
     revocations: Revocations,
     crl_expired: CrlExpired,
     max_chain_depth: usize,
+    retired: Vec<Anchors>,
     hints: Vec<DistinguishedName>,
 }
 
@@ -60,7 +63,14 @@ impl Trust {
         if hints.iter().map(|hint| hint.as_ref().len()).sum::<usize>() > HINTS_MAX_BYTES {
             hints.clear();
         }
-        Self { anchors, revocations, crl_expired, max_chain_depth, hints }
+        Self { anchors, revocations, crl_expired, max_chain_depth, retired: Vec::new(), hints }
+    }
+
+    /// Refuses, by a word of its own, what comes from these authorities too, trusted through another
+    /// or not.
+    pub fn with_retired(mut self, retired: Anchors) -> Self {
+        self.retired.push(retired);
+        self
     }
 
     /// The authorities, for `status` and metrics.
@@ -82,10 +92,14 @@ impl Trust {
     /// a few comparisons for each certificate of its chain.
     pub fn recheck(&self, peer: &Peer, now: UnixTime) -> Result<(), CertificateError> {
         if !self.anchors.anchor_ids.contains(&peer.anchor()) {
-            return Err(CertificateError::UnknownIssuer);
+            return Err(CertificateError::UnknownIssuer { missing: peer.anchor_name().to_owned() });
         }
+        self.check_retired(&peer.links)?;
         self.check_depth(peer.links.len().saturating_sub(1))?;
         for link in &peer.links {
+            if link.bundled.is_some_and(|id| !self.anchors.has(id)) {
+                return Err(CertificateError::UnknownIssuer { missing: link.subject_name.clone() });
+            }
             if now > link.not_after {
                 return Err(CertificateError::Expired { not_after: link.not_after, now });
             }
@@ -112,6 +126,7 @@ impl Trust {
         }
         let links = self.verified_links(end_entity, presented, now)?;
         let certificate = parsed(end_entity)?;
+        check_key(&certificate)?;
         check_key_usage(&certificate)?;
         self.check_revocation(&links, now)?;
         let names = Names::of(&certificate).map_err(CertificateError::Name)?;
@@ -137,7 +152,7 @@ impl Trust {
         // that one revoked cross-certificate does not spoil another way to an anchor.
         let found = Cell::new(None);
         let refused = RefCell::new(None);
-        let judge_path = |path: &VerifiedPath<'_>| match self.path_links(path, now) {
+        let judge_path = |path: &VerifiedPath<'_>| match self.path_links(path, presented, now) {
             Ok(links) => {
                 found.set(Some(links));
                 Ok(())
@@ -156,15 +171,25 @@ impl Trust {
             None,
             Some(&judge_path),
         );
-        if let Err(error) = outcome {
-            return Err(refused.take().unwrap_or_else(|| chain_error(error, now)));
+        let unknown = || CertificateError::UnknownIssuer {
+            missing: missing_issuer(end_entity, presented, &self.anchors),
+        };
+        match outcome {
+            Ok(_) => found.take().ok_or_else(unknown),
+            Err(error) => Err(match (refused.take(), error) {
+                (Some(refused), _) => refused,
+                (None, webpki::Error::UnknownIssuer) => {
+                    self.retired_issuer(&leaf, &helpers, now).unwrap_or_else(unknown)
+                }
+                (None, error) => chain_error(error, now),
+            }),
         }
-        found.take().ok_or(CertificateError::UnknownIssuer)
     }
 
     fn path_links(
         &self,
         path: &VerifiedPath<'_>,
+        presented: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<Vec<Link>, CertificateError> {
         let certificates: Vec<CertificateDer<'_>> = std::iter::once(path.end_entity().der())
@@ -178,20 +203,50 @@ impl Trust {
             .iter()
             .zip(&self.anchors.anchor_ids)
             .find_map(|(anchor, id)| std::ptr::eq(anchor, path.anchor()).then_some(*id))
-            .ok_or(CertificateError::UnknownIssuer)?;
+            .ok_or_else(|| CertificateError::Malformed {
+                detail: "a chain to an authority that is not in the bundle".to_owned(),
+            })?;
         let issuers = parsed
             .iter()
             .skip(1)
             .map(|issuer| AuthorityId::new(issuer.subject().as_raw(), issuer.public_key().raw))
             .chain([anchor]);
-        let links = parsed
+        let mut links = parsed
             .iter()
             .zip(issuers)
             .map(|(certificate, issuer)| Link::new(certificate, issuer))
             .collect::<Result<Vec<_>, _>>()?;
+        for (link, der) in links.iter_mut().zip(&certificates).skip(1) {
+            let ours = |ours: &CertificateDer<'_>| ours.as_ref() == der.as_ref();
+            let lent = !presented.iter().any(ours) && self.anchors.intermediates.iter().any(ours);
+            link.bundled = lent.then_some(link.id);
+        }
+        self.check_retired(&links)?;
         // The leaf's own revocation has to wait for its keyUsage, which is cheaper.
         self.check_revocation(links.get(1..).unwrap_or_default(), now)?;
         Ok(links)
+    }
+
+    /// No certificate of the chain, and not its anchor, is a retired authority's.
+    fn check_retired(&self, links: &[Link]) -> Result<(), CertificateError> {
+        let retired = |link: &&Link| self.retired.iter().any(|bundle| bundle.has(link.issuer));
+        match links.iter().find(retired) {
+            Some(link) => {
+                Err(CertificateError::RetiredAuthority { issuer: link.issuer_name.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// For a leaf that leads nowhere else: whether it comes from a retired authority. Its signatures
+    /// are verified, or anybody could raise that alarm.
+    fn retired_issuer(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        helpers: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Option<CertificateError> {
+        self.retired.iter().find_map(|retired| comes_from(leaf, helpers, retired, now))
     }
 
     fn check_depth(&self, intermediates: usize) -> Result<(), CertificateError> {
@@ -232,6 +287,11 @@ impl Trust {
 /// One certificate of a verified chain: what has to be judged again later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Link {
+    /// The certificate's own subject and key.
+    id: AuthorityId,
+    subject_name: String,
+    /// Itself, when the client did not send it and the bundle lent it.
+    bundled: Option<AuthorityId>,
     issuer: AuthorityId,
     issuer_name: String,
     serial: Serial,
@@ -247,7 +307,11 @@ impl Link {
         let serial = Serial::new(certificate.raw_serial()).ok_or_else(|| {
             CertificateError::Malformed { detail: "a serial number above 20 octets".to_owned() }
         })?;
+        let subject = certificate.subject();
         Ok(Self {
+            id: AuthorityId::new(subject.as_raw(), certificate.public_key().raw),
+            subject_name: name::distinguished(subject),
+            bundled: None,
             issuer,
             issuer_name: name::distinguished(certificate.issuer()),
             serial,
@@ -266,6 +330,8 @@ pub struct Peer {
     principal: String,
     serial: String,
     fingerprint: [u8; 32],
+    attributes: Attributes,
+    issuer_serial: [u8; 32],
     /// Leaf first; never empty. Each was issued by the next, the last by the anchor.
     links: Vec<Link>,
 }
@@ -277,7 +343,9 @@ impl Peer {
         names: Names,
         links: Vec<Link>,
     ) -> Result<Self, CertificateError> {
-        let leaf = links.first().ok_or(CertificateError::UnknownIssuer)?;
+        let leaf = links.first().ok_or_else(|| CertificateError::Malformed {
+            detail: "a chain without certificates".to_owned(),
+        })?;
         let fingerprint = fields::sha256_value(digest::digest(&digest::SHA256, der));
         let principal = names
             .principal()
@@ -287,6 +355,8 @@ impl Peer {
             principal,
             serial: leaf.serial.to_string(),
             fingerprint,
+            attributes: Attributes::of(certificate),
+            issuer_serial: issuer_serial(certificate),
             names,
             links,
         })
@@ -295,6 +365,10 @@ impl Peer {
     fn leaf(&self) -> &Link {
         // `new` made sure that there is one.
         &self.links[0]
+    }
+
+    fn anchor_name(&self) -> &str {
+        &self.links[self.links.len() - 1].issuer_name
     }
 
     fn anchor(&self) -> AuthorityId {
@@ -352,6 +426,22 @@ impl Peer {
         &self.fingerprint
     }
 
+    /// What it holds under object identifiers.
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// A name for the certificate that no other one has: the SHA-256 of its issuer's whole name in DER,
+    /// an octet 0, and its serial number's octets. DER tells where it ends, so no two pairs read alike.
+    pub fn issuer_serial(&self) -> &[u8; 32] {
+        &self.issuer_serial
+    }
+
+    /// Whether this is the certificate, in DER.
+    pub fn is_of(&self, der: &[u8]) -> bool {
+        fields::sha256_value(digest::digest(&digest::SHA256, der)) == self.fingerprint
+    }
+
     /// Start of its validity.
     pub fn not_before(&self) -> UnixTime {
         self.leaf().not_before
@@ -370,6 +460,14 @@ impl Peer {
     }
 }
 
+fn issuer_serial(certificate: &X509Certificate<'_>) -> [u8; 32] {
+    let mut text = digest::Context::new(&digest::SHA256);
+    text.update(certificate.issuer().as_raw());
+    text.update(&[0]);
+    text.update(certificate.raw_serial());
+    fields::sha256_value(text.finish())
+}
+
 fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => match fields::unreadable_extension(&certificate) {
@@ -378,6 +476,72 @@ fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Certif
         },
         Ok(_) => Err(CertificateError::Malformed { detail: "bytes after its end".to_owned() }),
         Err(error) => Err(CertificateError::Malformed { detail: name::cut(error.to_string()) }),
+    }
+}
+
+/// Whether a leaf leads to an authority of a retired bundle, with every signature verified.
+fn comes_from(
+    leaf: &EndEntityCert<'_>,
+    helpers: &[CertificateDer<'_>],
+    retired: &Anchors,
+    now: UnixTime,
+) -> Option<CertificateError> {
+    let name = Cell::new(None);
+    let note = |path: &VerifiedPath<'_>| {
+        let ids = retired.trust_anchors.iter().zip(&retired.anchor_ids);
+        let id = ids.into_iter().find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor()));
+        name.set(id.and_then(|(_, id)| retired.name_of(*id)));
+        Ok(())
+    };
+    let helpers: Vec<_> = helpers.iter().chain(&retired.intermediates).cloned().collect();
+    leaf.verify_for_usage(
+        fields::ALGORITHMS.all,
+        &retired.trust_anchors,
+        &helpers,
+        now,
+        KeyUsage::client_auth(),
+        None,
+        Some(&note),
+    )
+    .ok()?;
+    let issuer = name.take().unwrap_or_default().to_owned();
+    Some(CertificateError::RetiredAuthority { issuer })
+}
+
+/// The issuer at which the way from the leaf up ends: neither sent by the client nor in the bundle.
+fn missing_issuer(
+    end_entity: &CertificateDer<'_>,
+    presented: &[CertificateDer<'_>],
+    anchors: &Anchors,
+) -> String {
+    let all: Vec<X509Certificate<'_>> = std::iter::once(end_entity)
+        .chain(presented)
+        .chain(&anchors.intermediates)
+        .filter_map(|der| X509Certificate::from_der(der).ok())
+        .map(|(_, certificate)| certificate)
+        .collect();
+    let Some(mut at) = all.first() else { return String::new() };
+    // A step for each certificate is enough; certificates that name each other would go round.
+    for _ in 0..all.len() {
+        let above = all.iter().find(|other| other.subject().as_raw() == at.issuer().as_raw());
+        match above {
+            Some(above) if above.subject().as_raw() != at.subject().as_raw() => at = above,
+            _ => break,
+        }
+    }
+    name::distinguished(at.issuer())
+}
+
+/// The client's own key: webpki looks at those of issuers only, and the handshake would refuse a weak
+/// one without saying why.
+fn check_key(certificate: &X509Certificate<'_>) -> Result<(), CertificateError> {
+    /// What the signature algorithms of [`fields::ALGORITHMS`] begin at.
+    const RSA_MIN_BITS: usize = 2048;
+    match certificate.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) if key.key_size() < RSA_MIN_BITS => {
+            Err(CertificateError::UnsupportedAlgorithm)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -396,7 +560,7 @@ fn check_key_usage(certificate: &X509Certificate<'_>) -> Result<(), CertificateE
 fn chain_error(error: webpki::Error, now: UnixTime) -> CertificateError {
     use webpki::Error as E;
     match error {
-        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        E::UnknownIssuer => CertificateError::UnknownIssuer { missing: String::new() },
         E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         E::UnsupportedSignatureAlgorithm
         | E::UnsupportedSignatureAlgorithmContext(_)

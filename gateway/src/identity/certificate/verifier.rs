@@ -19,6 +19,7 @@ use super::{CertificateError, CertificateRefusal, Peer, Trust, fields, trust};
 /// two empty cells. Afterwards [`outcome`](Self::outcome) tells who it was, or why not.
 pub struct Verifier {
     trust: Arc<Trust>,
+    required: bool,
     /// Set when the chain holds; not yet proof that the client has the key.
     judged: OnceLock<Peer>,
     outcome: OnceLock<Result<Arc<Peer>, CertificateRefusal>>,
@@ -31,9 +32,9 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// For one handshake.
-    pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust, judged: OnceLock::new(), outcome: OnceLock::new() }
+    /// For one handshake. `required`: whether a client without a certificate is refused.
+    pub fn new(trust: Arc<Trust>, required: bool) -> Self {
+        Self { trust, required, judged: OnceLock::new(), outcome: OnceLock::new() }
     }
 
     /// What became of the client's certificate. `Ok` only once chain **and** handshake signature
@@ -71,6 +72,10 @@ impl Verifier {
 }
 
 impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.trust.hints()
     }
@@ -121,7 +126,9 @@ fn alert(error: &CertificateError) -> Error {
     Error::InvalidCertificate(match error {
         // `unknown_ca`. A wrong signature is the mark of another authority of the same name, and
         // `decrypt_error` would send the client's operator looking at the wrong end.
-        CertificateError::UnknownIssuer
+        CertificateError::UnknownIssuer { .. }
+        | CertificateError::RetiredAuthority { .. }
+        | CertificateError::NotPresented
         | CertificateError::BadSignature
         | CertificateError::ChainTooLong { .. }
         | CertificateError::PathLength

@@ -10,7 +10,7 @@ use aws_lc_rs::digest;
 use lru::LruCache;
 use rustls_pki_types::UnixTime;
 
-use super::{Claims, Issuers, TOKEN_MAX_BYTES, TokenError, verify};
+use super::{Claims, Clock, Issuers, TOKEN_MAX_BYTES, TokenError, verify};
 
 /// A bounded memory of verified tokens; the least recently used goes first.
 #[derive(Debug)]
@@ -52,39 +52,35 @@ impl Cache {
         &mut self,
         token: &str,
         issuers: &Issuers,
-        now: UnixTime,
+        clock: impl Into<Clock>,
     ) -> Result<Arc<Claims>, TokenError> {
+        let clock = clock.into();
         if self.entries.is_none() || token.len() > TOKEN_MAX_BYTES {
             self.counts.misses += 1;
-            return verify(token, issuers, now).map(Arc::new);
+            return verify(token, issuers, clock).map(Arc::new);
         }
         let key = key(token);
-        if let Some(claims) = self.remembered(&key, issuers.generation(), now) {
+        if let Some(claims) = self.remembered(&key, issuers.generation(), clock) {
             self.counts.hits += 1;
             return Ok(claims);
         }
         self.counts.misses += 1;
-        let claims = Arc::new(verify(token, issuers, now)?);
+        let claims = Arc::new(verify(token, issuers, clock)?);
         if let Some(entries) = &mut self.entries {
             let generation = issuers.generation();
-            entries.put(key, Entry { claims: claims.clone(), generation, inserted: now });
+            entries.put(key, Entry { claims: claims.clone(), generation, inserted: clock.now });
         }
         Ok(claims)
     }
 
-    fn remembered(
-        &mut self,
-        key: &[u8; 32],
-        generation: u64,
-        now: UnixTime,
-    ) -> Option<Arc<Claims>> {
+    fn remembered(&mut self, key: &[u8; 32], generation: u64, clock: Clock) -> Option<Arc<Claims>> {
         let entries = self.entries.as_mut()?;
         let entry = entries.get(key)?;
         // A clock that was set back makes the age unknown, hence no `saturating_sub`.
-        let age = now.as_secs().checked_sub(entry.inserted.as_secs());
+        let age = clock.now.as_secs().checked_sub(entry.inserted.as_secs());
         if entry.generation == generation
             && age.is_some_and(|age| age < self.ttl.as_secs())
-            && entry.claims.usable_at(now)
+            && entry.claims.usable_at(clock)
         {
             return Some(entry.claims.clone());
         }

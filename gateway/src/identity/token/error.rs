@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use rustls_pki_types::UnixTime;
 
-use super::{Algorithm, TOKEN_MAX_BYTES};
+use super::{Algorithm, KeyName, TOKEN_MAX_BYTES};
 use crate::identity::certificate::shown_time;
 
 /// A part of a token.
@@ -121,15 +121,20 @@ pub enum TokenError {
     UnknownKey {
         /// The issuer.
         issuer: String,
-        /// What the token asks for; `None` when it names no key and not exactly one fits.
-        kid: Option<String>,
+        /// What the token asks for. When it names no key, not exactly one fits.
+        key: KeyName,
     },
     /// The signature is not the key's: a forgery, or a damaged token.
     BadSignature {
         /// The issuer that the token claims.
         issuer: String,
         /// The key that it names.
-        kid: Option<String>,
+        key: KeyName,
+    },
+    /// The issuer's keys could not be had, or are too old: our trouble, not the token's.
+    IssuerUnavailable {
+        /// The issuer.
+        issuer: String,
     },
     /// `exp` has passed.
     Expired {
@@ -171,78 +176,92 @@ pub enum TokenError {
         /// Whom it names.
         found: String,
     },
+    /// The issuer, or somebody in its name, took it back.
+    Revoked {
+        /// The issuer.
+        issuer: String,
+        /// `jti`, escaped.
+        token_id: String,
+    },
+    /// `cnf` asks for a proof that is not looked for here, or is malformed.
+    UnsupportedBinding {
+        /// The issuer.
+        issuer: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Bound to another certificate than the connection's.
+    NotTheHolder {
+        /// The issuer.
+        issuer: String,
+        /// `cnf.x5t#S256`.
+        bound_to: String,
+        /// The same of the connection's certificate, if it has one.
+        certificate: Option<String>,
+    },
+    /// Bound to no certificate, where the route asks for that.
+    NotBound {
+        /// The issuer.
+        issuer: String,
+    },
+}
+
+/// What a [`TokenError`] means to others.
+struct Meaning<'e> {
+    reason: &'static str,
+    issuer: Option<&'e str>,
+    is_genuine: bool,
 }
 
 impl TokenError {
     /// One word for log, metric, response and `explain`.
     pub fn reason(&self) -> &'static str {
-        match self {
-            Self::TooLarge { .. } => "token_too_large",
-            Self::Malformed { .. } => "malformed_token",
-            Self::Encrypted => "unsupported_jwe",
-            Self::UnsupportedAlgorithm { .. } | Self::AlgorithmMismatch { .. } => {
-                "unsupported_algorithm"
-            }
-            Self::RefusedHeader { parameter: "crit" } => "unsupported_critical_header",
-            Self::RefusedHeader { .. } => "unsupported_header",
-            Self::UnsupportedType { .. } => "unsupported_token_type",
-            Self::DuplicateMember { .. } => "duplicate_member",
-            Self::MissingClaim { .. } => "missing_claim",
-            Self::MalformedClaim { .. } => "malformed_claim",
-            Self::UnknownIssuer { .. } => "unknown_token_issuer",
-            Self::UnknownKey { .. } => "unknown_key",
-            Self::BadSignature { .. } => "bad_signature",
-            Self::Expired { .. } => "token_expired",
-            Self::NotYetValid { .. } => "token_not_yet_valid",
-            Self::LifetimeTooLong { .. } => "lifetime_too_long",
-            Self::WrongAudience { .. } => "wrong_audience",
-        }
+        self.meaning().reason
     }
 
     /// The configured issuer that the token was judged by, where it came so far.
     pub fn issuer(&self) -> Option<&str> {
-        match self {
-            Self::UnknownKey { issuer, .. }
-            | Self::BadSignature { issuer, .. }
-            | Self::Expired { issuer, .. }
-            | Self::NotYetValid { issuer, .. }
-            | Self::LifetimeTooLong { issuer, .. }
-            | Self::WrongAudience { issuer, .. } => Some(issuer),
-            Self::TooLarge { .. }
-            | Self::Malformed { .. }
-            | Self::Encrypted
-            | Self::UnsupportedAlgorithm { .. }
-            | Self::AlgorithmMismatch { .. }
-            | Self::RefusedHeader { .. }
-            | Self::UnsupportedType { .. }
-            | Self::DuplicateMember { .. }
-            | Self::MissingClaim { .. }
-            | Self::MalformedClaim { .. }
-            | Self::UnknownIssuer { .. } => None,
-        }
+        self.meaning().issuer
     }
 
     /// True when the signature held and only a rule about the claims was broken: such a token was
     /// given out by its issuer, and whoever sent it is no forger.
     pub fn is_genuine(&self) -> bool {
+        self.meaning().is_genuine
+    }
+
+    fn meaning(&self) -> Meaning<'_> {
+        let unread = |reason| Meaning { reason, issuer: None, is_genuine: false };
+        let unproven = |reason, issuer| Meaning { reason, issuer: Some(issuer), is_genuine: false };
+        let genuine = |reason, issuer| Meaning { reason, issuer: Some(issuer), is_genuine: true };
+        // The claims other than `iss` are read after the signature.
+        let claim = |reason, claim| Meaning { reason, issuer: None, is_genuine: claim != "iss" };
         match self {
-            Self::Expired { .. }
-            | Self::NotYetValid { .. }
-            | Self::LifetimeTooLong { .. }
-            | Self::WrongAudience { .. } => true,
-            // The claims other than `iss` are read after the signature.
-            Self::MissingClaim { claim } | Self::MalformedClaim { claim, .. } => *claim != "iss",
-            Self::TooLarge { .. }
-            | Self::Malformed { .. }
-            | Self::Encrypted
-            | Self::UnsupportedAlgorithm { .. }
-            | Self::AlgorithmMismatch { .. }
-            | Self::RefusedHeader { .. }
-            | Self::UnsupportedType { .. }
-            | Self::DuplicateMember { .. }
-            | Self::UnknownIssuer { .. }
-            | Self::UnknownKey { .. }
-            | Self::BadSignature { .. } => false,
+            Self::TooLarge { .. } => unread("token_too_large"),
+            Self::Malformed { .. } => unread("malformed_token"),
+            Self::Encrypted => unread("unsupported_jwe"),
+            Self::UnsupportedAlgorithm { .. } | Self::AlgorithmMismatch { .. } => {
+                unread("unsupported_algorithm")
+            }
+            Self::RefusedHeader { parameter: "crit" } => unread("unsupported_critical_header"),
+            Self::RefusedHeader { .. } => unread("unsupported_header"),
+            Self::UnsupportedType { .. } => unread("unsupported_token_type"),
+            Self::DuplicateMember { .. } => unread("duplicate_member"),
+            Self::MissingClaim { claim: name } => claim("missing_claim", *name),
+            Self::MalformedClaim { claim: name, .. } => claim("malformed_claim", *name),
+            Self::UnknownIssuer { .. } => unread("unknown_token_issuer"),
+            Self::UnknownKey { issuer, .. } => unproven("unknown_key", issuer),
+            Self::BadSignature { issuer, .. } => unproven("bad_signature", issuer),
+            Self::IssuerUnavailable { issuer } => unproven("issuer_unavailable", issuer),
+            Self::Expired { issuer, .. } => genuine("token_expired", issuer),
+            Self::NotYetValid { issuer, .. } => genuine("token_not_yet_valid", issuer),
+            Self::LifetimeTooLong { issuer, .. } => genuine("lifetime_too_long", issuer),
+            Self::WrongAudience { issuer, .. } => genuine("wrong_audience", issuer),
+            Self::Revoked { issuer, .. } => genuine("token_revoked", issuer),
+            Self::UnsupportedBinding { issuer, .. } | Self::NotTheHolder { issuer, .. } => {
+                genuine("cnf_mismatch", issuer)
+            }
+            Self::NotBound { issuer } => genuine("cnf_missing", issuer),
         }
     }
 
@@ -283,21 +302,24 @@ impl fmt::Display for TokenError {
             Self::UnknownIssuer { iss } => {
                 write!(f, "no [[issuer]] has issuer = \"{iss}\" (compared octet by octet)")
             }
-            Self::UnknownKey { issuer, kid: Some(kid) } => {
-                write!(f, "the keys of issuer {issuer} have no kid \"{kid}\"")
-            }
-            Self::UnknownKey { issuer, kid: None } => {
-                write!(
+            Self::UnknownKey { issuer, key } => match key.shown() {
+                Some(key) => write!(f, "issuer {issuer} has no key with {key}"),
+                None => write!(
                     f,
                     "it names no kid, and not exactly one key of issuer {issuer} fits its alg"
-                )
-            }
-            Self::BadSignature { issuer, kid: Some(kid) } => {
-                write!(f, "claims to be from issuer {issuer}, not signed by its key \"{kid}\"")
-            }
-            Self::BadSignature { issuer, kid: None } => {
-                write!(f, "claims to be from issuer {issuer}, not signed by its only key")
-            }
+                ),
+            },
+            Self::BadSignature { issuer, key } => match key.shown() {
+                Some(key) => {
+                    write!(f, "claims to be from issuer {issuer}, not signed by its key with {key}")
+                }
+                None => write!(f, "claims to be from issuer {issuer}, not signed by its only key"),
+            },
+            Self::IssuerUnavailable { issuer } => write!(
+                f,
+                "the keys of issuer {issuer} could not be fetched, or not for too long; look for \
+                 \"issuer keys\" in the log, and at gateway_jwks_age_seconds"
+            ),
             Self::Expired { issuer, expires, now, leeway } => write!(
                 f,
                 "token of issuer {issuer}: exp {} ({}) is {} s past, leeway {} s, clock {} ({})",
@@ -328,6 +350,27 @@ impl fmt::Display for TokenError {
             Self::WrongAudience { issuer, found } => write!(
                 f,
                 "token of issuer {issuer}: aud is {found}, none of the issuer's audiences"
+            ),
+            Self::Revoked { issuer, token_id } => {
+                write!(f, "token of issuer {issuer}: jti \"{token_id}\" is revoked")
+            }
+            Self::UnsupportedBinding { issuer, why } => {
+                write!(f, "token of issuer {issuer}: its cnf cannot be judged: {why}")
+            }
+            Self::NotTheHolder { issuer, bound_to, certificate: Some(certificate) } => write!(
+                f,
+                "token of issuer {issuer}: bound to the certificate {bound_to}, and the \
+                 connection's is {certificate}"
+            ),
+            Self::NotTheHolder { issuer, bound_to, certificate: None } => write!(
+                f,
+                "token of issuer {issuer}: bound to the certificate {bound_to}, and the \
+                 connection has none"
+            ),
+            Self::NotBound { issuer } => write!(
+                f,
+                "token of issuer {issuer}: it has no cnf.x5t#S256, and the route asks for a token \
+                 that is bound to the client's certificate"
             ),
         }
     }

@@ -2,15 +2,22 @@
 
 use std::{collections::HashMap, fmt};
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
+use aws_lc_rs::{
+    hmac,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, EcdsaVerificationAlgorithm,
+        ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
+        RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384,
+        RSA_PSS_2048_8192_SHA512, RsaParameters, RsaPublicKeyComponents,
+    },
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{
     Algorithm,
+    algorithm::KeyKind,
     json::{self, Json, JsonError, Object},
-    parse::is_key_id,
+    parse::{KeyName, is_key_id},
 };
 use crate::identity::certificate::name::shown_bytes;
 
@@ -26,6 +33,9 @@ const RSA_MIN_BITS: usize = 2048;
 /// Above this aws-lc does not verify, and each signature would cost a millisecond.
 const RSA_MAX_BITS: usize = 8192;
 
+/// Symmetric keys below this are refused: RFC 7518 section 3.2 asks for the length of the hash.
+const SYMMETRIC_MIN_BYTES: usize = 32;
+
 /// The usable keys of one issuer, at least one.
 #[derive(Clone)]
 pub struct KeySet {
@@ -38,14 +48,28 @@ pub struct KeySet {
 #[derive(Clone)]
 pub(super) struct Key {
     id: Option<String>,
+    /// `x5t` (RFC 7517 section 4.8).
+    x5t: Option<String>,
+    /// `x5t#S256` (section 4.9).
+    x5t_s256: Option<String>,
     pub(super) algorithm: Algorithm,
-    parsed: ParsedPublicKey,
+    verifier: Verifier,
+}
+
+#[derive(Clone)]
+enum Verifier {
+    Public(ParsedPublicKey),
+    Symmetric(Box<hmac::Key>),
 }
 
 impl Key {
     /// True when the signature over `message` is this key's.
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        self.parsed.verify_sig(message, signature).is_ok()
+        match &self.verifier {
+            Verifier::Public(key) => key.verify_sig(message, signature).is_ok(),
+            // Compares in constant time.
+            Verifier::Symmetric(key) => hmac::verify(key, message, signature).is_ok(),
+        }
     }
 }
 
@@ -145,7 +169,8 @@ impl fmt::Display for KeySetError {
 impl std::error::Error for KeySetError {}
 
 impl KeySet {
-    /// Reads a key set and keeps the keys that can verify one of `algorithms`.
+    /// Reads a key set and keeps the keys that can verify one of `algorithms`, which stand in the
+    /// order of preference: a key that names no `alg` is for the first of them that its kind can do.
     pub fn parse(jwks_json: &[u8], algorithms: &[Algorithm]) -> Result<Self, KeySetError> {
         if jwks_json.len() > KEY_SET_MAX_BYTES {
             return Err(KeySetError::TooLarge { bytes: jwks_json.len() });
@@ -199,11 +224,17 @@ impl KeySet {
     }
 
     /// The key that a token names, or the only one for its algorithm when it names none.
-    pub(super) fn select(&self, key_id: Option<&str>, algorithm: Algorithm) -> Option<&Key> {
-        if let Some(key_id) = key_id {
-            return self.keys.get(*self.by_id.get(key_id)?);
+    pub(super) fn select(&self, name: &KeyName, algorithm: Algorithm) -> Option<&Key> {
+        match name {
+            KeyName::Kid(kid) => self.keys.get(*self.by_id.get(kid)?),
+            KeyName::X5t(x5t) => self.only(|key| key.x5t.as_ref() == Some(x5t)),
+            KeyName::X5tS256(x5t) => self.only(|key| key.x5t_s256.as_ref() == Some(x5t)),
+            KeyName::Nothing => self.only(|key| key.algorithm == algorithm),
         }
-        let mut fitting = self.keys.iter().filter(|key| key.algorithm == algorithm);
+    }
+
+    fn only(&self, fits: impl Fn(&Key) -> bool) -> Option<&Key> {
+        let mut fitting = self.keys.iter().filter(|key| fits(key));
         let only = fitting.next()?;
         fitting.next().is_none().then_some(only)
     }
@@ -224,20 +255,35 @@ fn key(entry: &Json<'_>, algorithms: &[Algorithm]) -> Result<Key, &'static str> 
     }
     check_use(members)?;
     let algorithm = algorithm(members, algorithms)?;
-    let id = match members.get("kid") {
-        None => None,
-        Some(kid) => Some(
-            kid.text()
-                .filter(|kid| is_key_id(kid))
-                .ok_or("its kid is not a string of 1 to 256 printable characters")?
-                .to_owned(),
-        ),
+    let named = |name, why| match members.get(name) {
+        None => Ok(None),
+        Some(value) => {
+            value.text().filter(|text| is_key_id(text)).map(|text| Some(text.to_owned())).ok_or(why)
+        }
     };
-    let parsed = match algorithm {
-        Algorithm::Rs256 => rsa(members)?,
-        Algorithm::Es256 => p256(members)?,
+    Ok(Key {
+        id: named("kid", "its kid is not a string of 1 to 256 printable characters")?,
+        x5t: named("x5t", "its x5t is not a thumbprint")?,
+        x5t_s256: named("x5t#S256", "its x5t#S256 is not a thumbprint")?,
+        verifier: verifier(members, algorithm)?,
+        algorithm,
+    })
+}
+
+fn verifier(members: &Object<'_>, algorithm: Algorithm) -> Result<Verifier, &'static str> {
+    let public = match algorithm {
+        Algorithm::Rs256 => rsa(members, &RSA_PKCS1_2048_8192_SHA256)?,
+        Algorithm::Rs384 => rsa(members, &RSA_PKCS1_2048_8192_SHA384)?,
+        Algorithm::Rs512 => rsa(members, &RSA_PKCS1_2048_8192_SHA512)?,
+        Algorithm::Ps256 => rsa(members, &RSA_PSS_2048_8192_SHA256)?,
+        Algorithm::Ps384 => rsa(members, &RSA_PSS_2048_8192_SHA384)?,
+        Algorithm::Ps512 => rsa(members, &RSA_PSS_2048_8192_SHA512)?,
+        Algorithm::Es256 => ec(members, &ECDSA_P256_SHA256_FIXED, 32)?,
+        Algorithm::Es384 => ec(members, &ECDSA_P384_SHA384_FIXED, 48)?,
+        Algorithm::EdDsa => ed25519(members)?,
+        Algorithm::Hs256 => return symmetric(members),
     };
-    Ok(Key { id, algorithm, parsed })
+    Ok(Verifier::Public(public))
 }
 
 /// RFC 7517 sections 4.2 and 4.3.
@@ -255,36 +301,55 @@ fn check_use(members: &Object<'_>) -> Result<(), &'static str> {
     }
 }
 
-/// The one algorithm that a key is for: its kind decides, and `alg` must not contradict.
+/// The one algorithm that a key is for: what its `alg` says, as far as its kind can do it, else the
+/// first allowed one that its kind can do. A symmetric key counts only where nothing else is
+/// allowed: beside public keys it is what turns one of them into a signing key (RFC 8725 section
+/// 2.1).
 fn algorithm(members: &Object<'_>, algorithms: &[Algorithm]) -> Result<Algorithm, &'static str> {
-    let by_kind = match members.get("kty").and_then(Json::text) {
-        Some("RSA") => Algorithm::Rs256,
-        Some("EC") => match members.get("crv").and_then(Json::text) {
-            Some("P-256") => Algorithm::Es256,
-            Some(_) => return Err("its curve is not P-256"),
-            None => return Err("it has no crv"),
-        },
-        Some("oct") => return Err("it is a symmetric key, which a key set must never show"),
-        Some("OKP") => return Err("kty OKP (Ed25519) is not supported"),
-        Some(_) => return Err("its kty is neither RSA nor EC"),
-        None => return Err("it has no kty"),
-    };
+    let kind = kind(members)?;
+    if kind == KeyKind::Symmetric && !algorithms.iter().all(|one| one.is_symmetric()) {
+        return Err("it is a symmetric key, which a key set must never show");
+    }
+    const NOT_ALLOWED: &str = "its algorithm is not among the issuer's algorithms";
     match members.get("alg").map(Json::text) {
-        None => {}
-        Some(Some(name)) if name == by_kind.name() => {}
-        Some(_) => return Err("its alg is not one that is supported for its kind"),
+        None => algorithms.iter().copied().find(|one| one.kind() == kind).ok_or(NOT_ALLOWED),
+        Some(name) => {
+            let algorithm = name
+                .and_then(Algorithm::from_name)
+                .filter(|algorithm| algorithm.kind() == kind)
+                .ok_or("its alg is not one that is supported for its kind")?;
+            algorithms.contains(&algorithm).then_some(algorithm).ok_or(NOT_ALLOWED)
+        }
     }
-    if !algorithms.contains(&by_kind) {
-        return Err("its algorithm is not among the issuer's algorithms");
+}
+
+fn kind(members: &Object<'_>) -> Result<KeyKind, &'static str> {
+    let curve = || members.get("crv").and_then(Json::text).ok_or("it has no crv");
+    match members.get("kty").and_then(Json::text) {
+        Some("RSA") => Ok(KeyKind::Rsa),
+        Some("EC") => match curve()? {
+            "P-256" => Ok(KeyKind::P256),
+            "P-384" => Ok(KeyKind::P384),
+            _ => Err("its curve is not P-256 or P-384"),
+        },
+        Some("OKP") => match curve()? {
+            "Ed25519" => Ok(KeyKind::Ed25519),
+            _ => Err("its curve is not Ed25519"),
+        },
+        Some("oct") => Ok(KeyKind::Symmetric),
+        Some(_) => Err("its kty is not RSA, EC, OKP or oct"),
+        None => Err("it has no kty"),
     }
-    Ok(by_kind)
 }
 
 fn octets(members: &Object<'_>, name: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(members.get(name)?.text()?).ok()
 }
 
-fn rsa(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
+fn rsa(
+    members: &Object<'_>,
+    parameters: &'static RsaParameters,
+) -> Result<ParsedPublicKey, &'static str> {
     let modulus = octets(members, "n").ok_or("its n is missing or not base64url")?;
     let exponent = octets(members, "e").ok_or("its e is missing or not base64url")?;
     // RFC 7518 section 6.3.1.1: no leading zero octets; some issuers add one.
@@ -306,15 +371,33 @@ fn rsa(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
         return Err("its exponent is not an odd number from 3 to 2^32");
     }
     RsaPublicKeyComponents { n, e }
-        .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
+        .to_parsed_public_key(parameters)
         .map_err(|_| "n and e do not make an RSA key")
 }
 
-fn p256(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
-    let coordinate = |name| octets(members, name).filter(|octets| octets.len() == 32);
-    let x = coordinate("x").ok_or("its x is missing or not 32 octets of base64url")?;
-    let y = coordinate("y").ok_or("its y is missing or not 32 octets of base64url")?;
+fn ec(
+    members: &Object<'_>,
+    algorithm: &'static EcdsaVerificationAlgorithm,
+    coordinate_bytes: usize,
+) -> Result<ParsedPublicKey, &'static str> {
+    let coordinate = |name| octets(members, name).filter(|octets| octets.len() == coordinate_bytes);
+    let x = coordinate("x").ok_or("its x is missing or not a coordinate in base64url")?;
+    let y = coordinate("y").ok_or("its y is missing or not a coordinate in base64url")?;
     // SEC 1 section 2.3.3, uncompressed.
     let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
-    ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).map_err(|_| "x and y are not on P-256")
+    ParsedPublicKey::new(algorithm, point).map_err(|_| "x and y are not on its curve")
+}
+
+fn ed25519(members: &Object<'_>) -> Result<ParsedPublicKey, &'static str> {
+    let x = octets(members, "x").filter(|octets| octets.len() == 32);
+    let x = x.ok_or("its x is missing or not 32 octets of base64url")?;
+    ParsedPublicKey::new(&ED25519, x).map_err(|_| "x is no Ed25519 key")
+}
+
+fn symmetric(members: &Object<'_>) -> Result<Verifier, &'static str> {
+    let key = octets(members, "k").ok_or("its k is missing or not base64url")?;
+    if key.len() < SYMMETRIC_MIN_BYTES {
+        return Err("its k is shorter than 256 bits");
+    }
+    Ok(Verifier::Symmetric(Box::new(hmac::Key::new(hmac::HMAC_SHA256, &key))))
 }

@@ -5,26 +5,38 @@
 //! the claims that a forger could have set to anything, so that a log line "expired" is always about a
 //! token its issuer once gave out.
 //!
-//! Not here: fetching keys, encrypted tokens, symmetric algorithms, and where in a request the
-//! token stands.
+//! Not here: fetching keys (only the decision when to, in [`Refresh`]), encrypted tokens, and where
+//! in a request the token stands.
 
+mod algorithm;
+mod binding;
 mod cache;
+mod clock;
+mod discovery;
 mod error;
 mod inspect;
 mod json;
 mod keys;
 mod parse;
+mod refresh;
+mod revoked;
 mod verify;
 
 use std::time::Duration;
 
 pub use self::{
+    algorithm::Algorithm,
+    binding::{Binding, THUMBPRINT_BYTES},
     cache::{Cache, CacheCounts},
+    clock::Clock,
+    discovery::{DiscoveryError, jwks_uri},
     error::{ClaimShape, Part, TokenError},
     inspect::{Report, Verdict, inspect},
     keys::{KEY_SET_MAX_BYTES, KEYS_MAX, KeySet, KeySetError, UnusableKey},
-    parse::{HeaderFields, TOKEN_MAX_BYTES, Unverified, parse},
-    verify::{Claims, Issuers, verify},
+    parse::{HeaderFields, KeyName, TOKEN_MAX_BYTES, Unverified, parse},
+    refresh::{Refresh, RefreshRules},
+    revoked::{REVOKED_MAX, RevokedTokens, RevokedTokensError},
+    verify::{Claims, Issuers, Keys, verify},
 };
 
 /// What a token of one issuer must satisfy.
@@ -46,38 +58,8 @@ pub struct TokenRules {
     pub client_id_claims: Vec<String>,
 }
 
-/// Signature algorithms (RFC 7518 section 3.1) that a configuration may allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    /// RSASSA-PKCS1-v1_5 with SHA-256.
-    Rs256,
-    /// ECDSA on P-256 with SHA-256.
-    Es256,
-}
-
-impl Algorithm {
-    /// Every algorithm that can be allowed.
-    pub const ALL: [Self; 2] = [Self::Rs256, Self::Es256];
-
-    /// The name in headers, key sets and the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rs256 => "RS256",
-            Self::Es256 => "ES256",
-        }
-    }
-
-    /// The algorithm of exactly this name; names are case-sensitive (RFC 7515 section 4.1.1).
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
-    }
-}
-
-impl std::fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod vectors;

@@ -25,8 +25,34 @@ const REFUSED_PARAMETERS: [&str; 7] = ["crit", "b64", "zip", "jku", "jwk", "x5u"
 pub struct HeaderFields {
     /// `alg`, one of those that exist here.
     pub algorithm: Algorithm,
-    /// `kid`: 1 to 256 printable ASCII characters.
-    pub key_id: Option<String>,
+    /// The key that it asks for.
+    pub key: KeyName,
+}
+
+/// How a token names its key: 1 to 256 printable ASCII characters. The name is only ever compared
+/// with those of the issuer's keys: it is no path, no address and no query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyName {
+    /// `kid` (RFC 7515 section 4.1.4); where it is there, a thumbprint beside it is not looked at.
+    Kid(String),
+    /// `x5t#S256` (section 4.1.8).
+    X5tS256(String),
+    /// `x5t` (section 4.1.7): SHA-1, which is enough for a name.
+    X5t(String),
+    /// Not at all.
+    Nothing,
+}
+
+impl KeyName {
+    /// The parameter and its value, for messages.
+    pub fn shown(&self) -> Option<String> {
+        match self {
+            Self::Kid(name) => Some(format!("kid \"{name}\"")),
+            Self::X5tS256(name) => Some(format!("x5t#S256 \"{name}\"")),
+            Self::X5t(name) => Some(format!("x5t \"{name}\"")),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// A token taken apart. Not a proof of anything.
@@ -133,16 +159,22 @@ fn header_fields(text: &[u8]) -> Result<HeaderFields, TokenError> {
     let algorithm = Algorithm::from_name(algorithm).ok_or_else(|| {
         TokenError::UnsupportedAlgorithm { algorithm: shown_bytes(algorithm.as_bytes()) }
     })?;
-    let key_id = match header.get("kid") {
-        None => None,
-        Some(kid) => Some(
-            kid.text()
-                .filter(|kid| is_key_id(kid))
-                .ok_or_else(|| malformed("kid is not a string of 1 to 256 printable characters"))?
-                .to_owned(),
-        ),
+    let named = |parameter, why| match header.get(parameter) {
+        None => Ok(None),
+        Some(value) => {
+            let name = value.text().filter(|name| is_key_id(name)).map(str::to_owned);
+            name.map(Some).ok_or_else(|| malformed(why))
+        }
     };
-    Ok(HeaderFields { algorithm, key_id })
+    let kid = named("kid", "kid is not a string of 1 to 256 printable characters")?;
+    let x5t_s256 = named("x5t#S256", "x5t#S256 is not a thumbprint")?;
+    let x5t = named("x5t", "x5t is not a thumbprint")?;
+    let key = kid
+        .map(KeyName::Kid)
+        .or_else(|| x5t_s256.map(KeyName::X5tS256))
+        .or_else(|| x5t.map(KeyName::X5t))
+        .unwrap_or(KeyName::Nothing);
+    Ok(HeaderFields { algorithm, key })
 }
 
 /// Whether a text may name a key.

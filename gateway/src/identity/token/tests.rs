@@ -511,17 +511,18 @@ fn key_sets_keep_what_can_be_used_and_say_what_cannot() {
         ("its key_ops", changed("key_ops", json!(["sign"]))),
         ("its alg is not", changed("alg", json!("ES384"))),
         ("its alg is not", changed("alg", json!("RS256"))),
-        ("its curve is not", changed("crv", json!("P-384"))),
+        ("its alg is not", changed("crv", json!("P-384"))),
         ("its curve is not", changed("crv", json!("secp256k1"))),
         ("symmetric", json!({ "kty": "oct", "k": "AAAA" })),
-        ("OKP", json!({ "kty": "OKP", "crv": "Ed25519", "x": "AAAA" })),
-        ("its kty is neither", changed("kty", json!("ec"))),
+        ("its x is missing", json!({ "kty": "OKP", "crv": "Ed25519", "x": "AAAA" })),
+        ("its curve is not", json!({ "kty": "OKP", "crv": "Ed448", "x": "AAAA" })),
+        ("its kty is not", changed("kty", json!("ec"))),
         ("it has no kty", json!({})),
         ("it is not an object", json!("key")),
         ("its kid", changed("kid", json!("a b"))),
         ("its x is missing", changed("x", json!("AAAA"))),
         ("its y is missing", changed("y", json!("not base64!"))),
-        ("not on P-256", changed("y", json!(base64url(&[1; 32])))),
+        ("not on its curve", changed("y", json!(base64url(&[1; 32])))),
         ("private key", private),
         ("shorter than 2048", short),
         ("its exponent", exponent(&[2])),
@@ -582,6 +583,91 @@ fn without_a_key_name_only_a_single_fitting_key_counts() {
     assert_eq!(found(&token, &one), "good");
     assert_eq!(found(&token, &two), "unknown_key");
     assert_eq!(found(&named, &one), "unknown_key");
+}
+
+/// What a key is for is settled before any token comes: by its `alg`, else by the first algorithm
+/// of the configuration that its kind can do.
+#[test]
+fn a_key_is_for_one_algorithm() {
+    let fixture = &*FIXTURE;
+    let mut key = rsa_jwk(&fixture.rsa, "rsa-1");
+    key.as_object_mut().unwrap().remove("alg");
+    let set = json!({ "keys": [key] }).to_string();
+    let token = signed_text(
+        &Signer::Rsa(&fixture.rsa),
+        r#"{"alg":"RS256","kid":"rsa-1"}"#,
+        &good_claims().to_string(),
+    );
+    for (algorithms, expected) in [
+        (vec![Algorithm::Rs256], "good"),
+        (vec![Algorithm::Es256, Algorithm::Rs256, Algorithm::Ps256], "good"),
+        (vec![Algorithm::Ps256, Algorithm::Rs256], "unsupported_algorithm"),
+        (vec![Algorithm::Ps256], "unsupported_algorithm"),
+    ] {
+        let rules = TokenRules { algorithms: algorithms.clone(), ..rules(0) };
+        let keys = KeySet::parse(set.as_bytes(), &algorithms).unwrap();
+        let found = verify(&token, &Issuers::new(vec![(rules, keys)], 1), at(NOW_S));
+        let found = found.map_or_else(|error| error.reason(), |_| "good");
+        assert_eq!(found, expected, "{algorithms:?}");
+    }
+}
+
+#[test]
+fn a_thumbprint_names_a_key_where_there_is_no_kid() {
+    let fixture = &*FIXTURE;
+    let mut one = ec_jwk(&fixture.ec, "one");
+    one["x5t"] = json!("c2hhMQ");
+    one["x5t#S256"] = json!("c2hhMjU2");
+    let keys = json!({ "keys": [one, ec_jwk(&fixture.other_ec, "two")] });
+    let issuers = issuers(&[keys], 1);
+    for (header, expected) in [
+        (json!({ "alg": "ES256", "x5t": "c2hhMQ" }), "good"),
+        (json!({ "alg": "ES256", "x5t#S256": "c2hhMjU2" }), "good"),
+        (json!({ "alg": "ES256", "kid": "one", "x5t": "other" }), "good"),
+        (json!({ "alg": "ES256", "kid": "two", "x5t": "c2hhMQ" }), "bad_signature"),
+        (json!({ "alg": "ES256", "x5t": "other" }), "unknown_key"),
+        (json!({ "alg": "ES256", "x5t#S256": "c2hhMQ" }), "unknown_key"),
+        (json!({ "alg": "ES256", "x5t": 7 }), "malformed_token"),
+        (json!({ "alg": "ES256" }), "unknown_key"),
+    ] {
+        let outcome = verify(&ec_token(&header, &good_claims()), &issuers, at(NOW_S));
+        let found = outcome.map_or_else(|error| error.reason(), |_| "good");
+        assert_eq!(found, expected, "{header}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_known_to_be_right_grants_less() {
+    let token = good_token(); // exp NOW + 290, iat NOW - 10
+    let mut cache = Cache::new(1, Duration::from_secs(3000));
+    for (now_s, leeway_max_s, expected) in [
+        (NOW_S + 290 + 59, 3600, "good"),
+        (NOW_S + 290 + 59, 59, "token_expired"),
+        (NOW_S + 290 + 59, 60, "good"),
+        (NOW_S + 290, 0, "token_expired"),
+        (NOW_S + 289, 0, "good"),
+        (NOW_S - 11, 0, "token_not_yet_valid"),
+        (NOW_S - 11, 1, "good"),
+    ] {
+        let clock = Clock { now: at(now_s), leeway_max: Duration::from_secs(leeway_max_s) };
+        for found in [
+            verify(&token, &FIXTURE.issuers, clock).map(|_| ()),
+            cache.verify(&token, &FIXTURE.issuers, clock).map(|_| ()),
+        ] {
+            let found = found.map_or_else(|error| error.reason(), |()| "good");
+            assert_eq!(found, expected, "{now_s} {leeway_max_s}");
+        }
+    }
+}
+
+#[test]
+fn without_its_keys_nothing_of_an_issuer_is_judged() {
+    let issuers = Issuers::with_keys(vec![(rules(0), Keys::Unavailable)], 2);
+    for token in [good_token(), ec_token(&json!({ "alg": "ES256", "kid": "x" }), &good_claims())] {
+        let error = verify(&token, &issuers, at(NOW_S)).unwrap_err();
+        let found = (error.reason(), error.is_genuine(), error.issuer());
+        assert_eq!(found, ("issuer_unavailable", false, Some("corp0")));
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rustls_pki_types::UnixTime;
 
 use super::{
-    ClaimShape, KeySet, TokenError, TokenRules, Unverified,
+    ClaimShape, Clock, KeySet, THUMBPRINT_BYTES, TokenError, TokenRules, Unverified, binding,
     json::{Json, Object},
     parse::parse,
 };
@@ -22,18 +22,60 @@ pub struct Issuers {
 struct Issuer {
     rules: TokenRules,
     name: Arc<str>,
-    keys: KeySet,
+    identifier: Arc<str>,
+    keys: Keys,
+}
+
+/// What is known of an issuer's keys.
+#[derive(Clone, Debug)]
+pub enum Keys {
+    /// These are believed.
+    Known(Arc<KeySet>),
+    /// None were ever had, or they grew too old to be believed: nothing of this issuer can be
+    /// judged.
+    Unavailable,
+}
+
+impl Keys {
+    /// Whether these are the very same keys.
+    pub fn is_same(&self, other: &Keys) -> bool {
+        match (self, other) {
+            (Self::Known(ours), Self::Known(theirs)) => Arc::ptr_eq(ours, theirs),
+            (Self::Unavailable, Self::Unavailable) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Issuers {
     /// `generation` must change whenever a rule or a key does: what was proven under another
     /// generation is proven again.
     pub fn new(issuers: Vec<(TokenRules, KeySet)>, generation: u64) -> Self {
+        let known = |(rules, keys)| (rules, Keys::Known(Arc::new(keys)));
+        Self::with_keys(issuers.into_iter().map(known).collect(), generation)
+    }
+
+    /// As [`new`](Self::new), for issuers whose keys come and go.
+    pub fn with_keys(issuers: Vec<(TokenRules, Keys)>, generation: u64) -> Self {
         let issuers = issuers
             .into_iter()
-            .map(|(rules, keys)| Issuer { name: rules.name.as_str().into(), rules, keys })
+            .map(|(rules, keys)| Issuer {
+                name: rules.name.as_str().into(),
+                identifier: rules.issuer.as_str().into(),
+                rules,
+                keys,
+            })
             .collect();
         Self { issuers, generation }
+    }
+
+    /// The same issuers with other keys, where `keys` knows some.
+    pub fn revised(&self, keys: impl Fn(&TokenRules) -> Option<Keys>, generation: u64) -> Self {
+        let revise = |issuer: &Issuer| {
+            let keys = keys(&issuer.rules).unwrap_or_else(|| issuer.keys.clone());
+            Issuer { keys, ..issuer.clone() }
+        };
+        Self { issuers: self.issuers.iter().map(revise).collect(), generation }
     }
 
     /// The generation given to [`new`](Self::new).
@@ -41,8 +83,8 @@ impl Issuers {
         self.generation
     }
 
-    /// The rules and keys of each issuer, for `status` and `check`.
-    pub fn iter(&self) -> impl Iterator<Item = (&TokenRules, &KeySet)> {
+    /// The rules and keys of each issuer, for `status` and `token inspect`.
+    pub fn iter(&self) -> impl Iterator<Item = (&TokenRules, &Keys)> {
         self.issuers.iter().map(|issuer| (&issuer.rules, &issuer.keys))
     }
 
@@ -60,6 +102,7 @@ impl Issuers {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     issuer: Arc<str>,
+    identifier: Arc<str>,
     subject: Option<String>,
     client_id: Option<String>,
     scopes: Vec<String>,
@@ -67,15 +110,20 @@ pub struct Claims {
     email: Option<String>,
     tenant: Option<String>,
     token_id: Option<String>,
+    bound_to: Option<[u8; THUMBPRINT_BYTES]>,
     times: Times,
-    /// Seconds since 1970 between which the verdict stays the same, leeway included.
-    usable: std::ops::Range<u64>,
+    limits: Limits,
 }
 
 impl Claims {
     /// The issuer's name in the configuration.
     pub fn issuer(&self) -> &str {
         &self.issuer
+    }
+
+    /// `iss`: the issuer's own name for itself.
+    pub fn identifier(&self) -> &str {
+        &self.identifier
     }
 
     /// `sub`.
@@ -131,31 +179,49 @@ impl Claims {
         super::tests::claims_of_fresh_token(members)
     }
 
+    /// The certificate (its SHA-256) whose holder alone may use the token: `cnf.x5t#S256`.
+    pub fn bound_to(&self) -> Option<&[u8; THUMBPRINT_BYTES]> {
+        self.bound_to.as_ref()
+    }
+
     /// Whether a fresh verification under the same rules would say yes at this time too.
-    pub fn usable_at(&self, now: UnixTime) -> bool {
-        self.usable.contains(&now.as_secs())
+    pub fn usable_at(&self, clock: impl Into<Clock>) -> bool {
+        self.times.check(&self.limits, clock.into()).is_ok()
     }
 }
 
-/// Verifies a token: structure, issuer, key, signature, times, audience, in this order. `leeway`
+/// Verifies a token: structure, issuer, key, signature, times, audience, in this order. The leeway
 /// is granted at both ends; `max_lifetime` is `exp - iat`, and without `iat` what is left until
 /// `exp` (leeway included) must not be more.
-pub fn verify(token: &str, issuers: &Issuers, now: UnixTime) -> Result<Claims, TokenError> {
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn verify(
+    token: &str,
+    issuers: &Issuers,
+    clock: impl Into<Clock>,
+) -> Result<Claims, TokenError> {
+    let clock = clock.into();
     let token = parse(token)?;
     let claims = token.claims()?;
     let iss = required_text(&claims, "iss")?;
     let issuer = issuers
         .named(iss)
         .ok_or_else(|| TokenError::UnknownIssuer { iss: shown_bytes(iss.as_bytes()) })?;
+    let rules = &issuer.rules;
     check_signature(&token, issuer)?;
     // From here on everything is the issuer's word.
     let times = Times::of(&claims)?;
-    let usable = times.check(&issuer.rules, now)?;
-    check_audience(&claims, &issuer.rules)?;
+    let limits = Limits { leeway: rules.leeway, max_lifetime: rules.max_lifetime };
+    times.check(&limits, clock).map_err(|untimely| untimely.error(rules, &times, clock))?;
+    check_audience(&claims, rules)?;
+    let bound_to = binding::bound_to(&claims)
+        .map_err(|why| TokenError::UnsupportedBinding { issuer: rules.name.clone(), why })?;
     Ok(Claims {
         issuer: issuer.name.clone(),
+        identifier: issuer.identifier.clone(),
         subject: optional_text(&claims, "sub")?,
-        client_id: client_id(&claims, &issuer.rules)?,
+        client_id: client_id(&claims, rules)?,
         scopes: scopes(&claims)?,
         roles: roles(&claims)?,
         email: lenient_text(&claims, "email")?,
@@ -164,8 +230,9 @@ pub fn verify(token: &str, issuers: &Issuers, now: UnixTime) -> Result<Claims, T
             None => lenient_text(&claims, "tid")?,
         },
         token_id: optional_text(&claims, "jti")?,
+        bound_to,
         times,
-        usable,
+        limits,
     })
 }
 
@@ -176,15 +243,19 @@ fn check_signature(token: &Unverified<'_>, issuer: &Issuer) -> Result<(), TokenE
         return Err(TokenError::UnsupportedAlgorithm { algorithm: algorithm.name().to_owned() });
     }
     let name = || issuer.rules.name.clone();
-    let Some(key) = issuer.keys.select(header.key_id.as_deref(), algorithm) else {
-        return Err(TokenError::UnknownKey { issuer: name(), kid: header.key_id.clone() });
+    let keys = match &issuer.keys {
+        Keys::Known(keys) => keys,
+        Keys::Unavailable => return Err(TokenError::IssuerUnavailable { issuer: name() }),
+    };
+    let Some(key) = keys.select(&header.key, algorithm) else {
+        return Err(TokenError::UnknownKey { issuer: name(), key: header.key.clone() });
     };
     // The key decides on the algorithm (RFC 8725 section 3.1); the header can only agree.
     if key.algorithm != algorithm {
         return Err(TokenError::AlgorithmMismatch { algorithm, key: key.algorithm });
     }
     if !key.verifies(token.signed(), token.signature()) {
-        return Err(TokenError::BadSignature { issuer: name(), kid: header.key_id.clone() });
+        return Err(TokenError::BadSignature { issuer: name(), key: header.key.clone() });
     }
     Ok(())
 }
@@ -212,51 +283,65 @@ impl Times {
         })
     }
 
-    /// Checks against the clock, and returns the seconds in which the answer stays yes.
-    fn check(&self, rules: &TokenRules, now: UnixTime) -> Result<std::ops::Range<u64>, TokenError> {
-        let (now_s, leeway) = (now.as_secs(), rules.leeway.as_secs());
-        let issuer = || rules.name.clone();
+    /// Checks against the clock.
+    fn check(&self, limits: &Limits, clock: Clock) -> Result<(), Untimely> {
+        let now_s = clock.now.as_secs();
+        let leeway_s = clock.leeway(limits.leeway).as_secs();
         // RFC 7519 section 4.1.4: not accepted on or after `exp`.
-        let end = self.expires.saturating_add(leeway);
-        if now_s >= end {
-            return Err(TokenError::Expired {
-                issuer: issuer(),
-                expires: unix_time(self.expires),
-                now,
-                leeway: rules.leeway,
-            });
+        if now_s >= self.expires.saturating_add(leeway_s) {
+            return Err(Untimely::Expired);
         }
-        let mut start = 0;
         for (claim, value) in [("nbf", self.not_before), ("iat", self.issued)] {
-            let Some(value) = value else { continue };
-            start = start.max(value.saturating_sub(leeway));
-            if now_s < value.saturating_sub(leeway) {
-                return Err(TokenError::NotYetValid {
-                    issuer: issuer(),
-                    claim,
-                    value: unix_time(value),
-                    now,
-                    leeway: rules.leeway,
-                });
+            if let Some(value_s) = value
+                && now_s < value_s.saturating_sub(leeway_s)
+            {
+                return Err(Untimely::NotYetValid { claim, value_s });
             }
         }
-        let max_lifetime = rules.max_lifetime.as_secs();
-        let (lifetime, limit) = match self.issued {
-            Some(issued) => (self.expires.saturating_sub(issued), max_lifetime),
-            None => {
-                let limit = max_lifetime.saturating_add(leeway);
-                start = start.max(self.expires.saturating_sub(limit));
-                (self.expires.saturating_sub(now_s), limit)
-            }
+        let max_lifetime_s = limits.max_lifetime.as_secs();
+        let (lifetime_s, limit_s) = match self.issued {
+            Some(issued) => (self.expires.saturating_sub(issued), max_lifetime_s),
+            None => (self.expires.saturating_sub(now_s), max_lifetime_s.saturating_add(leeway_s)),
         };
-        if lifetime > limit {
-            return Err(TokenError::LifetimeTooLong {
-                issuer: issuer(),
-                lifetime: Duration::from_secs(lifetime),
-                max_lifetime: rules.max_lifetime,
-            });
+        if lifetime_s > limit_s {
+            return Err(Untimely::LifetimeTooLong { lifetime_s });
         }
-        Ok(start..end)
+        Ok(())
+    }
+}
+
+/// The rules that a clock is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    leeway: Duration,
+    max_lifetime: Duration,
+}
+
+/// What is wrong with a token's dates.
+#[derive(Clone, Copy, Debug)]
+enum Untimely {
+    Expired,
+    NotYetValid { claim: &'static str, value_s: u64 },
+    LifetimeTooLong { lifetime_s: u64 },
+}
+
+impl Untimely {
+    fn error(self, rules: &TokenRules, times: &Times, clock: Clock) -> TokenError {
+        let issuer = rules.name.clone();
+        let (now, leeway) = (clock.now, clock.leeway(rules.leeway));
+        match self {
+            Self::Expired => {
+                TokenError::Expired { issuer, expires: unix_time(times.expires), now, leeway }
+            }
+            Self::NotYetValid { claim, value_s } => {
+                TokenError::NotYetValid { issuer, claim, value: unix_time(value_s), now, leeway }
+            }
+            Self::LifetimeTooLong { lifetime_s } => TokenError::LifetimeTooLong {
+                issuer,
+                lifetime: Duration::from_secs(lifetime_s),
+                max_lifetime: rules.max_lifetime,
+            },
+        }
     }
 }
 

@@ -1,0 +1,386 @@
+//! Keys of issuers that publish them: asked for beside the requests, kept while the issuer is away,
+//! put into the snapshot when they change. When to ask and how long to believe is [`Refresh`]'s to
+//! say; this is the asking, and the memory of the answers.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration, time::Instant};
+
+use aws_lc_rs::digest;
+use tokio::{
+    sync::mpsc,
+    task::{spawn_blocking, spawn_local},
+    time::MissedTickBehavior,
+};
+
+use super::control::Control;
+use crate::{
+    admin::metrics::Reading,
+    config::{Config, KeyLocation, KeySource, RemoteKeys},
+    fetch::{self, Document, FetchError, Url, Way},
+    identity::token::{
+        Algorithm, Issuers, KEY_SET_MAX_BYTES, KeySet, Keys, Refresh, TokenRules, jwks_uri,
+    },
+    time,
+};
+
+/// How often it is looked whether a question is due, and whether an answer is still believed.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Unknown keys on their way here. They are one question in the end, so that more need not wait.
+pub(super) const UNKNOWN_KEYS_QUEUE: usize = 64;
+
+/// The issuers whose keys are fetched.
+#[derive(Debug)]
+pub(super) struct IssuerKeys {
+    issuers: Vec<Fetched>,
+    seed: u64,
+}
+
+/// One issuer, and its last answer.
+#[derive(Debug)]
+struct Fetched {
+    name: String,
+    identifier: String,
+    algorithms: Vec<Algorithm>,
+    source: Arc<RemoteKeys>,
+    refresh: Refresh,
+    keys: Option<Known>,
+    is_believed: bool,
+    /// Where its documents came from last.
+    found: Vec<(Url, SocketAddr)>,
+    answers: u64,
+    failures: u64,
+    /// What the log has said of it last.
+    told: Option<String>,
+}
+
+/// Keys, and the document that they are from.
+#[derive(Clone, Debug)]
+struct Known {
+    set: Arc<KeySet>,
+    document: [u8; 32],
+}
+
+/// A question that is to be put to an issuer.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    name: String,
+    identifier: String,
+    algorithms: Vec<Algorithm>,
+    source: Arc<RemoteKeys>,
+    found: Vec<(Url, SocketAddr)>,
+}
+
+/// A good answer.
+struct Answer {
+    keys: Known,
+    fresh: Option<Duration>,
+    found: Vec<(Url, SocketAddr)>,
+}
+
+impl IssuerKeys {
+    /// Nothing is known yet; every first question is due.
+    pub(super) fn new(config: &Config, seed: u64, now: Instant) -> IssuerKeys {
+        let mut keys = IssuerKeys { issuers: Vec::new(), seed };
+        keys.replace(config, now);
+        keys
+    }
+
+    /// After a reload. An issuer that is the same keeps its keys, also when they are to be fetched
+    /// from elsewhere: they are believed until the first answer from there.
+    pub(super) fn replace(&mut self, config: &Config, now: Instant) {
+        let mut before = std::mem::take(&mut self.issuers);
+        for issuer in &config.issuers {
+            let KeySource::Remote(source) = &issuer.keys else { continue };
+            let TokenRules { name, issuer: identifier, algorithms, .. } = &issuer.rules;
+            let same = before
+                .iter()
+                .position(|old| old.identifier == *identifier && old.algorithms == *algorithms);
+            let old = same.map(|index| before.swap_remove(index));
+            let mut fetched = Fetched {
+                name: name.clone(),
+                identifier: identifier.clone(),
+                algorithms: algorithms.clone(),
+                source: source.clone(),
+                refresh: Refresh::new(source.refresh, self.seed, now),
+                keys: None,
+                is_believed: false,
+                found: Vec::new(),
+                answers: 0,
+                failures: 0,
+                told: None,
+            };
+            if let Some(old) = old {
+                let is_same = old.source == *source;
+                if is_same {
+                    fetched.refresh = old.refresh;
+                    fetched.source = old.source;
+                    fetched.found = old.found;
+                } else {
+                    fetched.refresh = old.refresh.under(source.refresh, now);
+                }
+                (fetched.keys, fetched.told) = (old.keys, old.told);
+                (fetched.answers, fetched.failures) = (old.answers, old.failures);
+                fetched.is_believed = fetched.refresh.is_believed(now);
+            }
+            self.issuers.push(fetched);
+        }
+    }
+
+    /// A token of this issuer named a key that is not there.
+    pub(super) fn want(&mut self, issuer: &str) {
+        if let Some(issuer) = self.issuers.iter_mut().find(|one| one.name == issuer) {
+            issuer.refresh.want();
+        }
+    }
+
+    /// The questions that are due now.
+    pub(super) fn questions(&mut self, now: Instant) -> Vec<Question> {
+        let due = self.issuers.iter_mut().filter(|issuer| issuer.refresh.is_due(now));
+        due.map(|issuer| {
+            issuer.refresh.ask(now);
+            Question {
+                name: issuer.name.clone(),
+                identifier: issuer.identifier.clone(),
+                algorithms: issuer.algorithms.clone(),
+                source: issuer.source.clone(),
+                found: issuer.found.clone(),
+            }
+        })
+        .collect()
+    }
+
+    /// Takes note of what became of a question. A reload in between may have made it nobody's.
+    fn take(&mut self, question: &Question, answer: Result<Answer, String>, now: Instant) {
+        let same = |one: &&mut Fetched| Arc::ptr_eq(&one.source, &question.source);
+        let Some(issuer) = self.issuers.iter_mut().find(same) else { return };
+        match answer {
+            Ok(answer) => issuer.succeed(answer, now),
+            Err(why) => issuer.fail(why, now),
+        }
+    }
+
+    /// True when some answer has grown too old since the last look, or is believed again.
+    fn has_turned(&mut self, now: Instant) -> bool {
+        let mut has_turned = false;
+        for issuer in &mut self.issuers {
+            let is_believed = issuer.refresh.is_believed(now);
+            if issuer.is_believed && !is_believed {
+                tracing::error!(
+                    issuer = issuer.name,
+                    failures = issuer.refresh.failures(),
+                    "issuer keys too old: its tokens are refused until it answers"
+                );
+            }
+            has_turned |= std::mem::replace(&mut issuer.is_believed, is_believed) != is_believed;
+        }
+        has_turned
+    }
+
+    /// The same issuers with the keys that hold now. What changed since `before` gets a generation
+    /// of its own, so that no worker goes on believing a token by a key that is gone.
+    pub(super) fn put_into(
+        &self,
+        issuers: &Arc<Issuers>,
+        before: &Arc<Issuers>,
+        generation: u64,
+    ) -> Arc<Issuers> {
+        let keys = |rules: &TokenRules| self.keys_of(&rules.name);
+        let is_same = |(rules, present): (&TokenRules, &Keys)| {
+            keys(rules).is_none_or(|keys| keys.is_same(present))
+        };
+        if Arc::ptr_eq(issuers, before) && issuers.iter().all(is_same) {
+            return issuers.clone();
+        }
+        Arc::new(issuers.revised(keys, generation))
+    }
+
+    /// `None` for an issuer whose keys are not fetched.
+    fn keys_of(&self, issuer: &str) -> Option<Keys> {
+        let issuer = self.issuers.iter().find(|one| one.name == issuer)?;
+        Some(match &issuer.keys {
+            Some(known) if issuer.is_believed => Keys::Known(known.set.clone()),
+            _ => Keys::Unavailable,
+        })
+    }
+
+    /// An issuer that has been asked for the first time and has not answered yet.
+    pub(super) fn starting(&self) -> Option<&str> {
+        let starting = self.issuers.iter().find(|issuer| issuer.refresh.is_starting());
+        starting.map(|issuer| issuer.name.as_str())
+    }
+
+    /// For the page of metrics.
+    pub(super) fn readings(&self, now: Instant) -> [Reading; 2] {
+        let age = |issuer: &Fetched| {
+            let age = issuer.refresh.age(now)?;
+            Some((vec![("issuer", issuer.name.clone())], age.as_secs_f64()))
+        };
+        let fetches = |issuer: &Fetched| {
+            [("answered", issuer.answers), ("failed", issuer.failures)].map(|(result, count)| {
+                let labels = vec![("issuer", issuer.name.clone()), ("result", result.to_owned())];
+                (labels, count as f64)
+            })
+        };
+        [
+            Reading {
+                name: "gateway_jwks_age_seconds",
+                help: "Time since an issuer last gave its keys; no series before it did.",
+                kind: "gauge",
+                series: self.issuers.iter().filter_map(age).collect(),
+            },
+            Reading {
+                name: "gateway_jwks_fetches_total",
+                help: "Questions for an issuer's keys, by result.",
+                kind: "counter",
+                series: self.issuers.iter().flat_map(fetches).collect(),
+            },
+        ]
+    }
+}
+
+impl Fetched {
+    fn succeed(&mut self, answer: Answer, now: Instant) {
+        self.answers += 1;
+        self.refresh.succeed(answer.fresh, now);
+        self.found = answer.found;
+        let is_new = self.keys.as_ref().is_none_or(|known| known.document != answer.keys.document);
+        if is_new || self.told.is_some() {
+            let names: Vec<_> =
+                answer.keys.set.key_ids().map(|kid| kid.unwrap_or("(no kid)")).take(16).collect();
+            tracing::info!(
+                issuer = self.name,
+                keys = names.join(" "),
+                unusable = answer.keys.set.unusable().len(),
+                changed = is_new,
+                "issuer keys fetched"
+            );
+        }
+        // The same document keeps the same set, so that no remembered token is verified again.
+        if is_new {
+            self.keys = Some(answer.keys);
+        }
+        self.told = None;
+    }
+
+    fn fail(&mut self, why: String, now: Instant) {
+        self.failures += 1;
+        self.refresh.fail(now);
+        // Once for each kind of trouble; how often is in the metrics.
+        if self.told.as_ref() != Some(&why) {
+            tracing::error!(
+                issuer = self.name,
+                url = %self.source.location.url(),
+                detail = why,
+                believed = self.refresh.is_believed(now),
+                "issuer keys not fetched"
+            );
+            self.told = Some(why);
+        }
+    }
+}
+
+/// Asks until the process ends. `unknown` names issuers of tokens whose key is not there.
+pub(super) async fn follow(control: Rc<Control>, mut unknown: mpsc::Receiver<Arc<str>>) {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut names = Vec::with_capacity(UNKNOWN_KEYS_QUEUE);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = unknown.recv_many(&mut names, UNKNOWN_KEYS_QUEUE) => {}
+        }
+        names.sort_unstable();
+        names.dedup();
+        for name in names.drain(..) {
+            control.issuer_keys(|keys| keys.want(&name));
+        }
+        for question in control.issuer_keys(|keys| keys.questions(time::monotonic())) {
+            let control = control.clone();
+            spawn_local(async move {
+                let answer = put(&question).await;
+                control.issuer_keys(|keys| keys.take(&question, answer, time::monotonic()));
+                look_at(&control);
+            });
+        }
+        look_at(&control);
+    }
+}
+
+/// Publishes what has changed.
+fn look_at(control: &Control) {
+    control.issuer_keys(|keys| keys.has_turned(time::monotonic()));
+    control.publish_keys();
+}
+
+/// Every issuer with its keys, fetched once where they are to be fetched: for commands that look at
+/// tokens. Those that give none are named with the reason, and are as an issuer that is away.
+pub fn fetched_issuers(config: &Config, issuers: &Issuers) -> (Issuers, Vec<String>) {
+    let now = time::monotonic();
+    let mut keys = IssuerKeys::new(config, 0, now);
+    let mut failures = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, async {
+            for question in keys.questions(now) {
+                let answer = put(&question).await;
+                if let Err(why) = &answer {
+                    failures.push(format!("keys of issuer {} not fetched: {why}", question.name));
+                }
+                keys.take(&question, answer, time::monotonic());
+            }
+        }),
+        Err(error) => failures.push(format!("cannot start the runtime: {error}")),
+    }
+    keys.has_turned(time::monotonic());
+    (issuers.revised(|rules| keys.keys_of(&rules.name), issuers.generation()), failures)
+}
+
+/// Puts a question.
+async fn put(question: &Question) -> Result<Answer, String> {
+    let mut found = Vec::new();
+    let place = match &question.source.location {
+        KeyLocation::Keys(url) => url.clone(),
+        KeyLocation::Description(url) => {
+            let document = get(url, question, &mut found).await?;
+            let place = jwks_uri(&document.body, &question.identifier)
+                .map_err(|error| format!("{url}: {error}"))?;
+            let place = Url::parse(&place).map_err(|error| format!("{url}: jwks_uri: {error}"))?;
+            if url.is_tls() && !place.is_tls() {
+                return Err(format!("{url}: jwks_uri is {place}, which is not https"));
+            }
+            place
+        }
+    };
+    let Document { body, fresh, .. } = get(&place, question, &mut found).await?;
+    let algorithms = question.algorithms.clone();
+    let parse = move || {
+        let mut document = [0; 32];
+        // A SHA-256 digest has 32 octets.
+        document.copy_from_slice(digest::digest(&digest::SHA256, &body).as_ref());
+        KeySet::parse(&body, &algorithms).map(|set| Known { set: Arc::new(set), document })
+    };
+    let keys = spawn_blocking(parse).await.map_err(|error| error.to_string())?;
+    let keys = keys.map_err(|error| format!("{place}: {error}"))?;
+    Ok(Answer { keys, fresh, found })
+}
+
+/// Fetches a document; from where it came from last when its name is not resolved today.
+async fn get(
+    url: &Url,
+    question: &Question,
+    found: &mut Vec<(Url, SocketAddr)>,
+) -> Result<Document, String> {
+    let source = &question.source;
+    let addresses = if url.is_beside(source.location.url()) { &source.addresses[..] } else { &[] };
+    let way =
+        Way { addresses, authorities: source.authorities.as_ref(), limit_bytes: KEY_SET_MAX_BYTES };
+    let mut document = fetch::fetch(url, &way).await;
+    if let Err(FetchError::Name(_)) = document
+        && let Some((_, last)) = question.found.iter().find(|(before, _)| before.is_beside(url))
+    {
+        document = fetch::fetch(url, &Way { addresses: &[*last], ..way }).await;
+    }
+    let document = document.map_err(|error| format!("{url}: {error}"))?;
+    found.push((url.clone(), document.address));
+    Ok(document)
+}

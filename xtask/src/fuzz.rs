@@ -1,0 +1,260 @@
+//! `cargo xtask fuzz`: any bytes for whatever reads bytes from outside, led by the branches they take.
+//!
+//! The stable compiler can do it: libFuzzer is linked in, and only the crates of this repository are
+//! compiled with its counters, so everything they depend on is taken as the tests built it. This program
+//! is its own compiler wrapper for that.
+
+use std::{
+    collections::VecDeque,
+    env, fs,
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    cargo::{build_fuzzer, root},
+    harness::clock,
+    setup,
+};
+
+/// Set while this program stands in front of the compiler.
+const WRAPS: &str = "PORTCULLIS_FUZZ_WRAPS";
+
+/// What is compiled with counters. Build scripts are not: they are not linked with the engine.
+const COUNTED: [&str; 3] = ["gateway", "gateway_ebpf", "fuzz"];
+
+/// The counters that libFuzzer reads, as cargo-fuzz asks for them, without a sanitizer: the code under
+/// test has no `unsafe` of its own, and overflow checks and debug assertions are on.
+const COUNTERS: [&str; 7] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Ccodegen-units=1",
+    "--cfg=fuzzing",
+];
+
+/// How long each target is tried when nothing else is said.
+const SECONDS: u64 = 60;
+/// An input that takes longer is a finding: the slowest reader needs milliseconds.
+const INPUT_SECONDS: u64 = 10;
+/// Memory of one target, in MiB; more is a finding.
+const MEMORY_MIB: u64 = 1_024;
+
+/// Lines of the engine that are shown when it found something.
+const SAID_LINES: usize = 100;
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    /// Empty: all.
+    targets: Vec<String>,
+    seconds: u64,
+    replay: Option<PathBuf>,
+}
+
+/// Whether cargo calls this program to compile something.
+pub fn is_wrapping() -> bool {
+    env::var_os(WRAPS).is_some()
+}
+
+/// Compiles what cargo asks for, with counters where they belong; returns only when that fails.
+pub fn wrap() -> ExitCode {
+    let mut words = env::args_os().skip(1);
+    let Some(compiler) = words.next() else { return ExitCode::FAILURE };
+    let words: Vec<_> = words.collect();
+    let name = words.iter().position(|word| word == "--crate-name");
+    let name = name.and_then(|at| words.get(at + 1)).and_then(|name| name.to_str());
+    let mut command = Command::new(compiler);
+    command.args(&words);
+    if name.is_some_and(|name| COUNTED.contains(&name)) {
+        command.args(COUNTERS);
+    }
+    eprintln!("xtask: the compiler does not start: {}", command.exec());
+    ExitCode::FAILURE
+}
+
+/// Runs the targets one after the other.
+///
+/// # Errors
+/// When a target finds something, or cannot be built.
+pub fn fuzz(words: &[String]) -> Result<ExitCode> {
+    let request = read(words)?;
+    setup::setup()?;
+    let known = targets()?;
+    for name in &request.targets {
+        if !known.contains(name) {
+            bail!("there is no target `{name}`; there are {}", known.join(", "));
+        }
+    }
+    let binary = build_fuzzer(WRAPS)?;
+    let chosen = if request.targets.is_empty() { &known } else { &request.targets };
+    if let Some(file) = &request.replay {
+        let [target] = chosen.as_slice() else { bail!("--replay FILE needs one target") };
+        return replay(&binary, target, file);
+    }
+    eprintln!(
+        "fuzz: {} targets, {} s each; what is learned stays in {}",
+        chosen.len(),
+        request.seconds,
+        learned("…").display()
+    );
+    let mut broken = Vec::new();
+    for target in chosen {
+        if !run(&binary, target, request.seconds)? {
+            broken.push(target.as_str());
+        }
+    }
+    if broken.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    for target in broken {
+        eprintln!(
+            "fuzz: {target} broke; its input is in tests/fuzz/crashes/{target}. Again: \
+             cargo xtask fuzz {target} --replay FILE"
+        );
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn read(words: &[String]) -> Result<Request> {
+    let mut request = Request { targets: Vec::new(), seconds: SECONDS, replay: None };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--seconds" => {
+                let number = words.next().context("--seconds needs a number")?;
+                request.seconds = number.parse().with_context(|| format!("--seconds {number}"))?;
+            }
+            "--replay" => {
+                request.replay = Some(words.next().context("--replay needs a file")?.into());
+            }
+            word if word.starts_with('-') => bail!("what is `{word}`?"),
+            target => request.targets.push(target.to_owned()),
+        }
+    }
+    // libFuzzer takes 0 for ever.
+    if request.seconds == 0 {
+        bail!("--seconds 0 would try nothing");
+    }
+    Ok(request)
+}
+
+/// Each has its directory of inputs to begin with.
+fn targets() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root().join("tests/fuzz/corpus"))? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Inputs that reached something new in earlier runs.
+fn learned(target: &str) -> PathBuf {
+    root().join("target/fuzz-corpus").join(target)
+}
+
+fn engine(binary: &Path, target: &str) -> Command {
+    let mut command = Command::new(binary);
+    command.env("FUZZ_TARGET", target).current_dir(root()).stdin(Stdio::null());
+    command.arg(format!("-timeout={INPUT_SECONDS}"));
+    command.arg(format!("-rss_limit_mb={MEMORY_MIB}"));
+    command
+}
+
+/// True: nothing was found.
+fn run(binary: &Path, target: &str, seconds: u64) -> Result<bool> {
+    let learned = learned(target);
+    fs::create_dir_all(&learned)?;
+    let crashes = format!("tests/fuzz/crashes/{target}/");
+    fs::create_dir_all(root().join(&crashes))?;
+    let mut command = engine(binary, target);
+    command.arg(format!("-max_total_time={seconds}"));
+    command.arg(format!("-artifact_prefix={crashes}"));
+    command.args(["-print_final_stats=1", "-verbosity=0", "-use_value_profile=1"]);
+    command.arg(&learned).arg(root().join("tests/fuzz/corpus").join(target));
+    let mut child = command.stderr(Stdio::piped()).spawn().context("the fuzzer does not start")?;
+    let said = child.stderr.take().context("piped above")?;
+    let reader = std::thread::spawn(move || {
+        let (mut executed, mut last) = (String::new(), VecDeque::new());
+        for line in BufReader::new(said).lines().map_while(Result::ok) {
+            if let Some(number) = line.strip_prefix("stat::number_of_executed_units:") {
+                executed = number.trim().to_owned();
+            }
+            if last.len() == SAID_LINES {
+                last.pop_front();
+            }
+            last.push_back(line);
+        }
+        (executed, last)
+    });
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if let Err(interrupted) = clock::pause(Duration::from_millis(100)) {
+            // Gone already is as good.
+            let _gone = child.kill();
+            let _buried = child.wait();
+            return Err(interrupted);
+        }
+    };
+    let (executed, last) = reader.join().unwrap_or_default();
+    if !status.success() {
+        last.iter().for_each(|line| eprintln!("{line}"));
+    }
+    // Stays when there is something in it.
+    let _kept = fs::remove_dir(root().join(&crashes));
+    let verdict = if status.success() { "nothing found" } else { "BROKEN" };
+    println!("{target:12} {executed:>12} inputs in {seconds} s: {verdict}");
+    Ok(status.success())
+}
+
+fn replay(binary: &Path, target: &str, file: &Path) -> Result<ExitCode> {
+    let status = engine(binary, target).arg(fs::canonicalize(file)?).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_read_or_refused() {
+        let words =
+            |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
+        let request = |targets: &str, seconds, replay: Option<&str>| Request {
+            targets: words(targets),
+            seconds,
+            replay: replay.map(PathBuf::from),
+        };
+        for (text, expected) in [
+            ("", Some(request("", SECONDS, None))),
+            ("token path --seconds 5", Some(request("token path", 5, None))),
+            ("token --replay x", Some(request("token", SECONDS, Some("x")))),
+            ("--seconds", None),
+            ("--seconds 0", None),
+            ("--seconds x", None),
+            ("--jobs 2", None),
+        ] {
+            assert_eq!(read(&words(text)).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_target_has_a_corpus_and_the_other_way_round() {
+        let source = fs::read_to_string(root().join("tests/fuzz/src/lib.rs")).unwrap();
+        let named: Vec<_> =
+            source.split("name: \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        let mut sorted = named.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, targets().unwrap());
+    }
+}
