@@ -28,16 +28,19 @@ fn binary() -> &'static std::path::Path {
 }
 
 mod actors;
+mod audit;
 mod cli_errors;
 mod drain;
 mod enforce;
 mod feedback;
 mod follow;
 mod identity;
+mod interfaces;
 mod issuer;
 mod lockout;
 mod mtls;
 mod operator;
+mod pkits;
 mod proxy;
 mod rehearsal;
 mod reload;

@@ -12,7 +12,7 @@ use gateway_ebpf::{Outcome, abi, bucket::Limit};
 use crate::{
     harness::{clock, flood::pin_to_core},
     xdp_frames::{SYN, TCP, UDP, frame, ip, tcp, udp},
-    xdp_packets::{Loaded, Rules, SLOT, may_load_programs},
+    xdp_packets::{Loaded, Rules, may_load_programs},
     xdp_table::unlimited,
 };
 
@@ -53,7 +53,8 @@ fn hammer(rules: &Rules, frame: &[u8]) -> (u64, u64, Duration) {
         }
     });
     let elapsed = started.elapsed();
-    let count = |outcome| loaded.maps.count(SLOT, abi::cell(outcome, true)).unwrap().packets;
+    let counts = loaded.counts();
+    let count = |outcome| counts[abi::cell(outcome, true) as usize].packets;
     let all = Outcome::ALL.map(count).iter().sum();
     (count(Outcome::WithinLimit), all, elapsed)
 }

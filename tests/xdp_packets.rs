@@ -65,7 +65,7 @@ pub struct Loaded {
     pub maps: Maps,
     pub settings: abi::Settings,
     /// The kernel's number for the table of sources.
-    sources_id: u32,
+    pub sources_id: u32,
 }
 
 /// What the rules are, for both sides.
@@ -103,7 +103,7 @@ impl Loaded {
         }
         let mut loaded = Self { object, maps, settings: abi::Settings::default(), sources_id };
         loaded.write(rules);
-        loaded.settings.set_mask = u64::from(abi::bucket_sets(max_sources) - 1);
+        loaded.settings.set_mask = u64::from(abi::bucket_sets(max_sources)) - 1;
         loaded.maps.write_settings(&loaded.settings);
         loaded
     }
@@ -203,8 +203,8 @@ impl Loaded {
 pub struct Oracle {
     pub rules: Rules,
     pub sets: Vec<Set>,
-    budget: Budget,
-    evictions: Cell<u32>,
+    pub budget: Budget,
+    pub evictions: Cell<u32>,
 }
 
 impl Oracle {

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 pub use self::keys::fetched_issuers;
-pub use self::material::{MaterialError, load_snapshot, token_issuers};
+pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
     control::{Control, Tell},
     refresh::Followed,
@@ -315,7 +315,10 @@ async fn serve(
                 Event::Ignored => {}
             },
             _ = sweep.tick() => control.sweep(),
-            _ = second.tick() => control.go_back_unless_confirmed(),
+            _ = second.tick() => {
+                control.go_back_unless_confirmed();
+                control.keep_attached();
+            }
             _ = poll.tick(), if deadline.is_some() => {
                 if control.all_workers_ended() {
                     break;

@@ -13,9 +13,10 @@ use std::{
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
+use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tracing::{
     Event, Level, Subscriber,
@@ -25,7 +26,11 @@ use tracing_subscriber::{Layer, layer::Context};
 
 use crate::{
     config::LogFormat,
-    identity::certificate::{CertificateRefusal, Peer},
+    identity::{
+        certificate::{CertificateRefusal, Peer},
+        token::{KeyName, TokenError},
+    },
+    policy::Refusal,
     time,
 };
 
@@ -196,6 +201,120 @@ impl<'a> CertificateFields<'a> {
     }
 }
 
+/// What was wrong with a refused token, for whoever has to put it right. Never the token.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TokenFields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    issuer: Option<&'a str>,
+    /// The claim, or the parameter of the header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claim: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Cow<'a, str>>,
+    /// This host's clock, seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock: Option<u64>,
+    /// How far the claim's time is from the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    off_by_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leeway_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'static str>,
+}
+
+/// A time that is missed by less than this may be a clock's fault: clocks that nobody sets are wrong by
+/// seconds to minutes.
+const CLOCK_SUSPECT_S: u64 = 300;
+
+impl<'a> TokenFields<'a> {
+    /// Of a refusal that is about a token.
+    pub fn of(refusal: &'a Refusal) -> Option<TokenFields<'a>> {
+        let Refusal::Token(error) = refusal else { return None };
+        let fields = TokenFields { issuer: error.issuer(), ..Self::about(error) };
+        (fields != TokenFields::default()).then_some(fields)
+    }
+
+    fn about(error: &'a TokenError) -> TokenFields<'a> {
+        let claim = |claim, value: Option<&'a str>, remedy| TokenFields {
+            claim: Some(claim),
+            value: value.map(Cow::Borrowed),
+            remedy,
+            ..TokenFields::default()
+        };
+        match error {
+            TokenError::Expired { expires, now, leeway, .. } => {
+                let fields = Self::time("exp", *expires, *now, *leeway);
+                let remedy = if fields.off_by_s.is_some_and(|off_by_s| off_by_s < CLOCK_SUSPECT_S) {
+                    "renew the token; if clients do, compare this host's clock with the issuer's \
+                     (timedatectl, chronyc tracking)"
+                } else {
+                    "renew the token"
+                };
+                TokenFields { remedy: Some(remedy), ..fields }
+            }
+            TokenError::NotYetValid { claim, value, now, leeway, .. } => TokenFields {
+                remedy: Some(
+                    "compare this host's clock with the issuer's (timedatectl, chronyc tracking)",
+                ),
+                ..Self::time(claim, *value, *now, *leeway)
+            },
+            TokenError::LifetimeTooLong { lifetime, .. } => TokenFields {
+                claim: Some("exp"),
+                value: Some(Cow::Owned(format!("{} s after iat", lifetime.as_secs()))),
+                remedy: Some("have the issuer give shorter-lived tokens, or raise max_lifetime"),
+                ..TokenFields::default()
+            },
+            TokenError::WrongAudience { found, .. } => claim(
+                "aud",
+                Some(found),
+                Some("ask the issuer for a token of an audience in issuer.audiences"),
+            ),
+            TokenError::UnknownIssuer { iss } => {
+                claim("iss", Some(iss), Some("add an [[issuer]] for it, if it is to be believed"))
+            }
+            TokenError::UnknownKey { key, .. } => {
+                let (parameter, name) = match key {
+                    KeyName::Kid(name) => ("kid", Some(name.as_str())),
+                    KeyName::X5tS256(name) => ("x5t#S256", Some(name.as_str())),
+                    KeyName::X5t(name) => ("x5t", Some(name.as_str())),
+                    KeyName::Nothing => ("kid", None),
+                };
+                let remedy = "the issuer may have changed its keys: fetch its key set again";
+                claim(parameter, name, Some(remedy))
+            }
+            TokenError::MissingClaim { claim: name }
+            | TokenError::MalformedClaim { claim: name, .. } => claim(name, None, None),
+            TokenError::Revoked { token_id, .. } => claim("jti", Some(token_id), None),
+            TokenError::UnsupportedAlgorithm { algorithm } => claim("alg", Some(algorithm), None),
+            TokenError::UnsupportedType { kind } => claim("typ", Some(kind), None),
+            TokenError::RefusedHeader { parameter } => claim(parameter, None, None),
+            TokenError::DuplicateMember { name, .. } => claim(name, None, None),
+            TokenError::NotTheHolder { bound_to, .. } => claim("cnf", Some(bound_to), None),
+            TokenError::UnsupportedBinding { .. } | TokenError::NotBound { .. } => {
+                claim("cnf", None, None)
+            }
+            TokenError::TooLarge { .. }
+            | TokenError::Malformed { .. }
+            | TokenError::Encrypted
+            | TokenError::AlgorithmMismatch { .. }
+            | TokenError::BadSignature { .. }
+            | TokenError::IssuerUnavailable { .. } => TokenFields::default(),
+        }
+    }
+
+    fn time(claim: &'a str, value: UnixTime, now: UnixTime, leeway: Duration) -> TokenFields<'a> {
+        TokenFields {
+            claim: Some(claim),
+            value: Some(Cow::Owned(value.as_secs().to_string())),
+            clock: Some(now.as_secs()),
+            off_by_s: Some(value.as_secs().abs_diff(now.as_secs())),
+            leeway_s: Some(leeway.as_secs()),
+            ..TokenFields::default()
+        }
+    }
+}
+
 /// Strings, numbers and plain structures always serialize, and a `Vec` takes every byte.
 fn json(buffer: &mut Vec<u8>, value: impl Serialize) {
     let _ = serde_json::to_writer(buffer, &value);
@@ -274,6 +393,37 @@ impl Visit for Fields<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_tokens_fields_tell_what_to_put_right() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expired = |seconds: u64| TokenError::Expired {
+            issuer: "corp".into(),
+            expires: at(1_698_401_700),
+            now: at(1_698_401_700 + seconds),
+            leeway: Duration::from_secs(30),
+        };
+        for (error, json) in [
+            (
+                expired(32),
+                r#"{"issuer":"corp","claim":"exp","value":"1698401700","clock":1698401732,"off_by_s":32,"leeway_s":30,"remedy":"renew the token; if clients do, compare this host's clock with the issuer's (timedatectl, chronyc tracking)"}"#,
+            ),
+            (
+                expired(86_400),
+                r#"{"issuer":"corp","claim":"exp","value":"1698401700","clock":1698488100,"off_by_s":86400,"leeway_s":30,"remedy":"renew the token"}"#,
+            ),
+            (
+                TokenError::WrongAudience { issuer: "corp".into(), found: "[\"x\"]".into() },
+                r#"{"issuer":"corp","claim":"aud","value":"[\"x\"]","remedy":"ask the issuer for a token of an audience in issuer.audiences"}"#,
+            ),
+            (TokenError::MissingClaim { claim: "exp" }, r#"{"claim":"exp"}"#),
+        ] {
+            let refusal = Refusal::Token(error);
+            assert_eq!(serde_json::to_string(&TokenFields::of(&refusal).unwrap()).unwrap(), json);
+        }
+        assert_eq!(TokenFields::of(&Refusal::Token(TokenError::Encrypted)), None);
+        assert_eq!(TokenFields::of(&Refusal::NoRoute), None);
+    }
 
     #[test]
     fn a_line_is_one_json_object_and_text_is_readable() {

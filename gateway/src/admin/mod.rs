@@ -4,4 +4,5 @@
 pub mod audit;
 pub mod metrics;
 pub mod monitor;
+pub mod repeats;
 pub mod socket;

@@ -18,6 +18,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::{
     admin::socket::{self, AskError, Question},
     config::{Config, Disk, Problems, load},
+    identity::token::Judges,
     time,
 };
 
@@ -162,9 +163,10 @@ fn token(path: &std::path::Path, arguments: &token::Arguments) -> Result<ExitCod
         for failure in failures {
             eprintln!("{failure}");
         }
-        Some(issuers)
+        Some((issuers, crate::gateway::revoked_tokens(&config).ok()?))
     };
-    let issuers = if arguments.wants_issuers() { configured() } else { None };
-    token::run(arguments, issuers.as_ref(), time::wall(), &mut std::io::stdout())?;
+    let configured = if arguments.wants_issuers() { configured() } else { None };
+    let judges = configured.as_ref().map(|(issuers, revoked)| Judges { issuers, revoked });
+    token::run(arguments, judges, time::wall(), &mut std::io::stdout())?;
     Ok(ExitCode::from(DONE))
 }

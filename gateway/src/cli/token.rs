@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::file::{self, Existing, PRIVATE, PUBLIC};
 use crate::identity::token::{
-    Algorithm, Issuers, KeySet, TOKEN_MAX_BYTES, Verdict, inspect as inspect_token,
+    Algorithm, Judges, KeySet, TOKEN_MAX_BYTES, Verdict, inspect as inspect_token,
 };
 
 /// Arguments of `portcullis token`.
@@ -165,11 +165,11 @@ impl Arguments {
     }
 }
 
-/// Runs the command. `issuers` are those of the configuration, if there is one. A token that
+/// Runs the command. `judges` are those of the configuration, if there is one. A token that
 /// would be refused is an error, so that scripts see it in the exit status.
 pub fn run(
     arguments: &Arguments,
-    issuers: Option<&Issuers>,
+    judges: Option<Judges<'_>>,
     now: SystemTime,
     out: &mut dyn Write,
 ) -> Result<()> {
@@ -182,7 +182,7 @@ pub fn run(
         }
         Command::Inspect { token, json } => {
             let token = given_token(token)?;
-            inspect(bare(&token), *json, issuers, now, out)
+            inspect(bare(&token), *json, judges, now, out)
         }
     }
 }
@@ -409,13 +409,13 @@ fn bare(text: &str) -> &str {
 fn inspect(
     token: &str,
     json: bool,
-    issuers: Option<&Issuers>,
+    judges: Option<Judges<'_>>,
     now: SystemTime,
     out: &mut dyn Write,
 ) -> Result<()> {
     ensure!(!token.is_empty(), "no token given");
     let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds(now)?));
-    let report = inspect_token(token, issuers, now);
+    let report = inspect_token(token, judges, now);
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
@@ -432,7 +432,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::identity::token::{TokenRules, verify};
+    use crate::identity::token::{Issuers, RevokedTokens, TokenRules, verify};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -454,7 +454,9 @@ mod tests {
         };
         let mut out = Vec::new();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW_S);
-        let outcome = run(&parsed.arguments, issuers, now, &mut out);
+        let revoked = RevokedTokens::default();
+        let judges = issuers.map(|issuers| Judges { issuers, revoked: &revoked });
+        let outcome = run(&parsed.arguments, judges, now, &mut out);
         (outcome, String::from_utf8(out).unwrap())
     }
 

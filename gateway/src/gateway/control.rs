@@ -78,6 +78,8 @@ pub(super) struct Control {
     notes: RefCell<HashMap<String, String>>,
     metrics: RefCell<ControlMetrics>,
     tell: Tell,
+    /// Interfaces that should have the XDP program and have not, and why.
+    unguarded: RefCell<BTreeMap<String, String>>,
     /// When the XDP program goes back to counting, unless the operator confirms before.
     unconfirmed_until: Cell<Option<Instant>>,
     /// Configurations applied; snapshots are counted by themselves, for files change without them.
@@ -139,6 +141,7 @@ impl Control {
             notes: RefCell::default(),
             metrics: RefCell::default(),
             tell,
+            unguarded: RefCell::default(),
             unconfirmed_until: Cell::new(None),
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
@@ -684,6 +687,32 @@ impl Control {
                 Err(error) => tracing::error!(error = %error, "xdp not switched back"),
             }
         }
+    }
+
+    /// Puts the program back on interfaces that were made again, and says so; also, once for each
+    /// reason, that one is without it.
+    pub(super) fn keep_attached(&self) {
+        let mut kernel = self.kernel.borrow_mut();
+        let Some(kernel) = kernel.as_mut() else { return };
+        let mut unguarded = BTreeMap::new();
+        for kernel::Reattached { interface, result } in kernel.reattach() {
+            match result {
+                Ok(attached) => tracing::warn!(
+                    interface,
+                    mode = attached.mode.word(),
+                    program_id = attached.program_id,
+                    "xdp attached again: the interface was made anew"
+                ),
+                Err(error) => {
+                    let why = error.to_string();
+                    if self.unguarded.borrow().get(&interface) != Some(&why) {
+                        tracing::error!(interface, detail = why, "xdp is not attached");
+                    }
+                    unguarded.insert(interface, why);
+                }
+            }
+        }
+        *self.unguarded.borrow_mut() = unguarded;
     }
 
     fn status(&self) -> Status {

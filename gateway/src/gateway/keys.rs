@@ -384,3 +384,116 @@ async fn get(
     found.push((url.clone(), document.address));
     Ok(document)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::KeyLocation,
+        identity::token::{RefreshRules, verify},
+    };
+    use rustls_pki_types::UnixTime;
+
+    /// The key of RFC 7515 appendix A.3, under this name.
+    fn set(kid: &str) -> Arc<KeySet> {
+        let text = format!(
+            r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"{kid}",
+                "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+                "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}}]}}"#
+        );
+        Arc::new(KeySet::parse(text.as_bytes(), &[Algorithm::Es256]).unwrap())
+    }
+
+    fn answer(kid: &str) -> Answer {
+        let mut document = [0; 32];
+        document[0] = kid.as_bytes()[0];
+        Answer { keys: Known { set: set(kid), document }, fresh: None, found: Vec::new() }
+    }
+
+    fn rules() -> TokenRules {
+        TokenRules {
+            name: "corp".to_owned(),
+            issuer: "https://idp.example".to_owned(),
+            audiences: vec!["orders".to_owned()],
+            algorithms: vec![Algorithm::Es256],
+            leeway: Duration::ZERO,
+            max_lifetime: Duration::from_secs(3600),
+            client_id_claims: Vec::new(),
+        }
+    }
+
+    fn one_issuer(now: Instant) -> IssuerKeys {
+        let refresh = RefreshRules {
+            every: Duration::from_secs(60),
+            cooldown: Duration::from_secs(30),
+            believed: Duration::from_secs(300),
+        };
+        let url = Url::parse("https://idp.example/keys").unwrap();
+        let source = RemoteKeys {
+            location: KeyLocation::Keys(url),
+            authorities: None,
+            addresses: Vec::new(),
+            refresh,
+        };
+        let rules = rules();
+        let issuer = Fetched {
+            name: rules.name,
+            identifier: rules.issuer,
+            algorithms: rules.algorithms,
+            source: Arc::new(source),
+            refresh: Refresh::new(refresh, 1, now),
+            keys: None,
+            is_believed: false,
+            found: Vec::new(),
+            answers: 0,
+            failures: 0,
+            told: None,
+        };
+        IssuerKeys { issuers: vec![issuer], seed: 1 }
+    }
+
+    /// What a token with this kid comes to: whether the key is known, before its signature is.
+    fn reason(issuers: &Issuers, kid: &str) -> &'static str {
+        use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+        let header = format!(r#"{{"alg":"ES256","kid":"{kid}"}}"#);
+        let parts = [header.as_str(), r#"{"iss":"https://idp.example"}"#, "no signature"];
+        let token = parts.map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+        verify(&token, issuers, UnixTime::since_unix_epoch(Duration::ZERO)).unwrap_err().reason()
+    }
+
+    #[test]
+    fn failures_take_nothing_away_and_a_good_answer_replaces_all() {
+        let start = time::monotonic();
+        let mut keys = one_issuer(start);
+        let mut published = Arc::new(Issuers::with_keys(vec![(rules(), Keys::Unavailable)], 1));
+        let failed = || Err("no connection".to_owned());
+        // At this second, this answer; then the reasons for a token by "a" and one by "b", and
+        // whether what workers remember is still good.
+        for (at_s, answered, by_a, by_b, is_kept) in [
+            (0, failed(), "issuer_unavailable", "issuer_unavailable", true),
+            (10, Ok(answer("a")), "bad_signature", "unknown_key", false),
+            (100, failed(), "bad_signature", "unknown_key", true),
+            (200, Ok(answer("a")), "bad_signature", "unknown_key", true),
+            (300, Ok(answer("b")), "unknown_key", "bad_signature", false),
+            (500, failed(), "unknown_key", "bad_signature", true),
+            (599, failed(), "unknown_key", "bad_signature", true),
+            (600, failed(), "issuer_unavailable", "issuer_unavailable", false),
+            (700, Ok(answer("b")), "unknown_key", "bad_signature", false),
+        ] {
+            let now = start + Duration::from_secs(at_s);
+            // Long enough after the last one for a question to be due.
+            let questions = keys.questions(now + Duration::from_secs(61));
+            assert_eq!(questions.len(), 1, "at {at_s} s");
+            keys.take(&questions[0], answered, now);
+            keys.has_turned(now);
+            let next = keys.put_into(&published, &published, published.generation() + 1);
+            assert_eq!(Arc::ptr_eq(&next, &published), is_kept, "at {at_s} s");
+            assert_eq!(next.generation() == published.generation(), is_kept, "at {at_s} s");
+            published = next;
+            let found = (reason(&published, "a"), reason(&published, "b"));
+            assert_eq!(found, (by_a, by_b), "at {at_s} s");
+        }
+        assert!(keys.starting().is_none());
+        assert_eq!((keys.issuers[0].answers, keys.issuers[0].failures), (4, 5));
+    }
+}

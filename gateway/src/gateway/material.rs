@@ -245,7 +245,10 @@ fn keys_of_file(file: &Path, rules: &TokenRules) -> Result<Keys, MaterialError> 
 }
 
 /// Reads the list of revoked tokens, where there is one.
-fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialError>> {
+///
+/// # Errors
+/// When it is not good.
+pub fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialError>> {
     let Some(path) = &config.revoked_tokens else { return Ok(RevokedTokens::default()) };
     let list = contents(path, REVOKED_TOKENS_MAX_BYTES).and_then(|content| {
         RevokedTokens::parse(&content.bytes).map_err(|error| wrong(path, error))

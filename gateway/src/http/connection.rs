@@ -347,7 +347,7 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
         metrics.handshakes_failed[arrival.listener] += 1;
     }
     worker.report(arrival.source, reason);
-    if !worker.may_log_handshake() {
+    if !worker.may_log_handshake(arrival.source, reason) {
         return;
     }
     worker.log(|log, buffer| {
@@ -403,6 +403,9 @@ fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
     worker.report(connection.arrival.source, reason);
+    if !worker.may_log(connection.arrival.source, reason) {
+        return;
+    }
     worker.log(|log, buffer| {
         let mut line = log.line(buffer, "warn", "connection_refused", time::wall());
         connection_fields(&mut line, connection);

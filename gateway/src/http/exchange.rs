@@ -13,7 +13,7 @@ use super::{
     headers::{self, Origin},
 };
 use crate::{
-    admin::audit::CertificateFields,
+    admin::audit::{CertificateFields, TokenFields},
     identity::{
         Identity,
         token::{Claims, TokenError},
@@ -204,8 +204,12 @@ impl Record {
                 *metrics.refusals.entry(refusal.reason()).or_default() += 1;
             }
         }
-        // A refusal is always logged: it is what an operator looks for.
-        if !self.access_log && refusal.is_none() {
+        // A refusal is logged also where requests are not: it is what an operator looks for.
+        let is_logged = match &refusal {
+            Some(refusal) => worker.may_log(connection.arrival.source, refusal.reason()),
+            None => self.access_log,
+        };
+        if !is_logged {
             return response;
         }
         response.map(|body| {
@@ -244,6 +248,7 @@ impl Record {
                 .field("status", status)
                 .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
                 .maybe("detail", refusal.and_then(Refusal::detail))
+                .maybe("token", refusal.and_then(TokenFields::of))
                 .maybe("upstream", self.upstream.as_deref())
                 .field("bytes_in", self.bytes_in.get())
                 .field("bytes_out", bytes_out)

@@ -1,5 +1,7 @@
 //! Attaching the program, keeping it attached, and taking it away.
 
+mod reattach;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
@@ -25,6 +27,7 @@ use gateway_ebpf::{
 use ipnet::IpNet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub use self::reattach::Reattached;
 use super::{
     Action, Allowance, Attached, AttachedMode, Ban, BanEntry, BanOutcome, ByteRate, Class, Count,
     FRAME_MAX_BYTES, Fill, InterfaceStatus, Mode, Notice, PrefixBan, PrefixBanEntry,

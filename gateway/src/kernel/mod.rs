@@ -27,7 +27,7 @@ use ipnet::IpNet;
 pub use self::{
     error::KernelError,
     events::DropEvent,
-    load::{Detached, Kernel, detach, probe},
+    load::{Detached, Kernel, Reattached, detach, probe},
 };
 
 /// What the kernel half is told: `[xdp]`, and what the daemon adds of its own.

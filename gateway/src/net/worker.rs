@@ -25,6 +25,7 @@ use crate::{
     admin::{
         audit::Log,
         metrics::{Consumer, Consumers, WorkerMetrics},
+        repeats::{Repeated, Repeats},
     },
     http::connection,
     identity::token::Cache,
@@ -123,6 +124,7 @@ pub struct Worker {
     open: Cell<usize>,
     handshake_lines: Cell<u32>,
     handshake_lines_suppressed: Cell<u64>,
+    repeats: RefCell<Repeats>,
 }
 
 /// Starts a worker's thread.
@@ -187,12 +189,16 @@ async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc:
             _ = sweep.tick() => {
                 worker.forwarder.sweep();
                 worker.report_suppressed();
+                let repeated = worker.repeats.borrow_mut().take(time::monotonic());
+                worker.report_repeated(&repeated);
             }
             // A change wakes the loop up at once; `flush` above acts on it.
             Ok(()) = phase.changed() => flush.reset_immediately(),
         }
     }
     worker.report_suppressed();
+    let repeated = worker.repeats.borrow_mut().take_all();
+    worker.report_repeated(&repeated);
     worker.flush_log();
 }
 
@@ -226,6 +232,7 @@ impl Worker {
             open: Cell::new(0),
             handshake_lines: Cell::new(0),
             handshake_lines_suppressed: Cell::new(0),
+            repeats: RefCell::default(),
             shared,
         }
     }
@@ -297,8 +304,16 @@ impl Worker {
         }
     }
 
+    /// Whether a refusal gets a line of its own; if not, it is counted.
+    pub fn may_log(&self, source: Source, reason: Reason) -> bool {
+        self.repeats.borrow_mut().admit(source, reason, time::monotonic())
+    }
+
     /// Whether one more line about a failed handshake may be written now; if not, it is counted.
-    pub fn may_log_handshake(&self) -> bool {
+    pub fn may_log_handshake(&self, source: Source, reason: Reason) -> bool {
+        if !self.may_log(source, reason) {
+            return false;
+        }
         let written = self.handshake_lines.get();
         if written < HANDSHAKE_LINES_PER_S {
             self.handshake_lines.set(written + 1);
@@ -318,6 +333,20 @@ impl Worker {
                 worker = self.id,
                 "further failed handshakes not logged one by one"
             );
+        }
+    }
+
+    /// One line for each source and reason whose refusals had no line of their own.
+    fn report_repeated(&self, repeated: &[Repeated]) {
+        for Repeated { source, reason, count } in repeated {
+            self.log(|log, buffer| {
+                let mut line = log.line(buffer, "warn", "refusals_repeated", time::wall());
+                line.maybe("source", source.map(|source| source.to_string()))
+                    .field("reason", reason.word())
+                    .field("count", count)
+                    .field("worker", self.id);
+                line.end();
+            });
         }
     }
 

@@ -4,7 +4,9 @@ use std::{sync::LazyLock, time::Duration};
 
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use gateway::identity::token::{Algorithm, Binding, Issuers, KeySet, TokenRules, inspect, verify};
+use gateway::identity::token::{
+    Algorithm, Binding, Issuers, Judges, KeySet, RevokedTokens, TokenRules, inspect, verify,
+};
 use rustls_pki_types::UnixTime;
 
 /// 2026-03-01T12:00:00Z.
@@ -83,7 +85,8 @@ fn judge(token: &str) -> bool {
             assert!(said.len() < 8_192 && !said.contains(char::is_control), "{said:?}");
         }
     }
-    let _ = inspect(token, Some(&ISSUERS), now);
+    let revoked = RevokedTokens::default();
+    let _ = inspect(token, Some(Judges { issuers: &ISSUERS, revoked: &revoked }), now);
     verdict.is_ok()
 }
 

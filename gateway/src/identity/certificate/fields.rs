@@ -125,9 +125,10 @@ pub(super) fn sha256_value(digest: Digest) -> [u8; 32] {
 }
 
 /// A certificate's serial number: a positive integer of at most 20 octets (RFC 5280 section
-/// 4.1.2.2), without leading zeros.
+/// 4.1.2.2), without leading zeros. Negative ones occur and are other numbers: 255 is 00 FF, -1 is FF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial {
+    negative: bool,
     length: u8,
     octets: [u8; 20],
 }
@@ -140,7 +141,8 @@ impl Serial {
         let length = u8::try_from(significant.len()).ok()?;
         let mut octets = [0; 20];
         octets.get_mut(..significant.len())?.copy_from_slice(significant);
-        (!contents.is_empty()).then_some(Self { length, octets })
+        let negative = contents.first()? & 0x80 != 0;
+        Some(Self { negative, length, octets })
     }
 }
 
@@ -148,6 +150,9 @@ impl std::fmt::Display for Serial {
     /// Lower-case hexadecimal, two digits an octet, no separators.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let octets = &self.octets[..usize::from(self.length)];
+        if self.negative {
+            f.write_str("negative ")?;
+        }
         if octets.is_empty() {
             return f.write_str("00");
         }

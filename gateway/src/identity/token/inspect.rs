@@ -6,7 +6,7 @@ use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Issuers, TokenError, parse, verify};
+use super::{Issuers, KeyName, Keys, RevokedTokens, TokenError, TokenRules, parse, verify};
 use crate::identity::certificate::{name::shown_bytes, shown_time};
 
 /// Everything [`inspect`] found out. Header and claims are what the token **says**; only
@@ -21,6 +21,8 @@ pub struct Report {
     pub times: Vec<String>,
     /// What verification says.
     pub verdict: Verdict,
+    /// What the configuration has in place of what the token asks for.
+    pub hints: Vec<String>,
 }
 
 /// What verification says.
@@ -47,11 +49,21 @@ pub enum Verdict {
     },
 }
 
-/// Explains a token; with issuers, verifies it as a request's would be.
-pub fn inspect(token: &str, issuers: Option<&Issuers>, now: UnixTime) -> Report {
+/// What tokens are judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Judges<'a> {
+    /// The issuers and their keys.
+    pub issuers: &'a Issuers,
+    /// What they took back.
+    pub revoked: &'a RevokedTokens,
+}
+
+/// Explains a token; with judges, verifies it as a request's would be.
+pub fn inspect(token: &str, judges: Option<Judges<'_>>, now: UnixTime) -> Report {
     let mut parts = token.split('.');
     let header = parts.next().and_then(value);
     let claims = parts.next().and_then(value);
+    let (verdict, hints) = verdict(token, judges, now);
     Report {
         times: claims
             .as_ref()
@@ -59,26 +71,74 @@ pub fn inspect(token: &str, issuers: Option<&Issuers>, now: UnixTime) -> Report 
             .map_or_else(Vec::new, |claims| times(claims, now)),
         unverified_header: header,
         unverified_claims: claims,
-        verdict: verdict(token, issuers, now),
+        verdict,
+        hints,
     }
 }
 
-fn verdict(token: &str, issuers: Option<&Issuers>, now: UnixTime) -> Verdict {
+fn verdict(token: &str, judges: Option<Judges<'_>>, now: UnixTime) -> (Verdict, Vec<String>) {
     let refused =
-        |error: TokenError| Verdict::Refused { reason: error.reason(), detail: error.to_string() };
-    match issuers {
-        None => match parse(token).and_then(|token| token.claims().map(|_| ())) {
-            Ok(()) => Verdict::NotVerified,
-            Err(error) => refused(error),
-        },
-        Some(issuers) => match verify(token, issuers, now) {
-            Ok(claims) => Verdict::Valid {
+        |error: &TokenError| Verdict::Refused { reason: error.reason(), detail: error.to_string() };
+    let Some(Judges { issuers, revoked }) = judges else {
+        return match parse(token).and_then(|token| token.claims().map(|_| ())) {
+            Ok(()) => (Verdict::NotVerified, Vec::new()),
+            Err(error) => (refused(&error), Vec::new()),
+        };
+    };
+    let verified = verify(token, issuers, now);
+    match verified.and_then(|claims| revoked.check(&claims).map(|()| claims)) {
+        Ok(claims) => {
+            let bound = claims.bound_to().map(
+                |_| "bound to a client certificate (cnf): good on a connection with that one only",
+            );
+            let valid = Verdict::Valid {
                 issuer: claims.issuer().to_owned(),
                 client_id: claims.client_id().map(str::to_owned),
                 scopes: claims.scopes().to_vec(),
-            },
-            Err(error) => refused(error),
-        },
+            };
+            (valid, bound.map(str::to_owned).into_iter().collect())
+        }
+        Err(error) => (refused(&error), hints(&error, issuers)),
+    }
+}
+
+/// What there is in place of what was asked for. Of the configuration, so it is for its owner alone
+/// and never in an answer.
+fn hints(error: &TokenError, issuers: &Issuers) -> Vec<String> {
+    let of_issuer = |name: &str| issuers.iter().find(|(rules, _)| rules.name == name);
+    let listed = |texts: &[String]| texts.join(", ");
+    match error {
+        TokenError::UnknownIssuer { .. } => issuers
+            .iter()
+            .map(|(rules, _)| format!("[[issuer]] {} is \"{}\"", rules.name, rules.issuer))
+            .collect(),
+        TokenError::UnknownKey { issuer, key } => {
+            let Some((rules, Keys::Known(keys))) = of_issuer(issuer) else { return Vec::new() };
+            let mut hints: Vec<_> = keys
+                .described()
+                .map(|key| format!("issuer {} has {key}", rules.name))
+                .chain(keys.unusable().iter().map(|key| format!("not usable: {key}")))
+                .collect();
+            if *key != KeyName::Nothing {
+                hints.push("if the issuer has a new key, fetch its key set again".to_owned());
+            }
+            hints
+        }
+        TokenError::UnsupportedAlgorithm { .. } => {
+            let allowed = |(rules, _): (&TokenRules, _)| {
+                let names: Vec<_> =
+                    rules.algorithms.iter().map(|one| one.name().to_owned()).collect();
+                format!("issuer {} may use {}", rules.name, listed(&names))
+            };
+            issuers.iter().map(allowed).collect()
+        }
+        TokenError::WrongAudience { issuer, .. } => of_issuer(issuer)
+            .map(|(rules, _)| {
+                format!("issuer {} is believed for aud {}", rules.name, listed(&rules.audiences))
+            })
+            .into_iter()
+            .collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -159,6 +219,7 @@ impl fmt::Display for Report {
                 calm(&scopes.join(" "))
             ),
             Verdict::Refused { reason, detail } => write!(f, "refused: {reason}: {detail}"),
-        }
+        }?;
+        self.hints.iter().try_for_each(|hint| write!(f, "\n  {hint}"))
     }
 }

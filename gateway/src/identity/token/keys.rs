@@ -218,6 +218,14 @@ impl KeySet {
         self.keys.iter().map(|key| key.id.as_deref())
     }
 
+    /// The usable keys, for people.
+    pub fn described(&self) -> impl Iterator<Item = String> {
+        self.keys.iter().map(|key| match &key.id {
+            Some(id) => format!("kid \"{id}\" for {}", key.algorithm),
+            None => format!("a key without kid for {}", key.algorithm),
+        })
+    }
+
     /// The keys passed over, for warnings: many issuers publish encryption keys beside.
     pub fn unusable(&self) -> &[UnusableKey] {
         &self.unusable

@@ -31,7 +31,7 @@ pub use self::{
     clock::Clock,
     discovery::{DiscoveryError, jwks_uri},
     error::{ClaimShape, Part, TokenError},
-    inspect::{Report, Verdict, inspect},
+    inspect::{Judges, Report, Verdict, inspect},
     keys::{KEY_SET_MAX_BYTES, KEYS_MAX, KeySet, KeySetError, UnusableKey},
     parse::{HeaderFields, KeyName, TOKEN_MAX_BYTES, Unverified, parse},
     refresh::{Refresh, RefreshRules},

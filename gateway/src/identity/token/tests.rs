@@ -714,6 +714,11 @@ fn the_cache_answers_only_what_a_fresh_check_would() {
     assert!(off.is_empty());
 }
 
+fn inspect(token: &str, issuers: Option<&Issuers>, now: UnixTime) -> Report {
+    let revoked = RevokedTokens::default();
+    super::inspect(token, issuers.map(|issuers| Judges { issuers, revoked: &revoked }), now)
+}
+
 #[test]
 fn inspection_marks_what_is_not_proven() {
     let token = good_token();
@@ -731,6 +736,20 @@ fn inspection_marks_what_is_not_proven() {
     assert_eq!(json["unverified_claims"]["sub"], "alice");
     let junk = inspect("junk", None, at(NOW_S)).to_string();
     assert!(junk.contains("header: not readable") && junk.contains("malformed_token"), "{junk}");
+    for (changes, header, hint) in [
+        (json!({}), json!({ "alg": "ES256", "kid": "ec-9" }), "has kid \"ec-1\" for ES256"),
+        (json!({ "iss": "https://x" }), json!({ "alg": "ES256" }), "corp0 is \"https://idp."),
+        (json!({ "aud": "x" }), json!({ "alg": "ES256" }), "believed for aud orders-api, billing"),
+        (json!({}), json!({ "alg": "none" }), "issuer corp0 may use RS256, "),
+    ] {
+        let shown = inspect(&ec_token(&header, &with(changes)), Some(&FIXTURE.issuers), at(NOW_S));
+        assert!(shown.to_string().contains(hint), "{shown}");
+    }
+    let list = format!("{ISSUER} j-1\n");
+    let revoked = RevokedTokens::parse(list.as_bytes()).unwrap();
+    let judges = Judges { issuers: &FIXTURE.issuers, revoked: &revoked };
+    let shown = super::inspect(&token, Some(judges), at(NOW_S)).to_string();
+    assert!(shown.contains("refused: token_revoked: "), "{shown}");
     // A terminal must not be driven by a claim.
     let hostile = with(json!({ "sub": "\u{1b}[2J\u{9b}2J\u{7f}" }));
     let shown = inspect(&ec_token(&json!({ "alg": "ES256" }), &hostile), None, at(NOW_S));
