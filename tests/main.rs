@@ -30,6 +30,7 @@ fn binary() -> &'static std::path::Path {
 mod actors;
 mod audit;
 mod cli_errors;
+mod doctor;
 mod drain;
 mod enforce;
 mod feedback;
