@@ -3,6 +3,7 @@
 mod bans;
 mod check;
 mod detach;
+mod doctor;
 mod drops;
 mod enforce;
 mod explain;
@@ -56,6 +57,8 @@ enum Command {
     Run,
     /// Judge the configuration and every file it names; list all problems.
     Check(check::Arguments),
+    /// Look at this host: whether it has what the configuration needs, and what to do if not.
+    Doctor(doctor::Arguments),
     /// Show how the running daemon is.
     Status(status::Arguments),
     /// List, set and lift bans.
@@ -128,6 +131,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run => run::run(&config),
         Command::Check(arguments) => check::run(&config, &arguments),
+        Command::Doctor(arguments) => doctor::run(&config, &arguments),
         Command::Status(arguments) => status::run(&config, &arguments),
         Command::Bans(command) => bans::run(&config, command),
         Command::Explain(arguments) => explain::run(&config, &arguments),

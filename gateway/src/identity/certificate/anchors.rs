@@ -157,8 +157,10 @@ impl Anchors {
             if index >= AUTHORITIES_MAX {
                 return Err(AnchorsError::TooMany);
             }
-            let der =
-                block.map_err(|error| AnchorsError::NotPem { detail: error.to_string(), index })?;
+            let der = block.map_err(|error| AnchorsError::NotPem {
+                detail: name::cut(error.to_string()),
+                index,
+            })?;
             ders.push(der);
         }
         if ders.is_empty() {
@@ -194,7 +196,10 @@ impl Anchors {
                 anchors.intermediates.push(der.clone());
             } else {
                 let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| {
-                    AnchorsError::NotACertificate { index: index + 1, detail: error.to_string() }
+                    AnchorsError::NotACertificate {
+                        index: index + 1,
+                        detail: name::cut(error.to_string()),
+                    }
                 })?;
                 anchors.trust_anchors.push(anchor.to_owned());
                 anchors.anchor_ids.push(authority.id);
@@ -233,8 +238,9 @@ fn authority_certificate<'a>(
     index: usize,
     der: &'a CertificateDer<'_>,
 ) -> Result<X509Certificate<'a>, AnchorsError> {
-    let (rest, certificate) = X509Certificate::from_der(der)
-        .map_err(|error| AnchorsError::NotACertificate { index, detail: error.to_string() })?;
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| {
+        AnchorsError::NotACertificate { index, detail: name::cut(error.to_string()) }
+    })?;
     if !rest.is_empty() {
         return Err(AnchorsError::NotACertificate {
             index,

@@ -244,8 +244,9 @@ fn list_ders(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'_>>, (usi
     }
     let mut ders = Vec::new();
     for block in CertificateRevocationListDer::pem_slice_iter(bytes) {
-        let der = block
-            .map_err(|error| (ders.len() + 1, ListFault::NotAList { detail: error.to_string() }))?;
+        let der = block.map_err(|error| {
+            (ders.len() + 1, ListFault::NotAList { detail: name::cut(error.to_string()) })
+        })?;
         ders.push(der);
     }
     if ders.is_empty() {
@@ -256,7 +257,7 @@ fn list_ders(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'_>>, (usi
 
 fn list(der: &[u8], anchors: &Anchors) -> Result<(AuthorityId, List), ListFault> {
     let (rest, parsed) = CertificateRevocationList::from_der(der)
-        .map_err(|error| ListFault::NotAList { detail: error.to_string() })?;
+        .map_err(|error| ListFault::NotAList { detail: name::cut(error.to_string()) })?;
     if !rest.is_empty() {
         return Err(ListFault::NotAList {
             detail: format!("{} bytes too many at its end", rest.len()),

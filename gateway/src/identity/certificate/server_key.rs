@@ -9,7 +9,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer, public_key::PublicKey};
 
-use super::fields::unix_time;
+use super::{fields::unix_time, name::cut};
 
 /// Most certificates in a chain; real ones have two to four, and every client gets all of them.
 pub const CHAIN_MAX: usize = 16;
@@ -139,8 +139,8 @@ fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServerKeyError> {
             return Err(ServerKeyError::ChainTooLong);
         }
         let bad = |detail: String| ServerKeyError::BadCertificate { index, detail };
-        let der: CertificateDer<'static> = block.map_err(|error| bad(error.to_string()))?;
-        X509Certificate::from_der(&der).map_err(|error| bad(error.to_string()))?;
+        let der: CertificateDer<'static> = block.map_err(|error| bad(cut(error.to_string())))?;
+        X509Certificate::from_der(&der).map_err(|error| bad(cut(error.to_string())))?;
         chain.push(der);
     }
     if chain.is_empty() {
@@ -154,7 +154,9 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, ServerKeyError> {
         Ok(key) => Ok(key),
         Err(_) if contains(pem, b"ENCRYPTED") => Err(ServerKeyError::EncryptedKey),
         Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(ServerKeyError::NoKey),
-        Err(error) => Err(ServerKeyError::BadKey { detail: error.to_string() }),
+        // The parser's own words can hold the line that it did not understand, which is the key where
+        // all of it stands in one line.
+        Err(_) => Err(ServerKeyError::BadKey { detail: "its PEM text is broken".to_owned() }),
     }
 }
 

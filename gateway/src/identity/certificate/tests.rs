@@ -742,6 +742,16 @@ fn a_refusal_is_bounded_whatever_the_certificate_holds() {
 }
 
 #[test]
+fn a_key_that_is_not_understood_is_never_shown() {
+    let leaf = TestAuthority::root("Root").client("edge");
+    let line = leaf.key.serialize_pem().replace('\n', "");
+    let said = server_key(leaf.pem.as_bytes(), line.as_bytes()).unwrap_err();
+    let said = format!("{said} {said:?}");
+    // Neither as text nor as the numbers of its octets.
+    assert!(!said.contains(&line[40..60]) && !said.contains("45, 45"), "{said}");
+}
+
+#[test]
 fn server_keys_come_in_every_usual_form_and_must_match() {
     let root = TestAuthority::root("Root");
     let leaf = root.client("server");
