@@ -1,7 +1,7 @@
 //! What a route asks of whoever comes by it, and whether they have it.
 //!
-//! Two steps, because one needs a signature and the other does not: [`Demands::admit`] looks at where
-//! a request comes from, when, and whose certificate it came with; [`Demands::judge`] at the token too.
+//! Two steps, because one needs a signature and the other does not: `Demands::admit` looks at where
+//! a request comes from, when, and whose certificate it came with; `Demands::judge` at the token too.
 //! Of a list of scopes each must be held; of the other lists one entry is enough.
 
 use std::net::IpAddr;
