@@ -567,8 +567,10 @@ fn lists_that_cannot_be_used_say_which_and_why() {
 #[test]
 fn serials_are_compared_as_numbers() {
     let serial = |octets: &[u8]| Serial::new(octets);
-    assert_eq!(serial(&[0, 0x80]), serial(&[0x80]));
+    assert_eq!(serial(&[0, 0, 0x80]), serial(&[0, 0x80]));
+    assert_ne!(serial(&[0, 0x80]), serial(&[0x80]), "128 and -128");
     assert_ne!(serial(&[0x80, 0]), serial(&[0x80]));
+    assert_eq!(serial(&[0xff]).unwrap().to_string(), "negative ff");
     assert_eq!(serial(&[0]).unwrap().to_string(), "00");
     assert_eq!(serial(&[0, 0x8f, 1]).unwrap().to_string(), "8f01");
     assert!(serial(&[1; 20]).is_some() && serial(&[1; 21]).is_none() && serial(&[]).is_none());
