@@ -49,7 +49,7 @@ pub fn portcullis_rehearsal(context: XdpContext) -> u32 {
     }
     // SAFETY: the line above made sure that a sender's octets lie in the frame; any are a value,
     // and BPF's loads from frames need not be aligned.
-    let mut sender = unsafe { ptr::read_volatile(place as *const Sender) };
+    let sender = unsafe { ptr::read_volatile(place as *const Sender) };
     if sender.sources != 0 {
         let address = sender.address();
         let source = start + SOURCE;
@@ -61,6 +61,10 @@ pub fn portcullis_rehearsal(context: XdpContext) -> u32 {
     }
     let frame = Received::new(start, end);
     let outcome = judge(&frame, &Maps { rules }, now_ns);
+    // Read once more instead of kept: the verdict needs the stack, and what does not fit is swapped in
+    // ways that Linux 5.10 refuses.
+    // SAFETY: as where it was read first.
+    let mut sender = unsafe { ptr::read_volatile(place as *const Sender) };
     sender.next_ns = now_ns.wrapping_add(sender.interval_ns);
     sender.sent += 1;
     sender.passed += u64::from(!outcome.drops());
