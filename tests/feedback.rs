@@ -120,9 +120,9 @@ fn a_source_above_its_limit_is_dropped_and_others_are_not() -> Result<()> {
     let noisy = site.client_address(67)?;
     let prober = Prober::new(&site.client_host, noisy, SERVER)?;
     prober.send(2000)?;
-    let dropped = gateway.xdp_packets("drop", "over_limit")?;
+    let dropped = gateway.wait_xdp_packets("drop", "over_limit", 100.0)?;
     // It may have earned some more packets while it sent, on a busy machine.
-    assert!((100.0..=1800.0).contains(&dropped), "{dropped} of 2000 with a burst of 200");
+    assert!(dropped <= 1800.0, "{dropped} of 2000 with a burst of 200");
     let neighbour = site.request("/orders/1").token(&token).send()?;
     assert_eq!(neighbour.status, 200, "{}", neighbour.error);
     Ok(())

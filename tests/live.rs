@@ -143,6 +143,7 @@ fn top_shows_packets_sources_refusals_and_consumers() -> Result<()> {
     assert_eq!(site.request("/orders/1").token(&token).send()?.status, 200);
     assert_eq!(site.request("/orders/1").send()?.status, 401);
     prober.send(9_000)?;
+    gateway.wait_xdp_packets("pass", "within_limit", 8_001.0)?;
 
     let top = launch.json(&["top"])?;
     let rows = |name: &str| top[name].as_array().cloned().unwrap_or_default();

@@ -336,6 +336,18 @@ impl Gateway {
         self.metric("gateway_xdp_packets_total", &labels)
     }
 
+    /// Waits until at least so many packets came to that end, and gives how many did.
+    ///
+    /// # Errors
+    /// When they do not soon, or `/metrics` does not answer.
+    pub fn wait_xdp_packets(&self, action: &str, reason: &str, at_least: f64) -> Result<f64> {
+        let what = format!("{at_least} packets: {action} {reason}");
+        clock::wait_for(&what, SOON, || {
+            let packets = self.xdp_packets(action, reason)?;
+            Ok((packets >= at_least).then_some(packets))
+        })
+    }
+
     /// All log lines so far.
     pub fn log_text(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")

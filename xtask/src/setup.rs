@@ -17,12 +17,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 /// Programs that the build, the tests and the demo run, and the Debian packages they are in.
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 6] = [
     ("cc", "gcc"),
     ("c++", "g++"), // the fuzzer's engine
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("openssl", "openssl"),
+    ("h2load", "nghttp2-client"),
 ];
 /// Debian's compiler for BPF, with `core` prebuilt for the target.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -36,15 +37,19 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// Other implementations that tests compare the daemon with, and what each must be able to load.
 /// Versions are fixed, since what they accept is written down in the tests.
-const PYTHON_PACKAGES: [&str; 4] = [
+const PYTHON_PACKAGES: [&str; 8] = [
     "PyJWT[crypto]==2.15.1",
     "joserfc==1.8.0",
     "oidc-provider-mock==0.3.4",
     // NIST's suite of certificates and lists (PKITS).
     "cryptography-vectors==50.0.2",
+    // Clients of HTTP/3, HTTP/2 frame by frame, WebSocket and gRPC.
+    "aioquic==1.7.2",
+    "h2==4.4.1",
+    "websockets==17.4",
+    "grpcio==1.85.1",
 ];
-const PYTHON_MODULES: &str =
-    "import jwt, cryptography, joserfc, oidc_provider_mock, cryptography_vectors";
+const PYTHON_MODULES: &str = "import jwt, cryptography, joserfc, oidc_provider_mock, cryptography_vectors, aioquic, h2, websockets, grpc";
 /// What makes an environment of its own for them.
 const PYTHON_PACKAGE: &str = "python3-venv";
 const PYTHON_PLACE: &str = ".tools/python";
