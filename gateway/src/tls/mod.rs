@@ -20,7 +20,7 @@ use rustls_pki_types::UnixTime;
 
 use crate::{
     config::Protocol,
-    identity::certificate::{CertificateError, Peer, Trust},
+    identity::certificate::{CertificateError, Hosts, Peer, Trust},
 };
 
 /// The server's certificate chain and key.
@@ -34,6 +34,8 @@ pub struct ServerCertificate {
     pub not_after: UnixTime,
     /// Bits of the leaf's key when it is an RSA key.
     pub rsa_bits: Option<usize>,
+    /// The hosts that the leaf is for.
+    pub hosts: Hosts,
 }
 
 /// What one listener's handshakes are made of.
@@ -207,6 +209,7 @@ mod tests {
                 not_before: at(0),
                 not_after: at(1),
                 rsa_bits: None,
+                hosts: Hosts::default(),
             }),
             clients: None,
         }
