@@ -272,6 +272,27 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     /// Files that changed and are not good; what they are a part of is served as it was.
     pub refused_files: Vec<RefusedFile>,
+    /// Who issues tokens, and how their keys stand.
+    pub issuers: Vec<IssuerStatus>,
+}
+
+/// One issuer in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IssuerStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Where its keys come from: a file or an address.
+    pub keys_from: String,
+    /// Whether tokens of it can be verified now.
+    pub available: bool,
+    /// The names of its keys that can be used, `(no kid)` for one without.
+    pub keys: Vec<String>,
+    /// Time since it last gave its keys, in seconds; `None` for a file, and before the first answer.
+    pub age_s: Option<u64>,
+    /// Time until it is asked again, in seconds; `None` for a file, and while it is being asked.
+    pub next_fetch_s: Option<u64>,
+    /// Why the last question had no usable answer; `None` when it had one.
+    pub last_error: Option<String>,
 }
 
 /// The kernel half in [`Status`].

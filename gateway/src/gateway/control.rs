@@ -35,12 +35,13 @@ use crate::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
         socket::{
-            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, Overview,
-            PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status, XdpInterface,
-            XdpStatus,
+            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
+            Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
+            XdpInterface, XdpStatus,
         },
     },
-    config::{self, Config, Disk},
+    config::{self, Config, Disk, Issuer, KeySource},
+    identity::token::Keys,
     kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
     net::worker::{Command, Handle, Phase, Shared},
     policy::{
@@ -813,8 +814,15 @@ impl Control {
                 }
             })
             .collect();
+        let issuers = config
+            .issuers
+            .iter()
+            .zip(snapshot.issuers.iter())
+            .map(|(issuer, (_, keys))| self.issuer_status(issuer, keys))
+            .collect();
         let readiness = self.readiness();
         Status {
+            issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             ready: readiness.is_ok(),
@@ -834,6 +842,28 @@ impl Control {
                 });
                 refused.collect()
             }),
+        }
+    }
+
+    fn issuer_status(&self, issuer: &Issuer, keys: &Keys) -> IssuerStatus {
+        let fetching = self.issuer_keys.borrow();
+        let standing = fetching.standing(&issuer.rules.name, time::monotonic());
+        IssuerStatus {
+            name: issuer.rules.name.clone(),
+            keys_from: match &issuer.keys {
+                KeySource::File(file) => file.display().to_string(),
+                KeySource::Remote(remote) => remote.location.url().to_string(),
+            },
+            available: matches!(keys, Keys::Known(_)),
+            keys: match keys {
+                Keys::Known(set) => {
+                    set.key_ids().map(|kid| kid.unwrap_or("(no kid)").to_owned()).collect()
+                }
+                Keys::Unavailable => Vec::new(),
+            },
+            age_s: standing.as_ref().and_then(|standing| Some(standing.age?.as_secs())),
+            next_fetch_s: standing.as_ref().and_then(|standing| Some(standing.next_in?.as_secs())),
+            last_error: standing.and_then(|standing| standing.last_error.map(str::to_owned)),
         }
     }
 

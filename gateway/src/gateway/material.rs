@@ -17,7 +17,7 @@ use crate::{
     },
     identity::{
         certificate::{
-            Anchors, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
+            Anchors, Hosts, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
@@ -338,8 +338,9 @@ fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError
     let (not_before, not_after) =
         validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
     let rsa_bits = rsa_bits(&certified);
+    let hosts = Hosts::of(&certified);
     let resolver = Arc::new(SingleCertAndKey::from(certified));
-    Ok(ServerCertificate { not_before, not_after, rsa_bits, resolver })
+    Ok(ServerCertificate { not_before, not_after, rsa_bits, hosts, resolver })
 }
 
 fn routes(config: &Config) -> Routes {

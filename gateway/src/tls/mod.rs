@@ -21,7 +21,7 @@ use rustls_pki_types::UnixTime;
 use self::sessions::Sessions;
 use crate::{
     config::Protocol,
-    identity::certificate::{CertificateError, Peer, Trust},
+    identity::certificate::{CertificateError, Hosts, Peer, Trust},
 };
 
 /// The server's certificate chain and key.
@@ -35,6 +35,8 @@ pub struct ServerCertificate {
     pub not_after: UnixTime,
     /// Bits of the leaf's key when it is an RSA key.
     pub rsa_bits: Option<usize>,
+    /// The hosts that the leaf is for.
+    pub hosts: Hosts,
 }
 
 /// What one listener's handshakes are made of.
@@ -220,6 +222,7 @@ mod tests {
                 not_before: at(0),
                 not_after: at(1),
                 rsa_bits: None,
+                hosts: Hosts::default(),
             }),
             clients: None,
         }
