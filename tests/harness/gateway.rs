@@ -294,6 +294,11 @@ impl Gateway {
         &self.launch
     }
 
+    /// Its metrics are elsewhere from now on.
+    pub fn moved(&mut self, launch: &Launch) {
+        self.launch = launch.clone();
+    }
+
     /// Waits until `/ready` answers 200.
     ///
     /// # Errors

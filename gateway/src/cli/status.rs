@@ -35,6 +35,12 @@ fn show(status: &Status) {
     println!("workers       {}", status.workers);
     println!("connections   {}", status.connections);
     println!("bans          {}", status.bans);
+    if let Some(drain) = &status.drain {
+        println!(
+            "DRAINING      {} open, {} ended, {} s left",
+            drain.open, drain.ended, drain.remaining_s
+        );
+    }
     match &status.xdp {
         None => println!("xdp           none configured"),
         Some(xdp) => {

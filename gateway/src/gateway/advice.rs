@@ -13,7 +13,7 @@ use crate::{
 /// twice, what is dear.
 pub fn advice(config: &Config, snapshot: &Snapshot, now: UnixTime) -> Vec<String> {
     let mut advice = Vec::new();
-    for (listener, tls) in config.listeners.iter().zip(&snapshot.listeners) {
+    for (listener, tls) in config.listeners.iter().zip(snapshot.listeners.configured()) {
         for (site, serving) in listener.tls.sites.iter().zip(tls.sites.iter()) {
             let file = site.certificate.display();
             let told = certificate_advice(&serving.certificate, now);

@@ -99,6 +99,8 @@ reasons! {
     NoRoute = 33, "no_route", 1;
     /// The route does not take this method.
     MethodNotAllowed = 34, "method_not_allowed", 1;
+    /// It came on a connection that was told to end, after the time to hear of it.
+    Draining = 150, "draining", 0;
     // The token.
     /// The route asks for a token and there is none.
     MissingToken = 40, "missing_token", 1;
@@ -211,6 +213,8 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// The process, or the listener, is about to end and takes nothing new.
+    Draining,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -264,6 +268,7 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::Draining => Reason::Draining,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -285,7 +290,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -314,6 +321,7 @@ impl Refusal {
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
+            | Refusal::Draining
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
         }
