@@ -20,7 +20,10 @@ use crate::{
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
-    policy::route::{Route, Routes},
+    policy::{
+        limit::Limiters,
+        route::{Route, Routes},
+    },
     snapshot::Snapshot,
     time,
     tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn},
@@ -160,7 +163,10 @@ pub fn refresh(
     let revoked =
         part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
     let Parts { read, errors, renewed, .. } = part;
-    let next = || snapshot(config, generation, listeners, (issuers, revoked));
+    let next = || Snapshot {
+        limits: before.limits.clone(),
+        ..snapshot(config, generation, listeners, (issuers, revoked))
+    };
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -212,6 +218,7 @@ fn snapshot(
         identities: config.identities.clone(),
         revoked_tokens,
         routes: routes(config),
+        limits: Limiters::new(&config.limits, time::monotonic()),
         upstreams: upstreams(config),
         access_log: config.log.access,
     }
@@ -342,6 +349,7 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        limits: route.limits.clone(),
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }
