@@ -12,6 +12,7 @@ use std::{
 };
 
 use gateway_ebpf::Source;
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper::{
     rt::Executor,
     server::conn::{http1, http2},
@@ -20,7 +21,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch, time::sleep};
 
-use super::exchange::exchange;
+use super::{body::Body, exchange::exchange};
 use crate::{
     admin::audit::{CertificateFields, Line},
     identity::{
@@ -78,6 +79,8 @@ pub struct Arrival {
     pub source: Source,
     /// Joins the log lines of the connection.
     pub id: String,
+    /// Whether it is to go on, by the address that it came in at.
+    pub phase: watch::Receiver<Phase>,
 }
 
 /// A connection whose handshake is done; its requests share it.
@@ -98,6 +101,8 @@ pub struct Connection {
     mapped: RefCell<(u64, Option<Mapped>)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
+    /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
+    phase: Cell<Phase>,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
@@ -114,6 +119,11 @@ impl Connection {
         let number = self.requests.get() + 1;
         self.requests.set(number);
         number
+    }
+
+    /// What the connection is to do, as far as it has heard.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
     }
 
     /// Whether the client would still be let in: it may have been revoked since the handshake, its
@@ -149,7 +159,7 @@ impl Connection {
         }
     }
 
-    /// Listeners are the same in every snapshot of a run; a reload that would change them is refused.
+    /// A listener keeps its place in every snapshot of a run.
     fn sites<'s>(&self, snapshot: &'s Snapshot) -> &'s Sites {
         &snapshot.listeners[self.arrival.listener].sites
     }
@@ -189,9 +199,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let mut news = worker.shared.news.clone();
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
-    let sessions = worker.shared.sessions[arrival.listener].as_ref();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, sessions).await {
+    let secured = match handshake(stream, listener, listener.sessions.as_ref()).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };
@@ -202,6 +211,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
         counts[arrival.listener] += 1;
     }
+    let phase = *arrival.phase.borrow();
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let connection = Rc::new(Connection {
         mapped: RefCell::new((
@@ -215,6 +225,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         }),
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
+        phase: Cell::new(phase),
         worker,
         arrival,
         peer,
@@ -225,7 +236,13 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
-        async move { Ok::<_, Infallible>(exchange(connection, request).await) }
+        async move {
+            let mut response = exchange(connection.clone(), request).await;
+            if !is_http2 {
+                dismiss(&connection, &mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     if is_http2 {
         let mut builder = http2::Builder::new(Local);
@@ -237,7 +254,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        let served = builder.serve_connection(io, service);
+        // GOAWAY tells a client in time, first for all streams and then with the last one.
+        drive(&connection, served, Phase::Draining, news).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -245,7 +264,14 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(HEAD_MAX)
             .max_buf_size(HEAD_MAX_BYTES)
             .max_headers(FIELDS_MAX);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        drive(&connection, builder.serve_connection(io, service), Phase::Closing, news).await;
+    }
+}
+
+/// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
+fn dismiss(connection: &Connection, response: &mut Response<Body>) {
+    if connection.phase() > Phase::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -284,13 +310,18 @@ where
 }
 
 /// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
-/// to be let in, or no request comes.
-async fn drive(connection: &Connection, served: impl Served, mut news: watch::Receiver<()>) {
+/// to be let in, or no request comes. From `winds_down` on it takes no further request.
+async fn drive(
+    connection: &Connection,
+    served: impl Served,
+    winds_down: Phase,
+    mut news: watch::Receiver<()>,
+) {
     let mut served = pin!(served);
-    let mut phase = connection.worker.shared.phase.clone();
+    let mut phase = connection.arrival.phase.clone();
     let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
     let mut waits_for_first = true;
-    let mut draining = false;
+    let mut is_winding_down = false;
     loop {
         tokio::select! {
             ended = &mut served => {
@@ -299,14 +330,16 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
                 }
                 return;
             }
-            now = wait_for_news(&mut phase, draining) => match now {
-                Phase::Running => {}
-                Phase::Draining => {
-                    draining = true;
+            now = later_phase(&mut phase, connection.phase()) => {
+                connection.phase.set(now);
+                if now == Phase::Stopping {
+                    return;
+                }
+                if now >= winds_down && !is_winding_down {
+                    is_winding_down = true;
                     served.as_mut().wind_down();
                 }
-                Phase::Stopping => return,
-            },
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot) {
@@ -328,10 +361,9 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
     }
 }
 
-/// The phase once it is worth acting on: the first change, and after that only the stop.
-async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
-    let seen = if draining { Phase::Draining } else { Phase::Running };
-    match phase.wait_for(|phase| *phase != seen).await {
+/// The phase once it is another than what was heard of before.
+pub async fn later_phase(phase: &mut watch::Receiver<Phase>, heard: Phase) -> Phase {
+    match phase.wait_for(|phase| *phase > heard).await {
         Ok(phase) => *phase,
         // The control thread is gone.
         Err(_) => Phase::Stopping,

@@ -19,7 +19,7 @@ use crate::{
         Identity,
         token::{Claims, TokenError},
     },
-    net::worker::Worker,
+    net::worker::{Phase, Worker},
     policy::{
         Refusal, admit,
         facts::Facts,
@@ -85,6 +85,9 @@ async fn serve(
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
+    if connection.phase() >= Phase::Closing {
+        return Err(Refusal::Draining);
+    }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;

@@ -3,4 +3,5 @@
 pub mod addresses;
 pub mod admission;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod worker;

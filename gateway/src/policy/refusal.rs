@@ -100,6 +100,8 @@ reasons! {
     NoRoute = 33, "no_route", 1;
     /// The route does not take this method.
     MethodNotAllowed = 34, "method_not_allowed", 1;
+    /// It came on a connection that was told to end, after the time to hear of it.
+    Draining = 150, "draining", 0;
     // The token.
     /// The route asks for a token and there is none.
     MissingToken = 40, "missing_token", 1;
@@ -221,6 +223,8 @@ pub enum Refusal {
     NoClientCertificate,
     /// There were too many requests.
     OverLimit(Box<OverLimit>),
+    /// The process, or the listener, is about to end and takes nothing new.
+    Draining,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -276,6 +280,7 @@ impl Refusal {
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
             Refusal::OverLimit(over) if over.is_proven => Reason::RateLimited,
             Refusal::OverLimit(_) => Reason::SourceRateLimited,
+            Refusal::Draining => Reason::Draining,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -297,7 +302,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             // RFC 6585 section 4.
             Refusal::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -329,6 +336,7 @@ impl Refusal {
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
+            | Refusal::Draining
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
         }
