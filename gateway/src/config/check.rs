@@ -34,6 +34,7 @@ use crate::{
     policy::authorize::Demands,
 };
 
+mod limit;
 mod tls;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
@@ -90,6 +91,7 @@ pub(super) fn judge(
     let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
+    let limits = check.limits(file);
     check.unused(file);
     let xdp = check.xdp(file);
     let bans = check.bans(&file.bans);
@@ -111,6 +113,7 @@ pub(super) fn judge(
         revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
+        limits: limits?,
         xdp: xdp?,
         bans,
         admin,
@@ -481,6 +484,7 @@ impl Check<'_> {
         if let Some(require) = require {
             self.proofs(require, written, file);
         }
+        let limits = self.limits_of(written, file);
         let requires = |proof| require.map(|list| list.value.iter().any(|at| at.value == proof));
         Some(Route {
             name: written.name.as_ref()?.value.clone(),
@@ -503,6 +507,7 @@ impl Check<'_> {
                 hours: written.hours.as_ref()?.value.clone(),
             },
             pass_authorization: written.pass_authorization.value,
+            limits: limits?,
         })
     }
 

@@ -23,6 +23,8 @@ use crate::{
     policy::hours::Hours,
 };
 
+pub(super) mod limit;
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -39,6 +41,7 @@ pub(super) struct File {
     pub(super) revoked_tokens: Option<At<PathBuf>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
+    pub(super) limits: Vec<limit::Limit>,
     pub(super) xdp: Xdp,
     pub(super) bans: Bans,
     pub(super) admin: Admin,
@@ -166,6 +169,7 @@ pub(super) struct Route {
     pub(super) sources: Option<At<Vec<At<IpNet>>>>,
     pub(super) hours: Option<At<Option<Hours>>>,
     pub(super) pass_authorization: At<bool>,
+    pub(super) limits: Option<Vec<At<String>>>,
 }
 
 /// `[xdp]`.
@@ -228,9 +232,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["limit", "host"] {
-        root.not_yet(key, Neutral::Empty, "leave the table out");
-    }
+    root.not_yet("host", Neutral::Empty, "leave the table out");
     // A table that is not written is read as an empty one, so that there is one place for defaults.
     let nothing = Table::new();
     let table = |key: &'static str| {
@@ -246,6 +248,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         revoked_tokens: revocation(&table("revocation")),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
+        limits: limit::limits(&root),
         xdp: xdp(&table("xdp")),
         bans: bans(&table("bans")),
         admin: admin(&table("admin")),
@@ -465,7 +468,6 @@ fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
 }
 
 fn route(section: &Section<'_>, report: &Report) -> Route {
-    section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
     if !section.is_set("require") {
         report.problem(
             section.place(),
@@ -493,6 +495,7 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
             Some(At { value: None, place: section.place() })
         },
         pass_authorization: section.or("pass_authorization", boolean, false),
+        limits: limit::of_route(section),
     }
 }
 
@@ -740,7 +743,6 @@ mod tests {
             ),
             ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
             ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
-            ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
         for &(key, values) in table {
@@ -750,11 +752,9 @@ mod tests {
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        for (text, column) in [("[host]\nsysfs = \"/sys\"", 2), ("[[limit]]\nname = \"x\"", 3)] {
-            let problems = problem_lines(&Fake::new().load(text).unwrap_err());
-            let start = format!("1:{column}: not supported yet: ");
-            assert!(problems.iter().any(|problem| problem.starts_with(&start)), "{problems:#?}");
-        }
+        let problems = problem_lines(&Fake::new().load("[host]\nsysfs = \"/sys\"").unwrap_err());
+        let is_it = |problem: &String| problem.starts_with("1:2: not supported yet: ");
+        assert!(problems.iter().any(is_it), "{problems:#?}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::{
         token::{RefreshRules, TokenRules},
     },
     kernel,
-    policy::authorize::Demands,
+    policy::{authorize::Demands, limit},
 };
 
 mod check;
@@ -79,6 +79,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// Each names an upstream that exists: `[[route]]`.
     pub routes: Vec<Route>,
+    /// Names are unique: `[[limit]]`.
+    pub limits: Vec<limit::Limit>,
     /// `None` when `[xdp].interfaces` is empty: no kernel half is loaded.
     pub xdp: Option<kernel::Settings>,
     /// What turns refusals into bans: `[bans]`.
@@ -280,6 +282,8 @@ pub struct Route {
     pub demands: Demands,
     /// The client's `Authorization` goes on to the upstream.
     pub pass_authorization: bool,
+    /// Indices into [`Config::limits`].
+    pub limits: Vec<usize>,
 }
 
 /// `[bans]`.

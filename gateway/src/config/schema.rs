@@ -177,6 +177,36 @@ pub(super) const TABLES: &[Known] = &[
         ],
     },
     Known {
+        path: "limit",
+        header: "[[limit]]",
+        keys: &[
+            ("name", "\"per-client\""),
+            ("key", "\"client_id\""),
+            ("rates", "[\"100/s\", \"10000/h\"]"),
+            ("burst", "100"),
+            ("mode", "\"enforce\""),
+            ("announce", "true"),
+            ("entries", "65_536"),
+            ("ipv4_prefix", "32"),
+            ("ipv6_prefix", "64"),
+            ("tier", ""),
+        ],
+    },
+    Known {
+        path: "limit.tier",
+        header: "[[limit.tier]]",
+        keys: &[
+            ("name", "\"gold\""),
+            ("client_ids", "[\"billing-*\"]"),
+            ("principals", "[\"spiffe://example.org/batch/*\"]"),
+            ("roles", "[\"gold\"]"),
+            ("tenants", "[\"acme\"]"),
+            ("sources", "[\"192.0.2.0/24\"]"),
+            ("rates", "[\"1000/s\"]"),
+            ("burst", "2000"),
+        ],
+    },
+    Known {
         path: "xdp",
         header: "[xdp]",
         keys: &[

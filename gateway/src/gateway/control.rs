@@ -469,6 +469,7 @@ impl Control {
     pub(super) fn publish(&self, mut snapshot: Snapshot) {
         let before = self.shared.published.load();
         snapshot.generation = before.generation + 1;
+        snapshot.limits = snapshot.limits.resume(&before.limits, time::monotonic());
         snapshot.issuers = self.issuer_keys.borrow().put_into(
             &snapshot.issuers,
             &before.issuers,

@@ -21,7 +21,10 @@ use crate::{
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
-    policy::route::{Route, Routes},
+    policy::{
+        limit::Limiters,
+        route::{Route, Routes},
+    },
     snapshot::{Listeners, Snapshot},
     time,
     tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, sessions::Sessions},
@@ -165,7 +168,10 @@ pub fn refresh(
     let Parts { read, errors, renewed, .. } = part;
     let places = before.listeners.places();
     let listeners = before.listeners.placed(&Listeners::new(listeners), places);
-    let next = || snapshot(config, generation, listeners, (issuers, revoked));
+    let next = || Snapshot {
+        limits: before.limits.clone(),
+        ..snapshot(config, generation, listeners, (issuers, revoked))
+    };
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -217,6 +223,7 @@ fn snapshot(
         identities: config.identities.clone(),
         revoked_tokens,
         routes: routes(config),
+        limits: Limiters::new(&config.limits, time::monotonic()),
         upstreams: upstreams(config),
         access_log: config.log.access,
     }
@@ -353,6 +360,7 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        limits: route.limits.clone(),
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }

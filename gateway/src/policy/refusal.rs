@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
+use super::limit::OverLimit;
 use crate::identity::{certificate::CertificateError, principal::Unmapped, token::TokenError};
 
 /// The closed list of reasons: one word each, the same in the answer, the log, the metric and the ban.
@@ -166,6 +167,13 @@ reasons! {
     UpstreamTimeout = 72, "upstream_timeout", 0;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
+    // Limits.
+    /// Somebody who was proven is over a limit: it is known who, so it tells nothing against the
+    /// address that others may share.
+    RateLimited = 140, "rate_limited", 0;
+    /// An address that nobody was proven at is over a limit. It weighs little, see
+    /// [`super::penalty::weight`].
+    SourceRateLimited = 141, "source_rate_limited", 1;
 }
 
 /// A request that goes no further, and why.
@@ -213,6 +221,8 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// There were too many requests.
+    OverLimit(Box<OverLimit>),
     /// The process, or the listener, is about to end and takes nothing new.
     Draining,
     /// No server of the upstream takes a connection.
@@ -268,6 +278,8 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::OverLimit(over) if over.is_proven => Reason::RateLimited,
+            Refusal::OverLimit(_) => Reason::SourceRateLimited,
             Refusal::Draining => Reason::Draining,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
@@ -294,6 +306,8 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
+            // RFC 6585 section 4.
+            Refusal::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -313,6 +327,7 @@ impl Refusal {
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
+            Refusal::OverLimit(over) => Some(over.to_string()),
             Refusal::TenantMismatch { of_certificate, of_token } => Some(format!(
                 "the certificate's rule says tenant \"{of_certificate}\", the token \"{of_token}\""
             )),
