@@ -152,6 +152,10 @@ pub struct WorkerMetrics {
     pub token_cache_entries: u64,
     /// Requests sent to upstreams, by name and result.
     pub upstream_requests: BTreeMap<(Arc<str>, &'static str), u64>,
+    /// Requests sent once more, by upstream.
+    pub upstream_repeated: BTreeMap<Arc<str>, u64>,
+    /// Answers that broke off after their head, by upstream and how.
+    pub upstream_cut: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Evidence that found the feedback queue full.
     pub evidence_lost: u64,
     /// Log lines that found the log's queue full.
@@ -177,6 +181,8 @@ impl WorkerMetrics {
             token_cache_misses: 0,
             token_cache_entries: 0,
             upstream_requests: BTreeMap::new(),
+            upstream_repeated: BTreeMap::new(),
+            upstream_cut: BTreeMap::new(),
             evidence_lost: 0,
             log_lines_lost: 0,
         }
@@ -211,6 +217,8 @@ impl WorkerMetrics {
         self.token_cache_misses += other.token_cache_misses;
         self.token_cache_entries += other.token_cache_entries;
         add_map(&mut self.upstream_requests, &other.upstream_requests);
+        add_map(&mut self.upstream_repeated, &other.upstream_repeated);
+        add_map(&mut self.upstream_cut, &other.upstream_cut);
         self.evidence_lost += other.evidence_lost;
         self.log_lines_lost += other.log_lines_lost;
     }
@@ -352,6 +360,16 @@ pub fn page(
     head(&mut out, name, "counter", "Requests sent to upstreams, by result.");
     for ((upstream, result), count) in &workers.upstream_requests {
         line(&mut out, name, &[("upstream", upstream), ("result", result)], count);
+    }
+    let name = "gateway_upstream_repeated_total";
+    head(&mut out, name, "counter", "Requests sent to an upstream once more.");
+    for (upstream, count) in &workers.upstream_repeated {
+        line(&mut out, name, &[("upstream", upstream)], count);
+    }
+    let name = "gateway_upstream_bodies_cut_total";
+    head(&mut out, name, "counter", "Answers of upstreams that broke off after their head.");
+    for ((upstream, how), count) in &workers.upstream_cut {
+        line(&mut out, name, &[("upstream", upstream), ("how", how)], count);
     }
     reasons(&mut out, "gateway_bans_total", "Bans set.", &control.bans);
     let name = "gateway_ban_feedback_seconds";

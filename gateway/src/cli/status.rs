@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use super::{DONE, Failure, Question, loaded, socket};
-use crate::admin::socket::Status;
+use crate::admin::socket::{Status, UpstreamServerStatus};
 
 /// What `status` is told.
 #[derive(Debug, clap::Args)]
@@ -55,6 +55,16 @@ fn show(status: &Status) {
             Err(_) => "EXPIRED".to_owned(),
         };
         println!("certificate   {} ({}): {left}", certificate.listener, certificate.file.display());
+    }
+    for upstream in &status.upstreams {
+        for server in &upstream.servers {
+            let address = server.address.as_deref().unwrap_or("no address");
+            let UpstreamServerStatus { server, state, requests, .. } = server;
+            println!(
+                "upstream      {}: {server} ({address}): {state}, {requests} requests",
+                upstream.name
+            );
+        }
     }
     for refused in &status.refused_files {
         println!("NOT IN USE    {}: {}", refused.file.display(), refused.detail);

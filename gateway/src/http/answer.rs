@@ -38,6 +38,9 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     if let Refusal::Token(TokenError::IssuerUnavailable { .. }) = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(ISSUER_RETRY_AFTER_S));
     }
+    if let Some(seconds) = upstream_retry_after_s(refusal) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if let Refusal::MethodNotAllowed { allow } = refusal
         && let Ok(allow) = HeaderValue::from_str(allow)
     {
@@ -45,6 +48,19 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     }
     super::headers::to_client(status, headers);
     response
+}
+
+/// When a request to an upstream that cannot take it now may be worth another try: whole seconds, and
+/// never at once.
+fn upstream_retry_after_s(refusal: &Refusal) -> Option<u64> {
+    match refusal {
+        Refusal::NoHealthyUpstream { retry_after } => {
+            Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
+        }
+        Refusal::UpstreamOverloaded => Some(1),
+        _ => None,
+    }
+    .map(|seconds| seconds.max(1))
 }
 
 /// What the client is told. No value of the token, the configuration or the upstream.
@@ -71,9 +87,12 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
         Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
-        Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
+        Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
             "The service behind the gateway failed."
         }
+        Refusal::NoHealthyUpstream { .. } => "The service behind the gateway is not available now.",
+        Refusal::UpstreamOverloaded => "The service behind the gateway has more to do than it can.",
+        Refusal::RequestStalled { .. } => "The request's body did not come in time.",
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
 }
@@ -135,8 +154,11 @@ mod tests {
             Refusal::MethodNotAllowed { allow: "GET".into() },
             Refusal::MissingToken,
             Refusal::InsufficientScope { required: "read:orders".into() },
-            Refusal::UpstreamUnreachable,
-            Refusal::UpstreamFailed,
+            Refusal::UpstreamUnreachable { detail: "refused".into() },
+            Refusal::UpstreamFailed { detail: "reset".into() },
+            Refusal::NoHealthyUpstream { retry_after: Duration::ZERO },
+            Refusal::UpstreamOverloaded,
+            Refusal::RequestStalled { waited: Duration::from_secs(1) },
             Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
         ] {
             let (status, headers, body) = read(&refusal);
@@ -147,6 +169,24 @@ mod tests {
             assert_eq!(
                 status == StatusCode::UNAUTHORIZED,
                 refusal.reason() == Reason::MissingToken
+            );
+        }
+    }
+
+    #[test]
+    fn when_to_ask_again_is_said_in_whole_seconds() {
+        let out =
+            |millis| Refusal::NoHealthyUpstream { retry_after: Duration::from_millis(millis) };
+        for (refusal, expected) in [
+            (out(0), "1"),
+            (out(1_001), "2"),
+            (out(5_000), "5"),
+            (Refusal::UpstreamOverloaded, "1"),
+        ] {
+            let (status, headers, _) = read(&refusal);
+            assert_eq!(
+                (status.as_u16(), &headers[header::RETRY_AFTER]),
+                (503, &expected.parse::<HeaderValue>().unwrap())
             );
         }
     }

@@ -2,5 +2,6 @@
 
 pub mod addresses;
 pub mod admission;
+pub mod executor;
 pub mod listen;
 pub mod worker;

@@ -162,6 +162,12 @@ reasons! {
     UpstreamFailed = 71, "upstream_failed", 0;
     /// The upstream took too long.
     UpstreamTimeout = 72, "upstream_timeout", 0;
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream = 110, "no_healthy_upstream", 0;
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded = 111, "upstream_overloaded", 0;
+    /// The client did not go on sending its body: a bad line, or a slow attack.
+    RequestStalled = 112, "request_stalled", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
 }
@@ -212,11 +218,29 @@ pub enum Refusal {
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
     /// No server of the upstream takes a connection.
-    UpstreamUnreachable,
+    UpstreamUnreachable {
+        /// Why the last one tried does not.
+        detail: String,
+    },
     /// The upstream broke the protocol or went away.
-    UpstreamFailed,
+    UpstreamFailed {
+        /// How.
+        detail: String,
+    },
     /// The upstream took too long.
     UpstreamTimeout {
+        /// The configured wait.
+        waited: Duration,
+    },
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream {
+        /// When one may be tried again.
+        retry_after: Duration,
+    },
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded,
+    /// The client did not go on sending its body.
+    RequestStalled {
         /// The configured wait.
         waited: Duration,
     },
@@ -264,9 +288,12 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
-            Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
-            Refusal::UpstreamFailed => Reason::UpstreamFailed,
+            Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
+            Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
+            Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
+            Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
+            Refusal::RequestStalled { .. } => Reason::RequestStalled,
         }
     }
 
@@ -287,8 +314,14 @@ impl Refusal {
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
             Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
-            Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
+            Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::NoHealthyUpstream { .. } | Refusal::UpstreamOverloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -303,6 +336,13 @@ impl Refusal {
             Refusal::UpstreamTimeout { waited } => {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
+            Refusal::RequestStalled { waited } => Some(format!(
+                "nothing of the body came for {}",
+                humantime::format_duration(*waited)
+            )),
+            Refusal::UpstreamUnreachable { detail } | Refusal::UpstreamFailed { detail } => {
+                Some(detail.clone())
+            }
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
@@ -314,8 +354,8 @@ impl Refusal {
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
-            | Refusal::UpstreamUnreachable
-            | Refusal::UpstreamFailed => None,
+            | Refusal::NoHealthyUpstream { .. }
+            | Refusal::UpstreamOverloaded => None,
         }
     }
 }
