@@ -378,7 +378,6 @@ fn every_problem_is_listed_with_its_place() {
             "settings of the contract that are not supported yet",
             sample_with(&[
                 ("protocols", "protocols = [\"h3\", \"h2\"]\nproxy_protocol = \"required\""),
-                ("balance", "balance = \"least_connections\""),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
             ]) + "\n[host]\nsysfs = \"/proc\"\n",
             vec![
@@ -396,13 +395,6 @@ fn every_problem_is_listed_with_its_place() {
                         "{}:1: not supported yet: proxy_protocol; write \"off\" or leave it out \
                      (listener.proxy_protocol)",
                         line("protocols") + 1
-                    ),
-                ),
-                (
-                    Kind::NotSupported,
-                    format!(
-                        "{}:1: not supported yet: balance; write \"round_robin\" (upstream.balance)",
-                        line("balance") + 1
                     ),
                 ),
                 (

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, RemoteKeys, Route,
-    Server, TokenCache, Upstream,
+    Server, TokenCache,
     disk::Files,
     file::{self, File},
     material,
@@ -36,6 +36,7 @@ use crate::{
 
 mod limit;
 mod tls;
+mod upstream;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
 pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
@@ -409,25 +410,6 @@ impl Check<'_> {
             self.report.warning(path.place, text);
         }
         Some(self.base.join(&path.value))
-    }
-
-    fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
-        let written = &file.upstreams;
-        let names = written.iter().filter_map(|upstream| upstream.name.as_ref());
-        self.unique("upstream.name", names, String::clone);
-        for server in written.iter().filter_map(|upstream| upstream.servers.as_ref()).flatten() {
-            self.not_ourselves(server, &file.listeners);
-        }
-        let upstream = |written: &file::Upstream| {
-            let servers = written.servers.as_ref()?.iter().map(|server| server.value.clone());
-            Some(Upstream {
-                name: written.name.as_ref()?.value.clone(),
-                servers: servers.collect(),
-                connect_timeout: written.connect_timeout.value,
-                response_timeout: written.response_timeout.value,
-            })
-        };
-        written.iter().map(upstream).collect()
     }
 
     /// An upstream that is one of the listeners would go round for ever.
@@ -1031,7 +1013,10 @@ interfaces = ["eth0"]
         assert!(matches!(keys, KeySource::File(file) if file == "/etc/portcullis/jwks.json"));
 
         let upstream = &config.upstreams[0];
-        assert_eq!(upstream.servers, [Endpoint { host: "192.0.2.9".into(), port: 9001 }]);
+        assert_eq!(
+            upstream.servers,
+            [Endpoint { host: "192.0.2.9".into(), port: 9001, is_tls: false }]
+        );
         assert_eq!(upstream.connect_timeout, Duration::from_secs(2));
         assert_eq!(upstream.response_timeout, Duration::from_secs(30));
 

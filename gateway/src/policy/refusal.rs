@@ -165,6 +165,12 @@ reasons! {
     UpstreamFailed = 71, "upstream_failed", 0;
     /// The upstream took too long.
     UpstreamTimeout = 72, "upstream_timeout", 0;
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream = 110, "no_healthy_upstream", 0;
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded = 111, "upstream_overloaded", 0;
+    /// The client did not go on sending its body: a bad line, or a slow attack.
+    RequestStalled = 112, "request_stalled", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
     // Limits.
@@ -226,11 +232,29 @@ pub enum Refusal {
     /// The process, or the listener, is about to end and takes nothing new.
     Draining,
     /// No server of the upstream takes a connection.
-    UpstreamUnreachable,
+    UpstreamUnreachable {
+        /// Why the last one tried does not.
+        detail: String,
+    },
     /// The upstream broke the protocol or went away.
-    UpstreamFailed,
+    UpstreamFailed {
+        /// How.
+        detail: String,
+    },
     /// The upstream took too long.
     UpstreamTimeout {
+        /// The configured wait.
+        waited: Duration,
+    },
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream {
+        /// When one may be tried again.
+        retry_after: Duration,
+    },
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded,
+    /// The client did not go on sending its body.
+    RequestStalled {
         /// The configured wait.
         waited: Duration,
     },
@@ -281,9 +305,12 @@ impl Refusal {
             Refusal::OverLimit(over) if over.is_proven => Reason::RateLimited,
             Refusal::OverLimit(_) => Reason::SourceRateLimited,
             Refusal::Draining => Reason::Draining,
-            Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
-            Refusal::UpstreamFailed => Reason::UpstreamFailed,
+            Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
+            Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
+            Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
+            Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
+            Refusal::RequestStalled { .. } => Reason::RequestStalled,
         }
     }
 
@@ -308,8 +335,14 @@ impl Refusal {
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             // RFC 6585 section 4.
             Refusal::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
-            Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
+            Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::NoHealthyUpstream { .. } | Refusal::UpstreamOverloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -324,6 +357,13 @@ impl Refusal {
             Refusal::UpstreamTimeout { waited } => {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
+            Refusal::RequestStalled { waited } => Some(format!(
+                "nothing of the body came for {}",
+                humantime::format_duration(*waited)
+            )),
+            Refusal::UpstreamUnreachable { detail } | Refusal::UpstreamFailed { detail } => {
+                Some(detail.clone())
+            }
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
@@ -337,8 +377,8 @@ impl Refusal {
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
             | Refusal::Draining
-            | Refusal::UpstreamUnreachable
-            | Refusal::UpstreamFailed => None,
+            | Refusal::NoHealthyUpstream { .. }
+            | Refusal::UpstreamOverloaded => None,
         }
     }
 }
