@@ -49,6 +49,7 @@ use crate::{
     net::{
         addresses,
         admission::Admission,
+        descriptors,
         listen::{self, ListenError},
         worker::{self, Handle, Phase, Shared},
     },
@@ -155,7 +156,14 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
     let mut groups = Vec::new();
     for listener in &config.listeners {
-        groups.push(listen::group(listener.address, workers)?);
+        let group = listen::group(listener.address, workers, config.server.backlog)?;
+        // Workers take their sockets from the end.
+        let order: Vec<usize> = cpus.iter().rev().copied().collect();
+        if config.server.cpu_steering && workers == cpus.len() {
+            listen::steer(&group, &order)
+                .map_err(|error| system("cpu_steering is refused by the kernel", error))?;
+        }
+        groups.push(group);
     }
     let monitors = listen::single(config.admin.metrics)?;
     let operators = {
@@ -163,18 +171,28 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         socket::bind(&config.admin.socket).map_err(RunError::System)?
     };
     let kernel = start_kernel(&config)?;
+    let room = descriptors::make_room(config.server.max_connections)
+        .map_err(|error| system("cannot read the limit of descriptors", error.into()))?;
 
     let (log, writer) =
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
     trace_to(&log);
     announce(&config, &warnings, workers);
+    if let Some(shortage) = room.shortage() {
+        tracing::warn!(detail = %shortage, "descriptors");
+    }
+    if config.server.cpu_steering && workers != cpus.len() {
+        let detail =
+            "cpu_steering does nothing: there is not one worker for each CPU; write workers = 0";
+        tracing::warn!(detail, "configuration");
+    }
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
-        admission: Admission::new(config.server.max_connections),
+        admission: Admission::new(room.connections_max, config.server.max_connections_per_source),
         evidence,
         news: news_receiver,
         sessions: config

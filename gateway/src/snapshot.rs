@@ -5,8 +5,10 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 
 use crate::{
+    http::guard::Limits,
     identity::{
         principal::Rules,
         token::{Issuers, RevokedTokens},
@@ -33,6 +35,11 @@ pub struct Snapshot {
     pub routes: Routes,
     /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
+    /// What a client may take of time and work.
+    pub clients: Arc<Limits>,
+    /// For each listener the proxies that may connect to it, each with a PROXY header; `None`: clients
+    /// connect themselves.
+    pub proxies: Arc<[Option<Vec<IpNet>>]>,
     /// One log line a request.
     pub access_log: bool,
 }

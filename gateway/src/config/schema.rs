@@ -41,6 +41,7 @@ pub(super) const TABLES: &[Known] = &[
             ("route", ""),
             ("limit", ""),
             ("xdp", ""),
+            ("clients", ""),
             ("bans", ""),
             ("host", ""),
             ("admin", ""),
@@ -50,7 +51,14 @@ pub(super) const TABLES: &[Known] = &[
     Known {
         path: "server",
         header: "[server]",
-        keys: &[("workers", "0"), ("drain_timeout", "\"30s\""), ("max_connections", "100_000")],
+        keys: &[
+            ("workers", "0"),
+            ("drain_timeout", "\"30s\""),
+            ("max_connections", "100_000"),
+            ("max_connections_per_source", "1_000"),
+            ("backlog", "4_096"),
+            ("cpu_steering", "false"),
+        ],
     },
     Known {
         path: "listener",
@@ -210,6 +218,44 @@ pub(super) const TABLES: &[Known] = &[
         path: "xdp.new_sources",
         header: "[xdp.new_sources]",
         keys: &[("rate", "\"5000/s\""), ("burst", "20000")],
+    },
+    Known {
+        path: "clients",
+        header: "[clients]",
+        keys: &[
+            ("proxy_header", "\"3s\""),
+            ("handshake", "\"5s\""),
+            ("head", "\"10s\""),
+            ("idle", "\"75s\""),
+            ("body", "{ grace = \"15s\", rate = \"1KiB/s\" }"),
+            ("answer", "{ grace = \"60s\", rate = \"1KiB/s\" }"),
+            ("request", "\"0s\""),
+            ("head_size", "\"32KiB\""),
+            ("fields", "100"),
+            ("streams", "128"),
+            ("control_frames", "{ rate = \"1000/s\", burst = 2000 }"),
+            ("resets", "{ rate = \"50/s\", burst = 100 }"),
+        ],
+    },
+    Known {
+        path: "clients.body",
+        header: "[clients.body]",
+        keys: &[("grace", "\"15s\""), ("rate", "\"1KiB/s\"")],
+    },
+    Known {
+        path: "clients.answer",
+        header: "[clients.answer]",
+        keys: &[("grace", "\"60s\""), ("rate", "\"1KiB/s\"")],
+    },
+    Known {
+        path: "clients.control_frames",
+        header: "[clients.control_frames]",
+        keys: &[("rate", "\"1000/s\""), ("burst", "2000")],
+    },
+    Known {
+        path: "clients.resets",
+        header: "[clients.resets]",
+        keys: &[("rate", "\"50/s\""), ("burst", "100")],
     },
     Known {
         path: "bans",

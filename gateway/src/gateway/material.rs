@@ -213,6 +213,8 @@ fn snapshot(
         revoked_tokens,
         routes: routes(config),
         upstreams: upstreams(config),
+        clients: Arc::new(config.clients.clone()),
+        proxies: config.listeners.iter().map(|listener| listener.proxies.clone()).collect(),
         access_log: config.log.access,
     }
 }

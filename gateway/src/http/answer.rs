@@ -71,6 +71,8 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
         Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
+        Refusal::BodyTooSlow => "The request's body did not come in time.",
+        Refusal::RequestTooLong => "The request took too long.",
         Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
             "The service behind the gateway failed."
         }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::guard::Upload;
 use crate::upstream::pool::Lease;
 
 /// An answer's body, and what is to be done when it has ended.
@@ -109,12 +110,14 @@ impl HttpBody for Body {
 pub struct RequestBody {
     incoming: Incoming,
     passed_bytes: Rc<Cell<u64>>,
+    /// Sees whether the client keeps up.
+    upload: Upload,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
-        RequestBody { incoming, passed_bytes }
+    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>, upload: Upload) -> RequestBody {
+        RequestBody { incoming, passed_bytes, upload }
     }
 }
 
@@ -126,7 +129,13 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        self.upload.note(match &polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(frame.data_ref().map_or(0, Bytes::len)),
+            Poll::Ready(_) => Poll::Ready(0),
+        });
+        let frame = ready!(polled);
         if let Some(Ok(frame)) = &frame
             && frame.is_trailers()
         {

@@ -10,6 +10,7 @@ use super::{
     answer,
     body::{Body, RequestBody},
     connection::Connection,
+    guard::{Running, Upload},
     headers::{self, Origin},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         token::{Claims, TokenError},
     },
     net::worker::Worker,
-    policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
+    policy::{Reason, Refusal, admit, facts::Facts, permit, refusal::token_reason},
     snapshot::Snapshot,
     time,
     upstream::forward,
@@ -47,13 +48,24 @@ struct Record {
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
-pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub async fn exchange(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+    running: Rc<Running>,
+) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
-    let body = RequestBody::new(incoming, record.bytes_in.clone());
-    let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
+    let body = RequestBody::new(incoming, record.bytes_in.clone(), Upload::new(running.clone()));
+    let outcome = tokio::select! {
+        biased;
+        outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,
+        reason = running.broken_off() => Err(match reason {
+            Reason::BodyTooSlow => Refusal::BodyTooSlow,
+            _ => Refusal::RequestTooLong,
+        }),
+    };
     let (response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
@@ -62,7 +74,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) ->
         Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
     };
     if let Some(refusal) = &refusal {
-        worker.report(connection.arrival.source, refusal.reason());
+        worker.report_of(&connection.arrival, refusal.reason());
     }
     record.finish(connection, response, refusal)
 }
@@ -76,6 +88,9 @@ async fn serve(
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
+    if fields.len() > snapshot.clients.fields_max {
+        return Err(Refusal::MalformedRequest("more fields than are taken"));
+    }
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
@@ -235,6 +250,7 @@ impl Record {
             line.field("request_id", &self.request_id)
                 .field("conn_id", &connection.arrival.id)
                 .field("source", connection.arrival.address)
+                .maybe("via", connection.arrival.via)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
                 .maybe("certificate", peer.map(CertificateFields::of))

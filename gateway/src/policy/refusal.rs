@@ -164,6 +164,32 @@ reasons! {
     UpstreamTimeout = 72, "upstream_timeout", 0;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
+    // The door, and what a client may take of time and work.
+    /// Octets of a head beyond what is taken.
+    HeadTooLarge = 120, "head_too_large", 2;
+    /// As many connections of that source are open as it may have: perhaps many people behind one
+    /// address, and the bound itself is protection enough.
+    TooManyConnections = 121, "too_many_connections", 0;
+    /// A connection to a listener for proxies from somebody else.
+    ProxyUntrusted = 122, "proxy_untrusted", 2;
+    /// A trusted proxy's header is none.
+    ProxyHeaderMalformed = 123, "proxy_header_malformed", 0;
+    /// A trusted proxy's header was not whole in time.
+    ProxyHeaderTimeout = 124, "proxy_header_timeout", 0;
+    /// The connection of a client behind a proxy that is banned: told by the ban.
+    Banned = 125, "banned", 0;
+    /// The body drips.
+    BodyTooSlow = 126, "body_too_slow", 2;
+    /// The client does not take what it asked for: perhaps its link is gone.
+    AnswerStalled = 127, "answer_stalled", 1;
+    /// Longer than any request may take.
+    RequestTooLong = 128, "request_too_long", 0;
+    /// HTTP/2 frames that only make work.
+    ControlFlood = 129, "control_flood", 5;
+    /// HTTP/2 streams opened in order to be reset.
+    ResetFlood = 130, "reset_flood", 5;
+    /// Against the rules of HTTP/2.
+    Http2Error = 131, "http2_error", 3;
 }
 
 /// A request that goes no further, and why.
@@ -211,6 +237,10 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// The client's body came too slowly.
+    BodyTooSlow,
+    /// The request took longer than any may.
+    RequestTooLong,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -264,6 +294,8 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::BodyTooSlow => Reason::BodyTooSlow,
+            Refusal::RequestTooLong => Reason::RequestTooLong,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -287,6 +319,8 @@ impl Refusal {
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
             Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
+            Refusal::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Refusal::RequestTooLong => StatusCode::GATEWAY_TIMEOUT,
             Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -314,6 +348,8 @@ impl Refusal {
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
+            | Refusal::BodyTooSlow
+            | Refusal::RequestTooLong
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
         }
