@@ -67,6 +67,10 @@ pub struct ConfigText {
     pub process: String,
     /// `[xdp]` with its lines, as written.
     pub xdp: String,
+    /// Further lines of `[[listener]]`, as written.
+    pub listener_lines: String,
+    /// `[clients]` with its lines, as written.
+    pub clients: String,
     /// Lines of `[bans]`, as written.
     pub bans: String,
 }
@@ -106,6 +110,7 @@ workers = 1
 name = "edge"
 address = "{listener}"
 protocols = ["h2", "http/1.1"]
+{listener_lines}
 
 [listener.tls]
 certificate = "{certificate}"
@@ -130,6 +135,8 @@ response_timeout = "3s"
 {routes}
 {xdp}
 
+{clients}
+
 [bans]
 {bans}
 
@@ -142,6 +149,8 @@ format = "json"
 access = true
 "#,
             process = self.process,
+            listener_lines = self.listener_lines,
+            clients = self.clients,
             listener = self.listener,
             certificate = self.server.certificate.display(),
             key = self.server.key.display(),
