@@ -1,6 +1,8 @@
 //! Sockets, workers, and who may open one more connection.
 
+pub mod activation;
 pub mod addresses;
 pub mod admission;
+pub mod handover;
 pub mod listen;
 pub mod worker;
