@@ -18,6 +18,7 @@ mod takeover;
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_getaffinity};
 use tokio::{
     io::AsyncReadExt,
@@ -31,7 +32,7 @@ pub use self::advice::advice;
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
-    control::{Control, Serving, Tell},
+    control::{Control, Seen, Serving, Tell, upstreams},
     course::Course,
     doors::Doors,
     listeners::{Listeners, ListenersError},
@@ -56,6 +57,10 @@ use crate::{
         worker::{self, Listening, Phase, Shared},
     },
     time,
+    upstream::{
+        probe,
+        resolve::{self, Addresses},
+    },
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -157,7 +162,10 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     let watch = Followed::look(&config);
-    let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut addresses = Addresses::default();
+    upstreams::look_up_new(&config, &mut addresses);
+    resolve::settle(&mut snapshot.upstreams, &addresses, &[], time::monotonic());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -175,7 +183,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let mut listeners = Listeners::default();
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
-    let kernel = start_kernel(&config)?;
+    let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
 
     let (log, writer) =
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
@@ -224,7 +232,8 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         program,
         stale: estate.stale,
     };
-    let control = Control::new(path, config, shared, serving, kernel, tell, watch);
+    let seen = Seen { files: watch, addresses };
+    let control = Control::new(path, config, shared, serving, kernel, tell, seen);
     let went_well = LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
@@ -235,20 +244,27 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     Ok(if went_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
-    let Some(settings) = kernel_settings(config)? else { return Ok(None) };
+fn start_kernel(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
+    let Some(settings) = kernel_settings(config, upstreams)? else { return Ok(None) };
     let (kernel, notices) = Kernel::start(&settings)?;
     Ok(Some((kernel, notices.iter().map(ToString::to_string).collect())))
 }
 
 /// The configured settings, and the addresses that must never be dropped although nobody wrote them
-/// down: this host's own and its gateways'.
-fn kernel_settings(config: &Config) -> Result<Option<crate::kernel::Settings>, RunError> {
+/// down: this host's own, its gateways' and those that the names of upstream servers lead to.
+fn kernel_settings(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<crate::kernel::Settings>, RunError> {
     let Some(mut settings) = config.xdp.clone() else { return Ok(None) };
     let found = addresses::infrastructure().map_err(|error| {
         RunError::System(format!("cannot read this host's addresses and routes: {error}"))
     })?;
     settings.exempt.extend(found);
+    settings.exempt.extend(upstreams);
     settings.exempt.sort();
     settings.exempt.dedup();
     Ok(Some(settings))
@@ -308,6 +324,8 @@ async fn serve(
     let went_well = before.is_none_or(|before| succeed(&control, before));
     control.started(went_well);
     tokio::task::spawn_local(refresh::follow(control.clone()));
+    tokio::task::spawn_local(upstreams::follow_names(control.clone()));
+    tokio::task::spawn_local(probe::follow(control.published()));
     let mut tell = tokio::time::interval(control::drops::TELL_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));

@@ -3,6 +3,8 @@
 pub mod activation;
 pub mod addresses;
 pub mod admission;
+pub mod executor;
 pub mod handover;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod worker;

@@ -6,7 +6,7 @@ use std::{os::fd::OwnedFd, process::Child, rc::Rc, time::Duration};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{Control, UserBan, source_of};
+use super::{Control, UserBan, source_of, upstreams::networks};
 use crate::{
     gateway::{course::Course, kernel_settings, takeover},
     kernel::{Ban, Kernel},
@@ -128,7 +128,8 @@ impl Control {
         if !given {
             return;
         }
-        let settings = kernel_settings(&self.config.borrow()).ok().flatten();
+        let upstreams = networks(&self.addresses.borrow());
+        let settings = kernel_settings(&self.config.borrow(), &upstreams).ok().flatten();
         let Some(settings) = settings else { return };
         match Kernel::start(&settings) {
             Ok((kernel, _)) => *self.kernel.borrow_mut() = Some(kernel),
