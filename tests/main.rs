@@ -36,6 +36,7 @@ mod drain;
 mod enforce;
 mod feedback;
 mod follow;
+mod handover;
 mod hostile;
 mod http2;
 mod identity;

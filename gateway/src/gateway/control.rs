@@ -2,12 +2,14 @@
 
 mod drain;
 pub(super) mod drops;
+mod succession;
 pub(super) mod upstreams;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -20,7 +22,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use self::drain::Drain;
+use self::{drain::Drain, succession::Succession};
 use super::{
     course::Course,
     doors::Doors,
@@ -35,6 +37,7 @@ use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
+        notify::Notify,
         socket::{
             AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
             Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
@@ -87,6 +90,13 @@ pub(super) struct Control {
     shared: Shared,
     listeners: RefCell<Listeners>,
     doors: Doors,
+    /// Another process that takes over, if one does.
+    succession: RefCell<Succession>,
+    notify: Notify,
+    /// Names of sockets that the service manager keeps.
+    kept: RefCell<BTreeSet<String>>,
+    /// Where this program was started from; another may be there by now.
+    program: Result<PathBuf, String>,
     /// The drain that is going on, if one is.
     drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
@@ -122,6 +132,10 @@ pub(super) struct Control {
 pub(super) struct Serving {
     pub(super) listeners: Listeners,
     pub(super) doors: Doors,
+    pub(super) notify: Notify,
+    pub(super) program: Result<PathBuf, String>,
+    /// Addresses whose sockets the service manager keeps for nobody.
+    pub(super) stale: Vec<SocketAddr>,
     pub(super) workers: Vec<Handle>,
 }
 
@@ -155,7 +169,7 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        Serving { listeners, doors, workers }: Serving,
+        Serving { listeners, doors, workers, notify, program, stale }: Serving,
         kernel: Option<(Kernel, Vec<String>)>,
         tell: Tell,
         seen: Seen,
@@ -181,6 +195,10 @@ impl Control {
             shared,
             listeners: RefCell::new(listeners),
             doors,
+            succession: RefCell::default(),
+            notify,
+            kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
+            program,
             drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
@@ -201,8 +219,16 @@ impl Control {
     }
 
     /// Takes over what outlived an earlier process.
-    pub(super) fn started(self: &Rc<Self>) {
+    /// `is_alone` is false when the process before went on, and this one has to go at once.
+    pub(super) fn started(self: &Rc<Self>, is_alone: bool) {
+        if !is_alone {
+            self.succession.borrow_mut().is_done = true;
+            self.drain();
+            return;
+        }
         self.doors.open(self);
+        self.keep_sockets();
+        self.notify.ready();
         self.set_never();
         let kernel = self.kernel.borrow();
         let Some(kernel) = kernel.as_ref() else { return };
@@ -412,7 +438,14 @@ impl Control {
 
     /// SIGHUP: all of it, or nothing and one line that says why.
     pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
-        match self.try_reload() {
+        self.notify.reloading(time::monotonic_us());
+        let outcome = self.try_reload();
+        if outcome.is_ok() {
+            self.keep_sockets();
+        }
+        // Whatever came of it: it serves.
+        self.notify.ready();
+        match outcome {
             Ok(()) => {
                 self.metrics.borrow_mut().reloads_applied += 1;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
@@ -434,6 +467,9 @@ impl Control {
     fn try_reload(self: &Rc<Self>) -> Result<(), String> {
         if self.drain.borrow().is_some() {
             return Err("the daemon is draining; nothing is changed any more".to_owned());
+        }
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
         }
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
@@ -477,6 +513,24 @@ impl Control {
         self.files.borrow_mut().replace(watch);
         self.set_never();
         Ok(())
+    }
+
+    /// Has the service manager keep the sockets, so that they outlive this process; none of those that
+    /// are listened on no longer, or what connects there would wait for nobody.
+    fn keep_sockets(&self) {
+        let mut names = BTreeMap::<String, Vec<RawFd>>::new();
+        let listeners = self.listeners.borrow();
+        for (address, socket) in listeners.sockets_held() {
+            names.entry(kept_name(address)).or_default().push(socket.as_raw_fd());
+        }
+        let mut kept = self.kept.borrow_mut();
+        for gone in kept.iter().filter(|name| !names.contains_key(*name)) {
+            self.notify.forget(gone);
+        }
+        for (name, sockets) in names.iter().filter(|(name, _)| !kept.contains(*name)) {
+            self.notify.keep(name, sockets);
+        }
+        *kept = names.into_keys().collect();
     }
 
     /// Whether every worker takes commands: one that does not is stuck, and would not listen.
@@ -590,6 +644,10 @@ impl Control {
 
     /// The operators' socket goes with the daemon; the XDP program stays, on purpose.
     pub(super) fn close(&self) {
+        if self.succession.borrow().is_done {
+            return;
+        }
+        // That it is gone already is as good.
         let _ = std::fs::remove_file(&self.config.borrow().admin.socket);
     }
 
@@ -601,7 +659,8 @@ impl Control {
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
             return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
-        if self.config.borrow().xdp.is_none() {
+        // While another process takes over, the program filters on, and the other says how it is.
+        if self.config.borrow().xdp.is_none() || self.succession.borrow().is_under_way {
             return Ok(());
         }
         let kernel = self.kernel.borrow();
@@ -628,7 +687,8 @@ impl Control {
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Explain { source } => self.explain(source).map(|told| json!(told)),
             // Answered where there is time to ask the workers, and to go on telling.
-            Question::Top | Question::Drops | Question::Drain => {
+            Question::Upgrade => self.upgrade(),
+            Question::Top | Question::Drops | Question::Drain | Question::TakeOver { .. } => {
                 Err("not answered at once".to_owned())
             }
             Question::Reload => self.reload().map(|generation| json!({ "generation": generation })),
@@ -780,6 +840,9 @@ impl Control {
     }
 
     fn detach(&self) -> Result<Value, String> {
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let Some(settings) = self.config.borrow().xdp.clone() else {
             return Err("no XDP program: [xdp].interfaces is empty".to_owned());
         };
@@ -907,6 +970,7 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            takes_over: self.succession.borrow().is_going_on(),
             drain: self.drain_row(),
             certificates,
             upstreams: self.upstream_status(),
@@ -1256,6 +1320,11 @@ fn penalty_settings(config: &Config, never: &[IpNet]) -> penalty::Settings {
     }
 }
 
+/// The name under which an address' sockets are kept; a colon would end it.
+fn kept_name(address: SocketAddr) -> String {
+    format!("tcp-{address}").replace(':', "_")
+}
+
 /// What a reload cannot change. Each is said, so that nobody believes a setting is in force that is not.
 fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
@@ -1274,5 +1343,8 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(format!("{} changed; restart the daemon to apply that", changed.join(", ")))
+    Err(format!(
+        "{} changed; `portcullis upgrade` applies that without a lost connection, as a restart does",
+        changed.join(", ")
+    ))
 }
