@@ -191,8 +191,8 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::UnknownKey,
                     format!(
                         "{}:1: unknown key \"colour\" in [server]; there can be workers, \
-                     drain_timeout, max_connections, max_connections_per_source, backlog, \
-                     cpu_steering",
+                     drain_timeout, drain_delay, max_connections, max_connections_per_source, \
+                     backlog, cpu_steering",
                         line("max_connections")
                     ),
                 ),
@@ -387,7 +387,7 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::NotSupported,
                     format!(
                         "{}:2: not supported yet: host; leave the table out (host)",
-                        SAMPLE.lines().count() + 2
+                        SAMPLE.lines().count() + 1
                     ),
                 ),
             ],

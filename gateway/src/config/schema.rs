@@ -54,6 +54,7 @@ pub(super) const TABLES: &[Known] = &[
         keys: &[
             ("workers", "0"),
             ("drain_timeout", "\"30s\""),
+            ("drain_delay", "\"0s\""),
             ("max_connections", "100_000"),
             ("max_connections_per_source", "1_000"),
             ("backlog", "4_096"),

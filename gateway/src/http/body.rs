@@ -111,12 +111,16 @@ pub struct RequestBody {
     incoming: Incoming,
     passed_bytes: Rc<Cell<u64>>,
     /// Sees whether the client keeps up.
-    upload: Upload,
+    upload: Option<Upload>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>, upload: Upload) -> RequestBody {
+    pub fn new(
+        incoming: Incoming,
+        passed_bytes: Rc<Cell<u64>>,
+        upload: Option<Upload>,
+    ) -> RequestBody {
         RequestBody { incoming, passed_bytes, upload }
     }
 }
@@ -130,11 +134,13 @@ impl HttpBody for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.incoming).poll_frame(context);
-        self.upload.note(match &polled {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(frame))) => Poll::Ready(frame.data_ref().map_or(0, Bytes::len)),
-            Poll::Ready(_) => Poll::Ready(0),
-        });
+        if let Some(upload) = &self.upload {
+            upload.note(match &polled {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => Poll::Ready(frame.data_ref().map_or(0, Bytes::len)),
+                Poll::Ready(_) => Poll::Ready(0),
+            });
+        }
         let frame = ready!(polled);
         if let Some(Ok(frame)) = &frame
             && frame.is_trailers()

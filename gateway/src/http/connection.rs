@@ -12,6 +12,7 @@ use std::{
 };
 
 use gateway_ebpf::Source;
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper::{
     rt::Executor,
     server::conn::{http1, http2},
@@ -21,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
+    body::Body,
     exchange::exchange,
     guard::{Flood, Guarded, Verdict, Watch},
 };
@@ -68,6 +70,8 @@ pub struct Arrival {
     pub via: Option<IpAddr>,
     /// Joins the log lines of the connection.
     pub id: String,
+    /// Whether it is to go on, by the address that it came in at.
+    pub phase: watch::Receiver<Phase>,
 }
 
 /// A connection whose handshake is done; its requests share it.
@@ -90,6 +94,8 @@ pub struct Connection {
     mapped: RefCell<(u64, Option<Mapped>)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
+    /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
+    phase: Cell<Phase>,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
@@ -106,6 +112,11 @@ impl Connection {
         let number = self.requests.get() + 1;
         self.requests.set(number);
         number
+    }
+
+    /// What the connection is to do, as far as it has heard.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
     }
 
     /// Whether the client would still be let in: it may have been revoked since the handshake, its
@@ -141,7 +152,7 @@ impl Connection {
         }
     }
 
-    /// Listeners are the same in every snapshot of a run; a reload that would change them is refused.
+    /// A listener keeps its place in every snapshot of a run.
     fn sites<'s>(&self, snapshot: &'s Snapshot) -> &'s Sites {
         &snapshot.listeners[self.arrival.listener].sites
     }
@@ -182,9 +193,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
     let limits = snapshot.clients.clone();
-    let sessions = worker.shared.sessions[arrival.listener].as_ref();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, sessions, limits.handshake).await {
+    let sessions = listener.sessions.as_ref();
+    // In memory of its own, which is given back: an idle connection must not keep it.
+    let secured = match Box::pin(handshake(stream, listener, sessions, limits.handshake)).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };
@@ -195,6 +207,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
         counts[arrival.listener] += 1;
     }
+    let phase = *arrival.phase.borrow();
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let watch = Watch::new(limits.clone(), is_http2, time::monotonic());
     let connection = Rc::new(Connection {
@@ -210,6 +223,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         }),
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
+        phase: Cell::new(phase),
         worker,
         arrival,
         peer,
@@ -222,7 +236,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         let connection = served.clone();
         let ticket = connection.watch.begin(time::monotonic());
         async move {
-            let response = exchange(connection, request, ticket.running().clone()).await;
+            let running = ticket.running().clone();
+            let mut response = exchange(connection.clone(), request, running).await;
+            if !is_http2 {
+                dismiss(&connection, &mut response);
+            }
             Ok::<_, Infallible>(response.map(|body| ticket.hold(body)))
         }
     });
@@ -236,7 +254,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        let served = builder.serve_connection(io, service);
+        // GOAWAY tells a client in time, first for all streams and then with the last one.
+        Box::pin(drive(&connection, served, Phase::Draining, news)).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -245,7 +265,15 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(None)
             .max_buf_size(limits.head_max_bytes)
             .max_headers(limits.fields_max + FIELDS_MORE);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        Box::pin(drive(&connection, builder.serve_connection(io, service), Phase::Closing, news))
+            .await;
+    }
+}
+
+/// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
+fn dismiss(connection: &Connection, response: &mut Response<Body>) {
+    if connection.phase() > Phase::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -284,12 +312,17 @@ where
 }
 
 /// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
-/// to be let in, or no request comes.
-async fn drive(connection: &Connection, served: impl Served, mut news: watch::Receiver<()>) {
+/// to be let in, or no request comes. From `winds_down` on it takes no further request.
+async fn drive(
+    connection: &Connection,
+    served: impl Served,
+    winds_down: Phase,
+    mut news: watch::Receiver<()>,
+) {
     let mut served = pin!(served);
-    let mut phase = connection.worker.shared.phase.clone();
-    let mut retiring = false;
-    let mut draining = false;
+    let mut phase = connection.arrival.phase.clone();
+    let mut is_winding_down = false;
+    let mut is_retiring = false;
     let watch = &connection.watch;
     loop {
         tokio::select! {
@@ -301,14 +334,16 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
                 }
                 return;
             }
-            now = wait_for_news(&mut phase, draining) => match now {
-                Phase::Running => {}
-                Phase::Draining => {
-                    draining = true;
+            now = later_phase(&mut phase, connection.phase()) => {
+                connection.phase.set(now);
+                if now == Phase::Stopping {
+                    return;
+                }
+                if now >= winds_down && !is_winding_down {
+                    is_winding_down = true;
                     served.as_mut().wind_down();
                 }
-                Phase::Stopping => return,
-            },
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot) {
@@ -321,9 +356,9 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
                 }
                 match verdict {
                     Verdict::Wait(_) => {}
-                    Verdict::Retire if retiring => return,
+                    Verdict::Retire if is_retiring => return,
                     Verdict::Retire => {
-                        retiring = true;
+                        is_retiring = true;
                         watch.retire(time::monotonic());
                         served.as_mut().wind_down();
                     }
@@ -339,10 +374,9 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
     }
 }
 
-/// The phase once it is worth acting on: the first change, and after that only the stop.
-async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
-    let seen = if draining { Phase::Draining } else { Phase::Running };
-    match phase.wait_for(|phase| *phase != seen).await {
+/// The phase once it is another than what was heard of before.
+pub async fn later_phase(phase: &mut watch::Receiver<Phase>, heard: Phase) -> Phase {
+    match phase.wait_for(|phase| *phase > heard).await {
         Ok(phase) => *phase,
         // The control thread is gone.
         Err(_) => Phase::Stopping,

@@ -19,7 +19,7 @@ use crate::{
         Identity,
         token::{Claims, TokenError},
     },
-    net::worker::Worker,
+    net::worker::{Phase, Worker},
     policy::{Reason, Refusal, admit, facts::Facts, permit, refusal::token_reason},
     snapshot::Snapshot,
     time,
@@ -57,7 +57,8 @@ pub async fn exchange(
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
-    let body = RequestBody::new(incoming, record.bytes_in.clone(), Upload::new(running.clone()));
+    let upload = Upload::of(running.clone(), &parts.headers);
+    let body = RequestBody::new(incoming, record.bytes_in.clone(), upload);
     let outcome = tokio::select! {
         biased;
         outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,
@@ -87,6 +88,9 @@ async fn serve(
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
+    if connection.phase() >= Phase::Closing {
+        return Err(Refusal::Draining);
+    }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     if fields.len() > snapshot.clients.fields_max {
         return Err(Refusal::MalformedRequest("more fields than are taken"));

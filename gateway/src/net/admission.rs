@@ -27,7 +27,7 @@ pub struct Admission(Arc<Shared>);
 
 struct Shared {
     open: AtomicUsize,
-    open_max: usize,
+    open_max: AtomicUsize,
     /// Connections of each source that has any: never more entries than `open_max`.
     held: Mutex<HashMap<Source, usize>>,
     held_max: AtomicUsize,
@@ -61,7 +61,7 @@ impl Admission {
     pub fn new(open_max: usize, held_max: usize) -> Admission {
         Admission(Arc::new(Shared {
             open: AtomicUsize::new(0),
-            open_max,
+            open_max: AtomicUsize::new(open_max),
             held: Mutex::default(),
             held_max: AtomicUsize::new(held_max),
             spared: ArcSwap::default(),
@@ -95,11 +95,16 @@ impl Admission {
     /// # Errors
     /// [`Denied::TooMany`].
     pub fn enter(&self) -> Result<Admitted, Denied> {
-        if self.0.open.fetch_add(1, Ordering::Relaxed) >= self.0.open_max {
+        if self.0.open.fetch_add(1, Ordering::Relaxed) >= self.0.open_max.load(Ordering::Relaxed) {
             self.0.open.fetch_sub(1, Ordering::Relaxed);
             return Err(Denied::TooMany);
         }
         Ok(Admitted { admission: self.clone(), holder: None })
+    }
+
+    /// From now on up to `open_max` are admitted; those that are open stay.
+    pub fn set_open_max(&self, open_max: usize) {
+        self.0.open_max.store(open_max, Ordering::Relaxed);
     }
 
     /// Whether user space refuses that source.
@@ -135,7 +140,7 @@ impl Admission {
 
     /// Most connections that may be open at once.
     pub fn open_max(&self) -> usize {
-        self.0.open_max
+        self.0.open_max.load(Ordering::Relaxed)
     }
 
     /// Connections of a source that are open now.
@@ -228,6 +233,10 @@ mod tests {
         drop(first);
         assert!(admission.admit(source(2), now).is_ok());
         assert_eq!(admission.open(), 1);
+        admission.set_open_max(1);
+        assert_eq!(admission.admit(source(2), now).err(), Some(Denied::TooMany));
+        admission.set_open_max(2);
+        assert!(admission.admit(source(2), now).is_ok());
     }
 
     #[test]

@@ -99,6 +99,8 @@ reasons! {
     NoRoute = 33, "no_route", 1;
     /// The route does not take this method.
     MethodNotAllowed = 34, "method_not_allowed", 1;
+    /// It came on a connection that was told to end, after the time to hear of it.
+    Draining = 150, "draining", 0;
     // The token.
     /// The route asks for a token and there is none.
     MissingToken = 40, "missing_token", 1;
@@ -241,6 +243,8 @@ pub enum Refusal {
     BodyTooSlow,
     /// The request took longer than any may.
     RequestTooLong,
+    /// The process, or the listener, is about to end and takes nothing new.
+    Draining,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -296,6 +300,7 @@ impl Refusal {
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
             Refusal::BodyTooSlow => Reason::BodyTooSlow,
             Refusal::RequestTooLong => Reason::RequestTooLong,
+            Refusal::Draining => Reason::Draining,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -317,7 +322,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             Refusal::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Refusal::RequestTooLong => StatusCode::GATEWAY_TIMEOUT,
@@ -350,6 +357,7 @@ impl Refusal {
             | Refusal::MissingToken
             | Refusal::BodyTooSlow
             | Refusal::RequestTooLong
+            | Refusal::Draining
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
         }
