@@ -58,6 +58,7 @@ mod smuggling;
 mod survival;
 mod token;
 mod token_corpus;
+mod upstreams;
 mod xdp_cpus;
 mod xdp_frames;
 mod xdp_fuzz;

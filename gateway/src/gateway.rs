@@ -17,6 +17,7 @@ mod spared;
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_getaffinity};
 use tokio::{
     io::AsyncReadExt,
@@ -30,7 +31,7 @@ pub use self::advice::advice;
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
-    control::{Control, Serving, Tell},
+    control::{Control, Seen, Serving, Tell, upstreams},
     course::Course,
     doors::{Doors, Sockets},
     listeners::{Inherited, Listeners, ListenersError},
@@ -52,6 +53,10 @@ use crate::{
         worker::{self, Listening, Phase, Shared},
     },
     time,
+    upstream::{
+        probe,
+        resolve::{self, Addresses},
+    },
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -149,7 +154,10 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     let watch = Followed::look(&config);
-    let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut addresses = Addresses::default();
+    upstreams::look_up_new(&config, &mut addresses);
+    resolve::settle(&mut snapshot.upstreams, &addresses, &[], time::monotonic());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -163,13 +171,14 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     // Everything that can be refused is asked for before the program is put on an interface.
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
-    let mut listeners = Listeners::default();
+    let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
+    let mut listeners = Listeners::new(config.server.backlog, steered);
     let bound = listeners.prepare(&config.listeners, workers, &mut Inherited::new())?;
     let doors = Sockets {
         monitors: listen::single(config.admin.metrics)?,
         operators: socket::bind(&config.admin.socket).map_err(RunError::System)?,
     };
-    let kernel = start_kernel(&config)?;
+    let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
     let room = descriptors::make_room(config.server.max_connections)
         .map_err(|error| system("cannot read the limit of descriptors", error.into()))?;
 
@@ -204,7 +213,6 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     };
     let mut sockets: Vec<Vec<Listening>> = (0..workers).map(|_| Vec::new()).collect();
     for of_listener in listeners.make(bound, Course::of_leave(time::monotonic(), Duration::ZERO)) {
-        tune(&of_listener, &config, workers);
         for (number, socket) in of_listener.into_iter().enumerate() {
             sockets[number % workers].push(socket);
         }
@@ -219,7 +227,8 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     }
     let tell = Tell { phase, news };
     let serving = Serving { listeners, doors: Doors::new(doors), workers: handles };
-    let control = Control::new(path, config, shared, serving, kernel, tell, watch);
+    let seen = Seen { files: watch, addresses };
+    let control = Control::new(path, config, shared, serving, kernel, tell, seen);
     LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
@@ -230,37 +239,27 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Gives new sockets their backlog, and steers connections to them where that is configured. Not being
-/// able to is no reason to refuse clients.
-fn tune(sockets: &[Listening], config: &Config, workers: usize) {
-    let cpus = cpus();
-    let is_steered = config.server.cpu_steering && workers == cpus.len();
-    let tuned = sockets
-        .iter()
-        .try_for_each(|listening| listen::set_backlog(&listening.socket, config.server.backlog))
-        .and_then(|()| {
-            let sockets: Vec<_> = sockets.iter().map(|listening| &listening.socket).collect();
-            if is_steered { listen::steer(&sockets, &cpus) } else { Ok(()) }
-        });
-    if let Err(error) = tuned {
-        tracing::warn!(error = %error, "backlog or cpu_steering not set");
-    }
-}
-
-fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
-    let Some(settings) = kernel_settings(config)? else { return Ok(None) };
+fn start_kernel(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
+    let Some(settings) = kernel_settings(config, upstreams)? else { return Ok(None) };
     let (kernel, notices) = Kernel::start(&settings)?;
     Ok(Some((kernel, notices.iter().map(ToString::to_string).collect())))
 }
 
 /// The configured settings, and the addresses that must never be dropped although nobody wrote them
-/// down: this host's own and its gateways'.
-fn kernel_settings(config: &Config) -> Result<Option<crate::kernel::Settings>, RunError> {
+/// down: this host's own, its gateways' and those that the names of upstream servers lead to.
+fn kernel_settings(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<crate::kernel::Settings>, RunError> {
     let Some(mut settings) = config.xdp.clone() else { return Ok(None) };
     let found = addresses::infrastructure().map_err(|error| {
         RunError::System(format!("cannot read this host's addresses and routes: {error}"))
     })?;
     settings.exempt.extend(found);
+    settings.exempt.extend(upstreams);
     settings.exempt.sort();
     settings.exempt.dedup();
     Ok(Some(settings))
@@ -318,6 +317,8 @@ async fn serve(
 ) {
     control.started();
     tokio::task::spawn_local(refresh::follow(control.clone()));
+    tokio::task::spawn_local(upstreams::follow_names(control.clone()));
+    tokio::task::spawn_local(probe::follow(control.published()));
     let mut tell = tokio::time::interval(control::drops::TELL_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));

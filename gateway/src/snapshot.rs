@@ -12,7 +12,7 @@ use crate::{
         principal::Rules,
         token::{Issuers, RevokedTokens},
     },
-    policy::route::Routes,
+    policy::{limit::Limiters, route::Routes},
     tls::ListenerTls,
     upstream::Upstream,
 };
@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.
     pub routes: Routes,
+    /// Limits with their buckets, which stay when this is replaced; routes name them by index.
+    pub limits: Limiters,
     /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
     /// What a client may take of time and work.

@@ -12,6 +12,7 @@ use super::{
     connection::Connection,
     guard::{Running, Upload},
     headers::{self, Origin},
+    quota,
 };
 use crate::{
     admin::audit::{CertificateFields, TokenFields},
@@ -20,7 +21,13 @@ use crate::{
         token::{Claims, TokenError},
     },
     net::worker::{Phase, Worker},
-    policy::{Reason, Refusal, admit, facts::Facts, permit, refusal::token_reason},
+    policy::{
+        Reason, Refusal, admit,
+        facts::Facts,
+        limit::{Counting, Decision, Verdict},
+        permit,
+        refusal::token_reason,
+    },
     snapshot::Snapshot,
     time,
     upstream::forward,
@@ -45,6 +52,8 @@ struct Record {
     auth: Duration,
     upstream_wait: Option<Duration>,
     access_log: bool,
+    /// What its route's limits said.
+    verdicts: Vec<Verdict>,
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
@@ -67,7 +76,7 @@ pub async fn exchange(
             _ => Refusal::RequestTooLong,
         }),
     };
-    let (response, refusal) = match outcome {
+    let (mut response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
             (response, None)
@@ -77,6 +86,7 @@ pub async fn exchange(
     if let Some(refusal) = &refusal {
         worker.report_of(&connection.arrival, refusal.reason());
     }
+    quota::tell(&record.verdicts, response.headers_mut());
     record.finish(connection, response, refusal)
 }
 
@@ -99,11 +109,17 @@ async fn serve(
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
+    let counting = Counting {
+        limiters: &snapshot.limits,
+        address: connection.arrival.address,
+        now: record.started,
+    };
+    let arrived = counting.arrive(route, connection.peer.is_some(), &mut record.verdicts)?;
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
     let certificate = connection.certified(snapshot);
     record.know(&Identity::new(certificate.clone(), None));
-    let admitted = admit(route, connection.arrival.address, certificate, now)?;
+    let admitted = admit(route, &arrived, certificate, now)?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
             Some(identify(worker, snapshot, token, now).map_err(Refusal::Token)?)
@@ -114,7 +130,7 @@ async fn serve(
     record.know(candidate.identity());
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
-    let permit = permit(candidate)?;
+    let permit = permit(candidate, &counting, &mut record.verdicts)?;
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -193,6 +209,7 @@ impl Record {
             auth: Duration::ZERO,
             upstream_wait: None,
             access_log,
+            verdicts: Vec::new(),
         }
     }
 
@@ -219,6 +236,7 @@ impl Record {
             let mut metrics = worker.metrics.borrow_mut();
             *metrics.requests.entry((consumer, self.route.clone(), status)).or_default() += 1;
             metrics.request_duration.observe(took);
+            metrics.count_limits(&self.verdicts);
             if let Some(refusal) = &refusal {
                 *metrics.refusals.entry(refusal.reason()).or_default() += 1;
             }
@@ -236,6 +254,12 @@ impl Record {
                 self.write(&connection, status, refusal.as_ref(), bytes_out);
             })
         })
+    }
+
+    /// The limit that decided so, by its name.
+    fn said(&self, decision: Decision) -> Option<&str> {
+        let mut said = self.verdicts.iter().filter(|verdict| verdict.decision == Some(decision));
+        said.next().map(|verdict| &*verdict.limit.name)
     }
 
     fn write(
@@ -268,6 +292,8 @@ impl Record {
                 .field("status", status)
                 .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
                 .maybe("detail", refusal.and_then(Refusal::detail))
+                .maybe("limit", self.said(Decision::Refused))
+                .maybe("limit_observed", self.said(Decision::WouldRefuse))
                 .maybe("token", refusal.and_then(TokenFields::of))
                 .maybe("upstream", self.upstream.as_deref())
                 .field("bytes_in", self.bytes_in.get())

@@ -6,3 +6,4 @@ pub mod connection;
 pub mod exchange;
 pub mod guard;
 pub mod headers;
+pub mod quota;

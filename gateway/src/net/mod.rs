@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod admission;
 pub mod descriptors;
+pub mod executor;
 pub mod listen;
 pub mod proxy_protocol;
 pub mod worker;

@@ -43,6 +43,8 @@ pub struct ServerCertificate {
 /// What one listener's handshakes are made of.
 #[derive(Clone)]
 pub struct ListenerTls {
+    /// The proxies that may connect, each with a PROXY header; `None`: clients connect themselves.
+    pub proxies: Option<Arc<[IpNet]>>,
     /// Chosen by the host's name.
     pub sites: Sites,
     /// Offered by ALPN, in this order.
@@ -53,9 +55,6 @@ pub struct ListenerTls {
     pub tickets: usize,
     /// Sessions that clients may resume; `None`: none ever.
     pub sessions: Option<Arc<Sessions>>,
-    /// The proxies that may connect, each with a PROXY header before its handshake; `None`: clients
-    /// connect themselves.
-    pub proxies: Option<Arc<[IpNet]>>,
 }
 
 /// What is served under certain names.
