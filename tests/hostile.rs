@@ -169,12 +169,12 @@ fn a_flood_earns_a_ban_and_a_request_has_its_time() -> Result<()> {
         came.starts_with("HTTP/1.1 504 ") && refusals(&gateway, "request_too_long")? == 1.0,
         "{told}"
     );
-    // Five points each.
-    for _ in 0..4 {
+    // Five points each, of which half are forgotten in half a minute.
+    for _ in 0..8 {
         script(&site, "hostile_client.py", json!({ "protocol": "h2", "attack": "settings" }))?;
     }
     clock::wait_for("a ban", SOON, || {
-        Ok(gateway.launch().bans_of("10.99.0.2")?.into_iter().next())
+        Ok(gateway.launch().bans_of("10.99.0.2/32")?.into_iter().next())
     })?;
     Ok(())
 }

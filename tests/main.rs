@@ -31,6 +31,7 @@ mod actors;
 mod audit;
 mod certificates;
 mod cli_errors;
+mod crowd;
 mod doctor;
 mod drain;
 mod enforce;

@@ -402,7 +402,7 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::NotSupported,
                     format!(
                         "{}:2: not supported yet: host; leave the table out (host)",
-                        SAMPLE.lines().count() + 2
+                        SAMPLE.lines().count() + 1
                     ),
                 ),
             ],

@@ -271,7 +271,16 @@ fn codings() -> Vec<(&'static str, String, End)> {
             hidden("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", SMUGGLED),
             Refused,
         ),
-        ("an underscore", hidden("Transfer_Encoding: chunked\r\nContent-Length: 2", "ab"), Either),
+        (
+            "an underscore",
+            hidden("Transfer_Encoding: chunked\r\nContent-Length: 2", "ab"),
+            Forwarded("ab"),
+        ),
+        (
+            "an underscore in the length",
+            hidden("Content_Length: 9\r\nContent-Length: 2", "ab"),
+            Forwarded("ab"),
+        ),
         ("HTTP/1.0", of("chunked").replacen("HTTP/1.1", "HTTP/1.0", 1), Refused),
         (
             "named by Connection",

@@ -119,7 +119,7 @@ HTTP1 = {
     "many fields": lambda stream: drip(stream, plain("GET /public HTTP/1.1\r\nHost: HOST\r\n") + b"".join(b"x%d: y\r\n" % n for n in range(110)) + b"\r\n", b"", 0.2),
 }
 HTTP2 = {
-    "slow preface": lambda stream: drip(stream, PREFACE[:10], b"", 0.2),
+    "slow preface": lambda stream: (stream.sendall(PREFACE[:10]), wait(stream))[-1],
     "no request": lambda stream: (stream.sendall(PREFACE + settings()), wait(stream))[-1],
     "slow headers": lambda stream: (stream.sendall(PREFACE + settings() + ENDLESS), wait(stream))[-1],
     "slow headers beside a request": lambda stream: (

@@ -437,6 +437,17 @@ impl Gateway {
         kill(self.pid()?, signal).with_context(|| format!("{signal} to the daemon"))
     }
 
+    /// Memory of the daemon that is in use, from `/proc`.
+    ///
+    /// # Errors
+    /// When the daemon is gone.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.context("no VmRSS")?.parse().context("VmRSS is no number")
+    }
+
     fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }

@@ -110,8 +110,12 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>, upload: Upload) -> RequestBody {
-        RequestBody { incoming: Some(incoming), passed_bytes, upload: Some(upload) }
+    pub fn new(
+        incoming: Incoming,
+        passed_bytes: Rc<Cell<u64>>,
+        upload: Option<Upload>,
+    ) -> RequestBody {
+        RequestBody { incoming: Some(incoming), passed_bytes, upload }
     }
 
     /// None.

@@ -194,11 +194,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let snapshot = worker.shared.published.load_full();
     let limits = snapshot.clients.clone();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured =
-        match handshake(stream, listener, listener.sessions.as_ref(), limits.handshake).await {
-            Ok(secured) => secured,
-            Err(failure) => return refused(&worker, &arrival, &failure),
-        };
+    let sessions = listener.sessions.as_ref();
+    // In memory of its own, which is given back: an idle connection must not keep it.
+    let secured = match Box::pin(handshake(stream, listener, sessions, limits.handshake)).await {
+        Ok(secured) => secured,
+        Err(failure) => return refused(&worker, &arrival, &failure),
+    };
     let Secured { stream, peer, resumed, server_name } = secured;
     {
         let mut metrics = worker.metrics.borrow_mut();
@@ -255,7 +256,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .keep_alive_timeout(PING_EVERY);
         let served = builder.serve_connection(io, service);
         // GOAWAY tells a client in time, first for all streams and then with the last one.
-        drive(&connection, served, Phase::Draining, news).await;
+        Box::pin(drive(&connection, served, Phase::Draining, news)).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -264,7 +265,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(None)
             .max_buf_size(limits.head_max_bytes)
             .max_headers(limits.fields_max + FIELDS_MORE);
-        drive(&connection, builder.serve_connection(io, service), Phase::Closing, news).await;
+        Box::pin(drive(&connection, builder.serve_connection(io, service), Phase::Closing, news))
+            .await;
     }
 }
 
@@ -320,7 +322,7 @@ async fn drive(
     let mut served = pin!(served);
     let mut phase = connection.arrival.phase.clone();
     let mut is_winding_down = false;
-    let mut retiring = false;
+    let mut is_retiring = false;
     let watch = &connection.watch;
     loop {
         tokio::select! {
@@ -354,9 +356,9 @@ async fn drive(
                 }
                 match verdict {
                     Verdict::Wait(_) => {}
-                    Verdict::Retire if retiring => return,
+                    Verdict::Retire if is_retiring => return,
                     Verdict::Retire => {
-                        retiring = true;
+                        is_retiring = true;
                         watch.retire(time::monotonic());
                         served.as_mut().wind_down();
                     }

@@ -66,7 +66,8 @@ pub async fn exchange(
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
-    let body = RequestBody::new(incoming, record.bytes_in.clone(), Upload::new(running.clone()));
+    let upload = Upload::of(running.clone(), &parts.headers);
+    let body = RequestBody::new(incoming, record.bytes_in.clone(), upload);
     let outcome = tokio::select! {
         biased;
         outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,

@@ -353,7 +353,8 @@ mod tests {
             let watch =
                 Watch::new(Arc::new(Limits { request, ..Limits::default() }), is_http2, start);
             let ticket = watch.begin(start);
-            let upload = Upload::new(ticket.running().clone());
+            let upload = Upload::of(ticket.running().clone(), &http::HeaderMap::new());
+            let upload = upload.expect("no gRPC");
             upload.note(Poll::Pending);
             assert!(matches!(watch.judge(at(start, 14)), Verdict::Wait(_)));
             assert_eq!(ticket.running().reason(), None);

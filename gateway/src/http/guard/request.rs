@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Buf;
+use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
@@ -52,10 +53,14 @@ impl Running {
         if let Some((_, at)) = self.broken_off.get() {
             return Some(at + limits.answer.grace);
         }
-        let upload = self.upload.borrow().ends(limits.body);
         let download = self.download.borrow().ends(limits.answer);
         let whole = limits.request.map(|whole| self.started + whole);
-        [upload, download, whole].into_iter().flatten().min()
+        [self.upload_ends(limits), download, whole].into_iter().flatten().min()
+    }
+
+    /// Once the upstream has begun to answer, the two have a dialogue, in which a client may be silent.
+    fn upload_ends(&self, limits: &Limits) -> Option<Instant> {
+        if self.is_answered.get() { None } else { self.upload.borrow().ends(limits.body) }
     }
 
     /// What has taken too long.
@@ -66,7 +71,7 @@ impl Running {
         let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         Some(if let Some((reason, _)) = self.broken_off.get() {
             reason
-        } else if is_over(self.upload.borrow().ends(limits.body)) {
+        } else if is_over(self.upload_ends(limits)) {
             Reason::BodyTooSlow
         } else if is_over(self.download.borrow().ends(limits.answer)) {
             Reason::AnswerStalled
@@ -117,9 +122,12 @@ impl Running {
 pub struct Upload(Rc<Running>);
 
 impl Upload {
-    /// Of that request.
-    pub fn new(running: Rc<Running>) -> Upload {
-        Upload(running)
+    /// Of the request with these fields; `None` where a client may say nothing for as long as it likes:
+    /// gRPC's streams go both ways, and neither side has to begin.
+    pub fn of(running: Rc<Running>, fields: &HeaderMap) -> Option<Upload> {
+        let kind = fields.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let is_dialogue = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        (!is_dialogue).then_some(Upload(running))
     }
 
     /// What came of asking the client for more: nothing yet, or so many bytes, 0 at the end.
