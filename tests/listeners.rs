@@ -131,9 +131,8 @@ fn an_address_that_is_not_to_be_had_leaves_everything() -> Result<()> {
     let elsewhere = || std::net::TcpListener::bind("10.99.0.1:8446");
     let _taken = site.gateway_host.within(elsewhere)??;
     // The second could be bound; the third is somebody else's.
-    site.config.routes = good
-        + &second(&site, "more", "10.99.0.1:8444")
-        + &second(&site, "taken", "10.99.0.1:8446");
+    site.config.routes =
+        good + &second(&site, "more", "10.99.0.1:8444") + &second(&site, "taken", "10.99.0.1:8446");
     site.launch()?;
     let refused = launch.ended(&["reload"])?;
     assert_eq!(refused.status, Some(1), "{refused:?}");

@@ -36,6 +36,7 @@ mod drain;
 mod enforce;
 mod feedback;
 mod follow;
+mod host;
 mod identity;
 mod interfaces;
 mod issuer;

@@ -43,6 +43,7 @@ use crate::{
         monitor, socket,
     },
     config::{self, Config, Disk, Problems, Warning},
+    host,
     kernel::{Kernel, KernelError},
     net::{
         addresses,
@@ -180,6 +181,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
+        host: host::Published::default(),
         admission: Admission::new(config.server.max_connections),
         evidence,
         news: news_receiver,
@@ -211,6 +213,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
+        tokio::task::spawn_local(control::host::follow(control.clone()));
         serve(control, signals, evidence_receiver).await;
     });
     tracing::info!("stopped");
@@ -389,7 +392,10 @@ async fn answer_monitors(control: Rc<Control>, listener: TcpListener) {
             match page {
                 monitor::Page::Metrics => monitor::Content::Metrics(control.metrics().await),
                 monitor::Page::Live => monitor::Content::Health(Ok(())),
-                monitor::Page::Ready => monitor::Content::Health(control.readiness()),
+                monitor::Page::Ready => match control.readiness() {
+                    Ok(()) => monitor::Content::Ready(control.notes()),
+                    Err(why) => monitor::Content::Health(Err(why)),
+                },
             }
         }
     })

@@ -34,6 +34,7 @@ use crate::{
     policy::authorize::Demands,
 };
 
+mod host;
 mod tls;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
@@ -93,6 +94,7 @@ pub(super) fn judge(
     check.unused(file);
     let xdp = check.xdp(file);
     let bans = check.bans(&file.bans);
+    let host = check.host(&file.host);
     let admin = check.admin(&file.admin);
     Some(Config {
         server: Server {
@@ -113,6 +115,7 @@ pub(super) fn judge(
         routes: routes?,
         xdp: xdp?,
         bans,
+        host,
         admin,
         log: Log { format: file.log.format.value, access: file.log.access.value },
     })
@@ -503,6 +506,7 @@ impl Check<'_> {
                 hours: written.hours.as_ref()?.value.clone(),
             },
             pass_authorization: written.pass_authorization.value,
+            priority: written.priority.value,
         })
     }
 

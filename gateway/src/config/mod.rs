@@ -18,12 +18,13 @@ use ipnet::IpNet;
 
 use crate::{
     fetch::Url,
+    host::{assess::Temperatures, clock::ClockLimits},
     identity::{
         principal,
         token::{RefreshRules, TokenRules},
     },
     kernel,
-    policy::authorize::Demands,
+    policy::{authorize::Demands, route::Priority},
 };
 
 mod check;
@@ -83,6 +84,8 @@ pub struct Config {
     pub xdp: Option<kernel::Settings>,
     /// What turns refusals into bans: `[bans]`.
     pub bans: Bans,
+    /// Where the host is looked at, and what is too much: `[host]`.
+    pub host: Host,
     /// Where operators and Prometheus ask: `[admin]`.
     pub admin: Admin,
     /// `[log]`.
@@ -280,6 +283,8 @@ pub struct Route {
     pub demands: Demands,
     /// The client's `Authorization` goes on to the upstream.
     pub pass_authorization: bool,
+    /// Whether it is shed when the host is short of something.
+    pub priority: Priority,
 }
 
 /// `[bans]`.
@@ -295,6 +300,19 @@ pub struct Bans {
     pub ladder: Vec<Duration>,
     /// Never banned, whatever they do.
     pub never: Vec<IpNet>,
+}
+
+/// `[host]`.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// CPU temperatures between which is shed.
+    pub cpu_temperature: Temperatures,
+    /// Errors of the clock that are told, and that take the node out.
+    pub clock: ClockLimits,
+    /// Where chronyd answers; `None`: it is not asked.
+    pub chrony: Option<SocketAddr>,
+    /// `/sys`, or another tree with sensors.
+    pub sysfs: PathBuf,
 }
 
 /// `[admin]`.

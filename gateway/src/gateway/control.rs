@@ -2,6 +2,7 @@
 
 mod drain;
 pub(super) mod drops;
+pub(super) mod host;
 
 use std::{
     cell::{Cell, RefCell},
@@ -108,6 +109,7 @@ pub(super) struct Control {
     generation: Cell<u64>,
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
+    host: RefCell<host::Watcher>,
     started_at: Instant,
 }
 
@@ -179,6 +181,7 @@ impl Control {
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
+            host: RefCell::default(),
             started_at: time::monotonic(),
         }
     }
@@ -390,6 +393,8 @@ impl Control {
                 errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             })?;
         let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
+        // A hot host stays as careful as it is.
+        let settings = settings.map(|settings| host::tightened(settings, self.divisor()));
         let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
         let listeners = self
             .listeners
@@ -527,6 +532,7 @@ impl Control {
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
             return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
+        self.host_readiness()?;
         if self.config.borrow().xdp.is_none() {
             return Ok(());
         }
@@ -822,6 +828,7 @@ impl Control {
             .collect();
         let readiness = self.readiness();
         Status {
+            host: self.host_status(),
             issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -973,6 +980,7 @@ impl Control {
         ];
         readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
+        readings.extend(self.host_readings());
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {

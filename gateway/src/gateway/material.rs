@@ -353,6 +353,7 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        priority: route.priority,
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }

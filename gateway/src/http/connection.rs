@@ -24,6 +24,7 @@ use tokio::{net::TcpStream, sync::watch, time::sleep};
 use super::{body::Body, exchange::exchange};
 use crate::{
     admin::audit::{CertificateFields, Line},
+    host::Stage,
     identity::{
         Certified,
         certificate::{CertificateError, Peer},
@@ -35,7 +36,7 @@ use crate::{
     time,
     tls::{
         Sites,
-        handshake::{Failure, Secured, handshake},
+        handshake::{Failure, Secured, Strangers, handshake},
     },
 };
 
@@ -200,7 +201,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, listener.sessions.as_ref()).await {
+    let strangers = match worker.shared.host.load().stage {
+        Stage::Normal | Stage::Strained => Strangers::Served,
+        Stage::NoStrangers | Stage::Essential | Stage::Critical => Strangers::Shed,
+    };
+    let sessions = listener.sessions.as_ref();
+    let secured = match handshake(stream, listener, sessions, strangers).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };

@@ -323,6 +323,7 @@ mod tests {
             upstream: 0,
             demands: Demands::default(),
             pass_authorization,
+            priority: crate::policy::route::Priority::Normal,
         };
         let now = rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::ZERO);
         let admitted = admit(&route, [192, 0, 2, 1].into(), None, now).unwrap();

@@ -161,8 +161,8 @@ fn version_1(bytes: &[u8]) -> Result<Progress, Malformed> {
 
 /// Decimal without sign, blank or leading zero (section 2.1).
 fn port(text: &str) -> Result<u16, Malformed> {
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit())
-        && (text == "0" || !text.starts_with('0'));
+    let is_plain =
+        text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     text.parse().ok().filter(|_| is_plain).ok_or(Malformed::Port)
 }
 
@@ -390,10 +390,7 @@ mod tests {
                 "PROXY TCP6 2001:db8::1 2001:db8::2 1 0\r\n",
                 of("[2001:db8::1]:1", "[2001:db8::2]:0"),
             ),
-            (
-                "PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n",
-                of("[::ffff:192.0.2.1]:1", "[::1]:2"),
-            ),
+            ("PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", of("[::ffff:192.0.2.1]:1", "[::1]:2")),
             (&full, of(&format!("[{longest}]:65535"), &format!("[{longest}]:65535"))),
             ("PROXY UNKNOWN\r\n", Ok(Header::Own)),
             (&unknown, Ok(Header::Own)),

@@ -28,6 +28,7 @@ use crate::{
         metrics::{Consumer, Consumers, WorkerMetrics},
         repeats::{Repeated, Repeats},
     },
+    host,
     http::connection,
     identity::token::Cache,
     policy::{Reason, penalty::Evidence},
@@ -109,6 +110,8 @@ pub struct Shared {
     pub published: Published,
     /// Who may connect.
     pub admission: Admission,
+    /// What the host can do, and what its clock is worth.
+    pub host: host::Published,
     /// Evidence goes here, and the sender never waits.
     pub evidence: mpsc::Sender<Evidence>,
     /// Tells connections that another state was published.

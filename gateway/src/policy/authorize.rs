@@ -128,7 +128,10 @@ mod tests {
     use super::*;
     use crate::{
         identity::{certificate::Peer, principal::Unmapped, token::Claims},
-        policy::{Reason, admit, permit, route::Route},
+        policy::{
+            Reason, admit, permit,
+            route::{Priority, Route},
+        },
     };
 
     static PEER: LazyLock<Peer> = LazyLock::new(|| Peer::for_test("alice"));
@@ -169,6 +172,7 @@ mod tests {
             upstream: 0,
             demands,
             pass_authorization: false,
+            priority: Priority::Normal,
         }
     }
 

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use crate::identity::{certificate::CertificateError, principal::Unmapped, token::TokenError};
+use crate::{
+    host::Stage,
+    identity::{certificate::CertificateError, principal::Unmapped, token::TokenError},
+};
 
 /// The closed list of reasons: one word each, the same in the answer, the log, the metric and the ban.
 ///
@@ -166,6 +169,8 @@ reasons! {
     UpstreamTimeout = 72, "upstream_timeout", 0;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
+    /// The host is too hot, or short of something, and sheds what matters less.
+    HostStrained = 160, "host_strained", 0;
 }
 
 /// A request that goes no further, and why.
@@ -215,6 +220,11 @@ pub enum Refusal {
     NoClientCertificate,
     /// The process, or the listener, is about to end and takes nothing new.
     Draining,
+    /// The host sheds what matters less.
+    HostStrained {
+        /// How much.
+        stage: Stage,
+    },
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -269,6 +279,7 @@ impl Refusal {
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
             Refusal::Draining => Reason::Draining,
+            Refusal::HostStrained { .. } => Reason::HostStrained,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -290,7 +301,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+            Refusal::Draining
+            | Refusal::HostStrained { .. }
+            | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
@@ -311,6 +324,7 @@ impl Refusal {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
+            Refusal::HostStrained { stage } => Some(format!("the host is in stage {stage}")),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
             Refusal::TenantMismatch { of_certificate, of_token } => Some(format!(
