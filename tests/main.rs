@@ -54,6 +54,7 @@ mod samples;
 mod survival;
 mod token;
 mod token_corpus;
+mod upstreams;
 mod xdp_cpus;
 mod xdp_frames;
 mod xdp_fuzz;

@@ -17,6 +17,7 @@ mod spared;
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_getaffinity};
 use tokio::{
     io::AsyncReadExt,
@@ -30,7 +31,7 @@ pub use self::advice::advice;
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
-    control::{Control, Serving, Tell},
+    control::{Control, Seen, Serving, Tell, upstreams},
     course::Course,
     doors::{Doors, Sockets},
     listeners::{Inherited, Listeners, ListenersError},
@@ -52,6 +53,10 @@ use crate::{
         worker::{self, Listening, Phase, Shared},
     },
     time,
+    upstream::{
+        probe,
+        resolve::{self, Addresses},
+    },
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -149,7 +154,10 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     let watch = Followed::look(&config);
-    let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut addresses = Addresses::default();
+    upstreams::look_up_new(&config, &mut addresses);
+    resolve::settle(&mut snapshot.upstreams, &addresses, &[], time::monotonic());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -169,7 +177,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         monitors: listen::single(config.admin.metrics)?,
         operators: socket::bind(&config.admin.socket).map_err(RunError::System)?,
     };
-    let kernel = start_kernel(&config)?;
+    let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
 
     let (log, writer) =
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
@@ -209,7 +217,8 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     }
     let tell = Tell { phase, news };
     let serving = Serving { listeners, doors: Doors::new(doors), workers: handles };
-    let control = Control::new(path, config, shared, serving, kernel, tell, watch);
+    let seen = Seen { files: watch, addresses };
+    let control = Control::new(path, config, shared, serving, kernel, tell, seen);
     LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
@@ -221,20 +230,27 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
-    let Some(settings) = kernel_settings(config)? else { return Ok(None) };
+fn start_kernel(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
+    let Some(settings) = kernel_settings(config, upstreams)? else { return Ok(None) };
     let (kernel, notices) = Kernel::start(&settings)?;
     Ok(Some((kernel, notices.iter().map(ToString::to_string).collect())))
 }
 
 /// The configured settings, and the addresses that must never be dropped although nobody wrote them
-/// down: this host's own and its gateways'.
-fn kernel_settings(config: &Config) -> Result<Option<crate::kernel::Settings>, RunError> {
+/// down: this host's own, its gateways' and those that the names of upstream servers lead to.
+fn kernel_settings(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<crate::kernel::Settings>, RunError> {
     let Some(mut settings) = config.xdp.clone() else { return Ok(None) };
     let found = addresses::infrastructure().map_err(|error| {
         RunError::System(format!("cannot read this host's addresses and routes: {error}"))
     })?;
     settings.exempt.extend(found);
+    settings.exempt.extend(upstreams);
     settings.exempt.sort();
     settings.exempt.dedup();
     Ok(Some(settings))
@@ -292,6 +308,8 @@ async fn serve(
 ) {
     control.started();
     tokio::task::spawn_local(refresh::follow(control.clone()));
+    tokio::task::spawn_local(upstreams::follow_names(control.clone()));
+    tokio::task::spawn_local(probe::follow(control.published()));
     let mut tell = tokio::time::interval(control::drops::TELL_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));

@@ -11,7 +11,7 @@ use crate::{
         principal::Rules,
         token::{Issuers, RevokedTokens},
     },
-    policy::route::Routes,
+    policy::{limit::Limiters, route::Routes},
     tls::ListenerTls,
     upstream::Upstream,
 };
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.
     pub routes: Routes,
+    /// Limits with their buckets, which stay when this is replaced; routes name them by index.
+    pub limits: Limiters,
     /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
     /// One log line a request.

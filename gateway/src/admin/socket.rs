@@ -270,6 +270,8 @@ pub struct Status {
     pub drain: Option<DrainRow>,
     /// What clients see and who signs for it.
     pub certificates: Vec<CertificateStatus>,
+    /// The servers that requests go to.
+    pub upstreams: Vec<UpstreamStatus>,
     /// Files that changed and are not good; what they are a part of is served as it was.
     pub refused_files: Vec<RefusedFile>,
     /// Who issues tokens, and how their keys stand.
@@ -358,6 +360,28 @@ pub struct CertificateStatus {
     pub not_after_s: u64,
     /// Time left, in seconds; negative when it has ended.
     pub remaining_s: i64,
+}
+
+/// One upstream in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: String,
+    /// Each address of each configured server.
+    pub servers: Vec<UpstreamServerStatus>,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamServerStatus {
+    /// As configured.
+    pub server: String,
+    /// Where it is; `None` while its name has no address.
+    pub address: Option<String>,
+    /// `up`; `down` by the prober's word; `out` for a while after failed requests; `unresolved`.
+    pub state: String,
+    /// Requests it has now.
+    pub requests: usize,
 }
 
 /// One file of [`Status::refused_files`].

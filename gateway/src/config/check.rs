@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, RemoteKeys, Route,
-    Server, TokenCache, Upstream,
+    Server, TokenCache,
     disk::Files,
     file::{self, File},
     material,
@@ -35,7 +35,9 @@ use crate::{
 };
 
 mod host;
+mod limit;
 mod tls;
+mod upstream;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
 pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
@@ -91,6 +93,7 @@ pub(super) fn judge(
     let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
+    let limits = check.limits(file);
     check.unused(file);
     let xdp = check.xdp(file);
     let bans = check.bans(&file.bans);
@@ -113,6 +116,7 @@ pub(super) fn judge(
         revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
+        limits: limits?,
         xdp: xdp?,
         bans,
         host,
@@ -411,25 +415,6 @@ impl Check<'_> {
         Some(self.base.join(&path.value))
     }
 
-    fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
-        let written = &file.upstreams;
-        let names = written.iter().filter_map(|upstream| upstream.name.as_ref());
-        self.unique("upstream.name", names, String::clone);
-        for server in written.iter().filter_map(|upstream| upstream.servers.as_ref()).flatten() {
-            self.not_ourselves(server, &file.listeners);
-        }
-        let upstream = |written: &file::Upstream| {
-            let servers = written.servers.as_ref()?.iter().map(|server| server.value.clone());
-            Some(Upstream {
-                name: written.name.as_ref()?.value.clone(),
-                servers: servers.collect(),
-                connect_timeout: written.connect_timeout.value,
-                response_timeout: written.response_timeout.value,
-            })
-        };
-        written.iter().map(upstream).collect()
-    }
-
     /// An upstream that is one of the listeners would go round for ever.
     fn not_ourselves(&self, server: &At<super::Endpoint>, listeners: &[file::Listener]) {
         let Ok(ip) = server.value.host.parse::<IpAddr>() else { return };
@@ -484,6 +469,7 @@ impl Check<'_> {
         if let Some(require) = require {
             self.proofs(require, written, file);
         }
+        let limits = self.limits_of(written, file);
         let requires = |proof| require.map(|list| list.value.iter().any(|at| at.value == proof));
         Some(Route {
             name: written.name.as_ref()?.value.clone(),
@@ -507,6 +493,7 @@ impl Check<'_> {
             },
             pass_authorization: written.pass_authorization.value,
             priority: written.priority.value,
+            limits: limits?,
         })
     }
 
@@ -1030,7 +1017,10 @@ interfaces = ["eth0"]
         assert!(matches!(keys, KeySource::File(file) if file == "/etc/portcullis/jwks.json"));
 
         let upstream = &config.upstreams[0];
-        assert_eq!(upstream.servers, [Endpoint { host: "192.0.2.9".into(), port: 9001 }]);
+        assert_eq!(
+            upstream.servers,
+            [Endpoint { host: "192.0.2.9".into(), port: 9001, is_tls: false }]
+        );
         assert_eq!(upstream.connect_timeout, Duration::from_secs(2));
         assert_eq!(upstream.response_timeout, Duration::from_secs(30));
 

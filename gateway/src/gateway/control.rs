@@ -3,6 +3,7 @@
 mod drain;
 pub(super) mod drops;
 pub(super) mod host;
+pub(super) mod upstreams;
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,8 +50,9 @@ use crate::{
         Reason,
         penalty::{self, Block, Evidence, Ledger, overlaps},
     },
-    snapshot::Snapshot,
+    snapshot::{Published, Snapshot},
     time,
+    upstream::resolve::{self, Addresses},
     watch::Watch,
 };
 
@@ -110,6 +112,8 @@ pub(super) struct Control {
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
     host: RefCell<host::Watcher>,
+    /// Where the names of upstream servers lead to.
+    addresses: RefCell<Addresses>,
     started_at: Instant,
 }
 
@@ -126,6 +130,14 @@ pub(super) struct Tell {
     pub(super) phase: watch::Sender<Phase>,
     /// That another state was published.
     pub(super) news: watch::Sender<()>,
+}
+
+/// What was looked at before anything was read.
+pub(super) struct Seen {
+    /// The files of the configuration.
+    pub(super) files: Watch,
+    /// Where the names of upstream servers lead to.
+    pub(super) addresses: Addresses,
 }
 
 /// A ban that user space keeps.
@@ -145,8 +157,9 @@ impl Control {
         Serving { listeners, doors, workers }: Serving,
         kernel: Option<(Kernel, Vec<String>)>,
         tell: Tell,
-        files: Watch,
+        seen: Seen,
     ) -> Control {
+        let Seen { files, addresses } = seen;
         let kernel = kernel.map(|(kernel, notices)| {
             for notice in notices {
                 tracing::info!(detail = %notice, "xdp");
@@ -182,6 +195,7 @@ impl Control {
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
             host: RefCell::default(),
+            addresses: RefCell::new(addresses),
             started_at: time::monotonic(),
         }
     }
@@ -218,6 +232,7 @@ impl Control {
     fn set_never(&self) {
         let config = self.config.borrow();
         let mut exempt = config.xdp.as_ref().map_or_else(Vec::new, |xdp| xdp.exempt.clone());
+        exempt.extend(upstreams::networks(&self.addresses.borrow()));
         match crate::net::addresses::infrastructure() {
             Ok(found) => exempt.extend(found),
             Err(error) => tracing::error!(error = %error, "own addresses not read"),
@@ -392,7 +407,10 @@ impl Control {
             .map_err(|errors| {
                 errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             })?;
-        let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
+        let mut addresses = self.addresses.borrow().clone();
+        upstreams::look_up_new(&config, &mut addresses);
+        let settings = kernel_settings(&config, &upstreams::networks(&addresses))
+            .map_err(|error| error.to_string())?;
         // A hot host stays as careful as it is.
         let settings = settings.map(|settings| host::tightened(settings, self.divisor()));
         let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
@@ -416,6 +434,7 @@ impl Control {
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
         self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
+        *self.addresses.borrow_mut() = addresses;
         self.publish(snapshot.at(&listeners.places(), &self.shared.published.load()));
         self.apply(listeners, &config);
         let before = self.config.replace(config);
@@ -474,11 +493,15 @@ impl Control {
     pub(super) fn publish(&self, mut snapshot: Snapshot) {
         let before = self.shared.published.load();
         snapshot.generation = before.generation + 1;
+        snapshot.limits = snapshot.limits.resume(&before.limits, time::monotonic());
         snapshot.issuers = self.issuer_keys.borrow().put_into(
             &snapshot.issuers,
             &before.issuers,
             snapshot.generation,
         );
+        let addresses = self.addresses.borrow();
+        let now = time::monotonic();
+        resolve::settle(&mut snapshot.upstreams, &addresses, &before.upstreams, now);
         self.shared.published.store(Arc::new(snapshot));
         // Connections judge their clients again; receivers live as long as the workers.
         let _ = self.tell.news.send(());
@@ -502,6 +525,11 @@ impl Control {
     /// Does something with the keys that are fetched.
     pub(super) fn issuer_keys<T>(&self, act: impl FnOnce(&mut IssuerKeys) -> T) -> T {
         act(&mut self.issuer_keys.borrow_mut())
+    }
+
+    /// Where the state to serve by is published.
+    pub(super) fn published(&self) -> Published {
+        self.shared.published.clone()
     }
 
     /// Configurations applied so far.
@@ -842,6 +870,7 @@ impl Control {
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
             drain: self.drain_row(),
             certificates,
+            upstreams: self.upstream_status(),
             refused_files: self.followed(|files| {
                 let refused = files.refused().iter().map(|(file, detail)| RefusedFile {
                     file: file.clone(),
@@ -982,6 +1011,7 @@ impl Control {
         readings.extend(self.followed(|files| files.readings()));
         readings.extend(self.host_readings());
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
+        readings.extend(self.upstream_readings());
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();

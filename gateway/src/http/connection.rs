@@ -14,7 +14,6 @@ use std::{
 use gateway_ebpf::Source;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::{
-    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -30,7 +29,10 @@ use crate::{
         certificate::{CertificateError, Peer},
         principal::Mapped,
     },
-    net::worker::{Phase, Worker},
+    net::{
+        executor::Local,
+        worker::{Phase, Worker},
+    },
     policy::{Reason, Refusal, refusal::certificate_reason},
     snapshot::Snapshot,
     time,
@@ -450,14 +452,4 @@ fn evidence(connection: &Connection, reason: Reason, detail: &str) {
         line.field("reason", reason.word()).field("detail", detail).field("worker", worker.id);
         line.end();
     });
-}
-
-/// Runs HTTP/2 streams on the worker's own thread.
-#[derive(Clone, Copy)]
-struct Local;
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
 }

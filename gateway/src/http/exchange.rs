@@ -10,6 +10,7 @@ use super::{
     body::{Body, RequestBody},
     connection::Connection,
     headers::{self, Origin},
+    quota,
 };
 use crate::{
     admin::audit::{CertificateFields, TokenFields},
@@ -18,7 +19,13 @@ use crate::{
         token::{Claims, Clock, TokenError},
     },
     net::worker::{Phase, Worker},
-    policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
+    policy::{
+        Refusal, admit,
+        facts::Facts,
+        limit::{Counting, Decision, Verdict},
+        permit,
+        refusal::token_reason,
+    },
     snapshot::Snapshot,
     time,
     upstream::forward,
@@ -43,6 +50,8 @@ struct Record {
     auth: Duration,
     upstream_wait: Option<Duration>,
     access_log: bool,
+    /// What its route's limits said.
+    verdicts: Vec<Verdict>,
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
@@ -53,7 +62,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) ->
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
     let body = RequestBody::new(incoming, record.bytes_in.clone());
     let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
-    let (response, refusal) = match outcome {
+    let (mut response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
             (response, None)
@@ -63,6 +72,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) ->
     if let Some(refusal) = &refusal {
         worker.report(connection.arrival.source, refusal.reason());
     }
+    quota::tell(&record.verdicts, response.headers_mut());
     record.finish(connection, response, refusal)
 }
 
@@ -87,11 +97,17 @@ async fn serve(
         (host.stage, host.leeway_max)
     };
     route.priority.check(stage)?;
+    let counting = Counting {
+        limiters: &snapshot.limits,
+        address: connection.arrival.address,
+        now: record.started,
+    };
+    let arrived = counting.arrive(route, connection.peer.is_some(), &mut record.verdicts)?;
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
     let certificate = connection.certified(snapshot);
     record.know(&Identity::new(certificate.clone(), None));
-    let admitted = admit(route, connection.arrival.address, certificate, now)?;
+    let admitted = admit(route, &arrived, certificate, now)?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
             let clock = Clock { now, leeway_max };
@@ -103,7 +119,7 @@ async fn serve(
     record.know(candidate.identity());
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
-    let permit = permit(candidate)?;
+    let permit = permit(candidate, &counting, &mut record.verdicts)?;
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -182,6 +198,7 @@ impl Record {
             auth: Duration::ZERO,
             upstream_wait: None,
             access_log,
+            verdicts: Vec::new(),
         }
     }
 
@@ -208,6 +225,7 @@ impl Record {
             let mut metrics = worker.metrics.borrow_mut();
             *metrics.requests.entry((consumer, self.route.clone(), status)).or_default() += 1;
             metrics.request_duration.observe(took);
+            metrics.count_limits(&self.verdicts);
             if let Some(refusal) = &refusal {
                 *metrics.refusals.entry(refusal.reason()).or_default() += 1;
             }
@@ -225,6 +243,12 @@ impl Record {
                 self.write(&connection, status, refusal.as_ref(), bytes_out);
             })
         })
+    }
+
+    /// The limit that decided so, by its name.
+    fn said(&self, decision: Decision) -> Option<&str> {
+        let mut said = self.verdicts.iter().filter(|verdict| verdict.decision == Some(decision));
+        said.next().map(|verdict| &*verdict.limit.name)
     }
 
     fn write(
@@ -258,6 +282,8 @@ impl Record {
                 .field("status", status)
                 .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
                 .maybe("detail", refusal.and_then(Refusal::detail))
+                .maybe("limit", self.said(Decision::Refused))
+                .maybe("limit_observed", self.said(Decision::WouldRefuse))
                 .maybe("token", token)
                 .maybe("upstream", self.upstream.as_deref())
                 .field("bytes_in", self.bytes_in.get())

@@ -452,6 +452,8 @@ impl Worker {
         counts.token_cache_hits = tokens.counts().hits;
         counts.token_cache_misses = tokens.counts().misses;
         counts.token_cache_entries = tokens.len() as u64;
+        counts.upstream_repeated = self.forwarder.repeated().into_iter().collect();
+        counts.upstream_cut = self.forwarder.cut_bodies();
         counts
     }
 }

@@ -129,7 +129,9 @@ mod tests {
     use crate::{
         identity::{certificate::Peer, principal::Unmapped, token::Claims},
         policy::{
-            Reason, admit, permit,
+            Reason, admit,
+            limit::{Counting, Limiters},
+            permit,
             route::{Priority, Route},
         },
     };
@@ -173,6 +175,7 @@ mod tests {
             demands,
             pass_authorization: false,
             priority: Priority::Normal,
+            limits: vec![],
         }
     }
 
@@ -186,9 +189,17 @@ mod tests {
     ) -> Option<Reason> {
         let route = route(demands.clone());
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
-        let admitted = admit(&route, source.parse().unwrap(), certified(certificate), now);
-        let outcome =
-            admitted.and_then(|admitted| permit(admitted.join(claims.map(Arc::new))).map(drop));
+        let limiters = Limiters::default();
+        let counting = Counting {
+            limiters: &limiters,
+            address: source.parse().unwrap(),
+            now: crate::time::monotonic(),
+        };
+        let arrived = counting.arrive(&route, false, &mut vec![]).unwrap();
+        let admitted = admit(&route, &arrived, certified(certificate), now);
+        let outcome = admitted.and_then(|admitted| {
+            permit(admitted.join(claims.map(Arc::new)), &counting, &mut vec![]).map(drop)
+        });
         outcome.err().map(|refusal| refusal.reason())
     }
 

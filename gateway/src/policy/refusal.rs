@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
+use super::limit::OverLimit;
 use crate::{
     host::Stage,
     identity::{certificate::CertificateError, principal::Unmapped, token::TokenError},
@@ -167,10 +168,23 @@ reasons! {
     UpstreamFailed = 71, "upstream_failed", 0;
     /// The upstream took too long.
     UpstreamTimeout = 72, "upstream_timeout", 0;
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream = 110, "no_healthy_upstream", 0;
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded = 111, "upstream_overloaded", 0;
+    /// The client did not go on sending its body: a bad line, or a slow attack.
+    RequestStalled = 112, "request_stalled", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
     /// The host is too hot, or short of something, and sheds what matters less.
     HostStrained = 160, "host_strained", 0;
+    // Limits.
+    /// Somebody who was proven is over a limit: it is known who, so it tells nothing against the
+    /// address that others may share.
+    RateLimited = 140, "rate_limited", 0;
+    /// An address that nobody was proven at is over a limit. It weighs little, see
+    /// [`super::penalty::weight`].
+    SourceRateLimited = 141, "source_rate_limited", 1;
 }
 
 /// A request that goes no further, and why.
@@ -218,6 +232,8 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// There were too many requests.
+    OverLimit(Box<OverLimit>),
     /// The process, or the listener, is about to end and takes nothing new.
     Draining,
     /// The host sheds what matters less.
@@ -226,11 +242,29 @@ pub enum Refusal {
         stage: Stage,
     },
     /// No server of the upstream takes a connection.
-    UpstreamUnreachable,
+    UpstreamUnreachable {
+        /// Why the last one tried does not.
+        detail: String,
+    },
     /// The upstream broke the protocol or went away.
-    UpstreamFailed,
+    UpstreamFailed {
+        /// How.
+        detail: String,
+    },
     /// The upstream took too long.
     UpstreamTimeout {
+        /// The configured wait.
+        waited: Duration,
+    },
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream {
+        /// When one may be tried again.
+        retry_after: Duration,
+    },
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded,
+    /// The client did not go on sending its body.
+    RequestStalled {
         /// The configured wait.
         waited: Duration,
     },
@@ -278,11 +312,16 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::OverLimit(over) if over.is_proven => Reason::RateLimited,
+            Refusal::OverLimit(_) => Reason::SourceRateLimited,
             Refusal::Draining => Reason::Draining,
             Refusal::HostStrained { .. } => Reason::HostStrained,
-            Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
-            Refusal::UpstreamFailed => Reason::UpstreamFailed,
+            Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
+            Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
+            Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
+            Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
+            Refusal::RequestStalled { .. } => Reason::RequestStalled,
         }
     }
 
@@ -307,8 +346,16 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
-            Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
+            // RFC 6585 section 4.
+            Refusal::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::NoHealthyUpstream { .. } | Refusal::UpstreamOverloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -323,10 +370,18 @@ impl Refusal {
             Refusal::UpstreamTimeout { waited } => {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
+            Refusal::RequestStalled { waited } => Some(format!(
+                "nothing of the body came for {}",
+                humantime::format_duration(*waited)
+            )),
+            Refusal::UpstreamUnreachable { detail } | Refusal::UpstreamFailed { detail } => {
+                Some(detail.clone())
+            }
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
             Refusal::HostStrained { stage } => Some(format!("the host is in stage {stage}")),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
+            Refusal::OverLimit(over) => Some(over.to_string()),
             Refusal::TenantMismatch { of_certificate, of_token } => Some(format!(
                 "the certificate's rule says tenant \"{of_certificate}\", the token \"{of_token}\""
             )),
@@ -336,8 +391,8 @@ impl Refusal {
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
             | Refusal::Draining
-            | Refusal::UpstreamUnreachable
-            | Refusal::UpstreamFailed => None,
+            | Refusal::NoHealthyUpstream { .. }
+            | Refusal::UpstreamOverloaded => None,
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct Route {
     pub pass_authorization: bool,
     /// Whether it is shed when the host is short of something.
     pub priority: Priority,
+    /// Indices into the snapshot's limits.
+    pub limits: Vec<usize>,
 }
 
 /// What a route is worth when the host cannot do everything.
@@ -150,6 +152,7 @@ mod tests {
             demands: Demands::default(),
             pass_authorization: false,
             priority: Priority::Normal,
+            limits: vec![],
         }
     }
 

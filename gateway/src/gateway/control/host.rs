@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use tokio::{task::spawn_blocking, time::MissedTickBehavior};
 
-use super::{super::kernel_settings, Control};
+use super::{super::kernel_settings, Control, upstreams::networks};
 use crate::{
     admin::{
         metrics::Reading,
@@ -127,17 +127,29 @@ impl Control {
         }
     }
 
-    /// Writes the divided allowances, and whether it drops as it did: an operator may have switched that.
     fn tighten(&self, divisor: u32) {
-        let settings = kernel_settings(&self.config.borrow());
-        let mut kernel = self.kernel.borrow_mut();
-        let (Some(kernel), Ok(Some(settings))) = (kernel.as_mut(), settings) else { return };
-        let enforce = kernel.status().enforce;
-        let settings = Settings { enforce, ..tightened(settings, divisor) };
-        match kernel.apply(&settings) {
-            Ok(_) => tracing::warn!(divisor, "allowances for new connections in the kernel"),
-            Err(error) => tracing::error!(error = %error, "allowances in the kernel not changed"),
+        match self.rewrite_kernel() {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!(divisor, "allowances for new connections in the kernel"),
+            Err(why) => tracing::error!(detail = why, "allowances in the kernel not changed"),
         }
+    }
+
+    /// Writes the kernel's settings as they are in force: with the addresses of upstreams, the divided
+    /// allowances, and dropping or not as it does now, for an operator may have switched that. False
+    /// without a kernel half.
+    pub(super) fn rewrite_kernel(&self) -> Result<bool, String> {
+        let upstreams = networks(&self.addresses.borrow());
+        let settings = kernel_settings(&self.config.borrow(), &upstreams);
+        let settings = settings.map_err(|error| error.to_string())?;
+        let mut kernel = self.kernel.borrow_mut();
+        let (Some(kernel), Some(settings)) = (kernel.as_mut(), settings) else { return Ok(false) };
+        let enforce = kernel.status().enforce;
+        let settings = Settings { enforce, ..tightened(settings, self.divisor()) };
+        for notice in kernel.apply(&settings).map_err(|error| error.to_string())? {
+            tracing::info!(detail = %notice, "xdp");
+        }
+        Ok(true)
     }
 
     /// Why the host should get no traffic.
