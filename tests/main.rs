@@ -38,6 +38,7 @@ mod enforce;
 mod feedback;
 mod follow;
 mod handover;
+mod host;
 mod hostile;
 mod http2;
 mod identity;

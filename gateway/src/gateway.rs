@@ -48,6 +48,7 @@ use crate::{
         socket,
     },
     config::{self, Config, Disk, Problems, Warning},
+    host,
     kernel::{Kernel, KernelError},
     net::{
         activation, addresses,
@@ -211,6 +212,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(room.connections_max, config.server.max_connections_per_source),
+        host: host::Published::default(),
         evidence,
         news: news_receiver,
         unknown_keys,
@@ -249,6 +251,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let went_well = LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
+        tokio::task::spawn_local(control::host::follow(control.clone()));
         serve(control, signals, evidence_receiver, estate.before).await
     });
     tracing::info!("stopped");
@@ -463,7 +466,10 @@ async fn answer_monitors(control: Rc<Control>, listener: TcpListener) {
             match page {
                 monitor::Page::Metrics => monitor::Content::Metrics(control.metrics().await),
                 monitor::Page::Live => monitor::Content::Health(Ok(())),
-                monitor::Page::Ready => monitor::Content::Health(control.readiness()),
+                monitor::Page::Ready => match control.readiness() {
+                    Ok(()) => monitor::Content::Ready(control.notes()),
+                    Err(why) => monitor::Content::Health(Err(why)),
+                },
             }
         }
     })

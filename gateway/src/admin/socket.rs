@@ -288,6 +288,38 @@ pub struct Status {
     pub refused_files: Vec<RefusedFile>,
     /// Who issues tokens, and how their keys stand.
     pub issuers: Vec<IssuerStatus>,
+    /// The machine; `None` before it was looked at.
+    pub host: Option<HostStatus>,
+}
+
+/// The machine in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// What is shed, in a word: `normal`, `strained`, `no_strangers`, `essential`, `critical`.
+    pub stage: String,
+    /// Why, when it is not `normal`.
+    pub why: Option<String>,
+    /// The hottest CPU sensor, in °C; `None` without sensors.
+    pub celsius: Option<f64>,
+    /// Times that CPUs were slowed down for their heat, since the machine's start.
+    pub throttle_events: Option<u64>,
+    /// Its clock.
+    pub clock: ClockStatus,
+}
+
+/// The clock in [`HostStatus`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// Who says so: `chrony`, `kernel`, `unknown`.
+    pub keeper: String,
+    /// Whether something keeps it right; `None`: nobody knows.
+    pub synchronized: Option<bool>,
+    /// How far it is ahead, in seconds.
+    pub offset_s: Option<f64>,
+    /// It is at most this far off, in seconds.
+    pub max_error_s: Option<f64>,
+    /// The longest leeway that tokens are granted, in seconds; `None` without issuers.
+    pub leeway_s: Option<u64>,
 }
 
 /// One issuer in [`Status`].

@@ -2,6 +2,7 @@
 
 mod drain;
 pub(super) mod drops;
+pub(super) mod host;
 mod succession;
 pub(super) mod upstreams;
 
@@ -123,6 +124,7 @@ pub(super) struct Control {
     generation: Cell<u64>,
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
+    host: RefCell<host::Watcher>,
     /// Where the names of upstream servers lead to.
     addresses: RefCell<Addresses>,
     started_at: Instant,
@@ -213,6 +215,7 @@ impl Control {
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
+            host: RefCell::default(),
             addresses: RefCell::new(addresses),
             started_at: time::monotonic(),
         }
@@ -483,6 +486,8 @@ impl Control {
         upstreams::look_up_new(&config, &mut addresses);
         let settings = kernel_settings(&config, &upstreams::networks(&addresses))
             .map_err(|error| error.to_string())?;
+        // A hot host stays as careful as it is.
+        let settings = settings.map(|settings| host::tightened(settings, self.divisor()));
         let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
         let listeners = self
             .listeners
@@ -659,6 +664,7 @@ impl Control {
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
             return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
+        self.host_readiness()?;
         // While another process takes over, the program filters on, and the other says how it is.
         if self.config.borrow().xdp.is_none() || self.succession.borrow().is_under_way {
             return Ok(());
@@ -959,6 +965,7 @@ impl Control {
             .collect();
         let readiness = self.readiness();
         Status {
+            host: self.host_status(),
             issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -1112,6 +1119,7 @@ impl Control {
         ];
         readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
+        readings.extend(self.host_readings());
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         readings.extend(self.upstream_readings());
         let rows = self.ban_rows().unwrap_or_default();

@@ -31,6 +31,7 @@ use crate::{
         metrics::{Consumer, Consumers, WorkerMetrics},
         repeats::{Repeated, Repeats},
     },
+    host,
     http::connection::{self, Arrival},
     identity::token::Cache,
     policy::{
@@ -115,6 +116,8 @@ pub struct Shared {
     pub published: Published,
     /// Who may connect.
     pub admission: Admission,
+    /// What the host can do, and what its clock is worth.
+    pub host: host::Published,
     /// Evidence goes here, and the sender never waits.
     pub evidence: mpsc::Sender<Evidence>,
     /// Tells connections that another state was published.
