@@ -39,6 +39,7 @@ mod follow;
 mod identity;
 mod interfaces;
 mod issuer;
+mod limits;
 mod listeners;
 mod live;
 mod lockout;

@@ -13,6 +13,7 @@ mod listeners;
 mod material;
 mod refresh;
 mod spared;
+mod vouching;
 
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
@@ -175,6 +176,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     trace_to(&log);
     announce(&config, &warnings, workers);
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (vouchers, voucher_receiver) = mpsc::channel(vouching::VOUCHERS_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
@@ -184,6 +186,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         evidence,
         news: news_receiver,
         unknown_keys,
+        vouchers,
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -211,6 +214,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
+        tokio::task::spawn_local(vouching::follow(control.clone(), voucher_receiver));
         serve(control, signals, evidence_receiver).await;
     });
     tracing::info!("stopped");
