@@ -166,6 +166,10 @@ pub struct WorkerMetrics {
     pub limit_decisions: BTreeMap<(Arc<str>, Decision), u64>,
     /// Requests over a limit, by its name and whom they were counted for.
     pub limited: LruCache<(Arc<str>, String), u64>,
+    /// Requests sent once more, by upstream.
+    pub upstream_repeated: BTreeMap<Arc<str>, u64>,
+    /// Answers that broke off after their head, by upstream and how.
+    pub upstream_cut: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Evidence that found the feedback queue full.
     pub evidence_lost: u64,
     /// Log lines that found the log's queue full.
@@ -193,6 +197,8 @@ impl WorkerMetrics {
             upstream_requests: BTreeMap::new(),
             limit_decisions: BTreeMap::new(),
             limited: LruCache::new(LIMITED_MAX),
+            upstream_repeated: BTreeMap::new(),
+            upstream_cut: BTreeMap::new(),
             evidence_lost: 0,
             log_lines_lost: 0,
         }
@@ -271,6 +277,8 @@ impl WorkerMetrics {
             }
             self.limited.put(key.clone(), known + count);
         }
+        add_map(&mut self.upstream_repeated, &other.upstream_repeated);
+        add_map(&mut self.upstream_cut, &other.upstream_cut);
         self.evidence_lost += other.evidence_lost;
         self.log_lines_lost += other.log_lines_lost;
     }
@@ -419,6 +427,16 @@ pub fn page(
     head(&mut out, name, "counter", "What limits said of requests.");
     for ((limit, decision), count) in &workers.limit_decisions {
         line(&mut out, name, &[("limit", limit), ("decision", decision.word())], count);
+    }
+    let name = "gateway_upstream_repeated_total";
+    head(&mut out, name, "counter", "Requests sent to an upstream once more.");
+    for (upstream, count) in &workers.upstream_repeated {
+        line(&mut out, name, &[("upstream", upstream)], count);
+    }
+    let name = "gateway_upstream_bodies_cut_total";
+    head(&mut out, name, "counter", "Answers of upstreams that broke off after their head.");
+    for ((upstream, how), count) in &workers.upstream_cut {
+        line(&mut out, name, &[("upstream", upstream), ("how", how)], count);
     }
     reasons(&mut out, "gateway_bans_total", "Bans set.", &control.bans);
     let name = "gateway_ban_feedback_seconds";

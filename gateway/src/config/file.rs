@@ -6,11 +6,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol,
+    Balance, CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, UpstreamProtocol,
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
-    value::{self, Between, ClientAuth, Proof, duration_between},
+    value::{self, Between, ClientAuth, Proof, ProxyProtocol, duration_between},
 };
 use crate::{
     fetch::Url,
@@ -23,6 +23,7 @@ use crate::{
     policy::hours::Hours,
 };
 
+mod clients;
 pub(super) mod limit;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,6 +44,7 @@ pub(super) struct File {
     pub(super) routes: Vec<Route>,
     pub(super) limits: Vec<limit::Limit>,
     pub(super) xdp: Xdp,
+    pub(super) clients: clients::Clients,
     pub(super) bans: Bans,
     pub(super) admin: Admin,
     pub(super) log: Log,
@@ -55,6 +57,9 @@ pub(super) struct Server {
     pub(super) drain_timeout: At<Duration>,
     pub(super) drain_delay: At<Duration>,
     pub(super) max_connections: At<usize>,
+    pub(super) max_connections_per_source: At<usize>,
+    pub(super) backlog: At<u32>,
+    pub(super) cpu_steering: At<bool>,
 }
 
 /// `[[listener]]`.
@@ -63,6 +68,8 @@ pub(super) struct Listener {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<SocketAddr>>,
     pub(super) protocols: Vec<Protocol>,
+    pub(super) proxy_protocol: At<ProxyProtocol>,
+    pub(super) trusted_proxies: Option<At<Vec<At<IpNet>>>>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -148,8 +155,36 @@ pub(super) struct Identity {
 pub(super) struct Upstream {
     pub(super) name: Option<At<String>>,
     pub(super) servers: Option<Vec<At<Endpoint>>>,
+    pub(super) protocol: At<UpstreamProtocol>,
+    pub(super) balance: At<Balance>,
     pub(super) connect_timeout: At<Duration>,
     pub(super) response_timeout: At<Duration>,
+    pub(super) idle_timeout: At<Duration>,
+    pub(super) max_requests: At<usize>,
+    pub(super) max_waiting: At<usize>,
+    pub(super) health: Option<HealthFile>,
+    pub(super) tls: Option<UpstreamTlsFile>,
+}
+
+/// `[upstream.health]`.
+#[derive(Debug)]
+pub(super) struct HealthFile {
+    pub(super) path: Option<At<String>>,
+    pub(super) interval: At<Duration>,
+    pub(super) timeout: At<Duration>,
+    pub(super) healthy: At<u32>,
+    pub(super) unhealthy: At<u32>,
+}
+
+/// `[upstream.tls]`.
+#[derive(Debug)]
+pub(super) struct UpstreamTlsFile {
+    pub(super) place: Place,
+    /// `system`, or a file.
+    pub(super) ca: Option<At<PathBuf>>,
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) private_key: Option<At<PathBuf>>,
+    pub(super) server_name: Option<At<String>>,
 }
 
 /// `[[route]]`.
@@ -250,6 +285,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         routes: routes(&root, report),
         limits: limit::limits(&root),
         xdp: xdp(&table("xdp")),
+        clients: clients::read(&table("clients")),
         bans: bans(&table("bans")),
         admin: admin(&table("admin")),
         log: log(&table("log")),
@@ -271,6 +307,17 @@ fn server(section: &Section<'_>) -> Server {
             integer(1..=1_048_576, "each takes a file, and a process has at most 1048576"),
             100_000,
         ),
+        max_connections_per_source: section.or(
+            "max_connections_per_source",
+            integer(1..=1_048_576, "as many as max_connections is no bound for each"),
+            1_000,
+        ),
+        backlog: section.or(
+            "backlog",
+            integer(1..=65_535, "the kernel counts them in sixteen bits"),
+            4_096,
+        ),
+        cpu_steering: section.or("cpu_steering", boolean, false),
     }
 }
 
@@ -283,8 +330,6 @@ fn listeners(root: &Section<'_>) -> Vec<Listener> {
 }
 
 fn listener(section: &Section<'_>) -> Listener {
-    section.not_yet("proxy_protocol", Neutral::Word("off"), "write \"off\" or leave it out");
-    section.not_yet("trusted_proxies", Neutral::Empty, "leave it out");
     if !section.is_set("tls") {
         section.missing_table("listener.tls", "every listener speaks TLS");
     }
@@ -295,6 +340,12 @@ fn listener(section: &Section<'_>) -> Listener {
             || vec![Protocol::Http2, Protocol::Http1],
             |protocols| values(protocols.value),
         ),
+        proxy_protocol: section.or(
+            "proxy_protocol",
+            text(value::proxy_protocol),
+            ProxyProtocol::Off,
+        ),
+        trusted_proxies: section.list_or_empty("trusted_proxies", text(value::network)),
         tls: section.child("tls", "listener.tls").map(|section| tls(&section)),
     }
 }
@@ -434,9 +485,6 @@ fn revocation(section: &Section<'_>) -> Option<At<PathBuf>> {
 }
 
 fn upstream(section: &Section<'_>) -> Upstream {
-    section.not_yet("balance", Neutral::Word("round_robin"), "write \"round_robin\"");
-    section.not_yet("health", Neutral::Empty, "leave it out");
-    section.not_yet("tls", Neutral::Empty, "leave it out and use http:// servers");
     let connect = Between {
         min: Duration::from_millis(1),
         max: MINUTE,
@@ -447,15 +495,71 @@ fn upstream(section: &Section<'_>) -> Upstream {
         max: HOUR,
         why: "a request holds a connection on both sides meanwhile",
     };
+    let idle = Between {
+        min: Duration::from_millis(1),
+        max: DAY,
+        why: "a silent stream holds a connection on both sides meanwhile",
+    };
     Upstream {
         name: section.must("name", text(value::name)),
         servers: section.must_fill("servers", text(value::endpoint)),
+        protocol: section.or("protocol", text(value::upstream_protocol), UpstreamProtocol::Auto),
+        balance: section.or("balance", text(value::balance), Balance::RoundRobin),
         connect_timeout: section.or("connect_timeout", text(duration_between(connect)), 2 * SECOND),
         response_timeout: section.or(
             "response_timeout",
             text(duration_between(response)),
             30 * SECOND,
         ),
+        idle_timeout: section.or("idle_timeout", text(duration_between(idle)), 5 * MINUTE),
+        max_requests: section.or(
+            "max_requests",
+            integer(1..=1_000_000, "each takes a connection or a stream of one"),
+            1_000,
+        ),
+        max_waiting: section.or(
+            "max_waiting",
+            integer(0..=1_000_000, "each is a client that waits; 0 lets none wait"),
+            1_000,
+        ),
+        health: section.child("health", "upstream.health").map(|section| health(&section)),
+        tls: section.child("tls", "upstream.tls").map(|section| upstream_tls(&section)),
+    }
+}
+
+fn health(section: &Section<'_>) -> HealthFile {
+    let interval = Between {
+        min: Duration::from_millis(100),
+        max: HOUR,
+        why: "a server that is down gets requests until then",
+    };
+    let timeout = Between {
+        min: Duration::from_millis(1),
+        max: MINUTE,
+        why: "a server that is down gets requests until then",
+    };
+    let row = || integer(1..=100, "so many answers in a row");
+    HealthFile {
+        path: section.must("path", text(value::probe_path)),
+        interval: section.or("interval", text(duration_between(interval)), 5 * SECOND),
+        timeout: section.or("timeout", text(duration_between(timeout)), 2 * SECOND),
+        healthy: section.or("healthy", row(), 2),
+        unhealthy: section.or("unhealthy", row(), 3),
+    }
+}
+
+fn upstream_tls(section: &Section<'_>) -> UpstreamTlsFile {
+    // One without the other proves nothing.
+    if section.is_set("certificate") || section.is_set("private_key") {
+        section.required("certificate");
+        section.required("private_key");
+    }
+    UpstreamTlsFile {
+        place: section.place(),
+        ca: section.maybe("ca", text(value::path)),
+        certificate: section.maybe("certificate", text(value::path)),
+        private_key: section.maybe("private_key", text(value::path)),
+        server_name: section.maybe("server_name", text(value::host)),
     }
 }
 
@@ -733,16 +837,8 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
         let table: &[(&str, &[(&str, bool)])] = &[
-            ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
-            ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
-            (
-                "[[upstream]]\nbalance",
-                &[("\"round_robin\"", true), ("\"least_connections\"", false)],
-            ),
-            ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
-            ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
         for &(key, values) in table {

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, schema,
+    Balance, CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, UpstreamProtocol, schema,
     section::{Refused, shown},
 };
 use crate::{
@@ -339,20 +339,16 @@ pub(super) fn host(text: &str) -> Result<String, Refused> {
     Ok(host)
 }
 
-/// `http://host:port`; the port defaults to 80.
+/// `http://host:port` or `https://host:port`; the port defaults to 80 or 443.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, Refused> {
     let written = shown(text);
     let malformed = |what: &str| {
         Refused::bad(format!("has {written}: {what}; write it as in \"http://127.0.0.1:9001\""))
     };
-    if text.starts_with("https://") {
-        return Err(Refused::not_yet(
-            format_args!("TLS to an upstream, as in {written}"),
-            "use http:// on a network you trust, or a TLS proxy beside the server",
-        ));
-    }
-    let rest =
-        text.strip_prefix("http://").ok_or_else(|| malformed("a server begins with http://"))?;
+    let is_tls = text.starts_with("https://");
+    let default_port = if is_tls { "443" } else { "80" };
+    let rest = text.strip_prefix(if is_tls { "https://" } else { "http://" });
+    let rest = rest.ok_or_else(|| malformed("a server begins with http:// or https://"))?;
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
         return Err(malformed("a server has no path, the request brings its own"));
@@ -367,14 +363,14 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Refused> {
             let address: Ipv6Addr =
                 address.parse().map_err(|_| malformed("no IPv6 address is between [ and ]"))?;
             let port = match after {
-                "" => Some("80"),
+                "" => Some(default_port),
                 after => after.strip_prefix(':'),
             };
             (address.to_string(), port.ok_or_else(|| malformed("after ] comes : and a port"))?)
         }
         None => match authority.split_once(':') {
             Some((host, port)) => (host.to_owned(), port),
-            None => (authority.to_owned(), "80"),
+            None => (authority.to_owned(), default_port),
         },
     };
     let port =
@@ -383,7 +379,37 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Refused> {
     if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
         return Err(malformed("nobody can connect to this address"));
     }
-    Ok(Endpoint { host, port })
+    Ok(Endpoint { host, port, is_tls })
+}
+
+/// What a server is asked for beside the requests: path and query.
+pub(super) fn probe_path(text: &str) -> Result<String, Refused> {
+    let parsed = text.parse::<http::uri::PathAndQuery>();
+    // What it was taken for must be what was written.
+    match parsed {
+        Ok(target) if target.as_str() == text && text.starts_with('/') => Ok(text.to_owned()),
+        _ => Err(Refused::bad(format!(
+            "is {}, which is no path; write it as in \"/health\"",
+            shown(text)
+        ))),
+    }
+}
+
+/// `protocol` of an upstream.
+pub(super) fn upstream_protocol(text: &str) -> Result<UpstreamProtocol, Refused> {
+    let words = [
+        ("auto", UpstreamProtocol::Auto),
+        ("http/1.1", UpstreamProtocol::Http1),
+        ("h2", UpstreamProtocol::Http2),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `balance` of an upstream.
+pub(super) fn balance(text: &str) -> Result<Balance, Refused> {
+    let words =
+        [("round_robin", Balance::RoundRobin), ("least_connections", Balance::LeastConnections)];
+    word(text, &words, &[], "")
 }
 
 /// A whole-segment prefix of request paths. Only paths in the one form that requests are compared
@@ -544,6 +570,21 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
+/// `proxy_protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyProtocol {
+    /// Clients connect themselves.
+    Off,
+    /// Only proxies connect, each with a header.
+    Required,
+}
+
+/// `off`, `required`.
+pub(super) fn proxy_protocol(text: &str) -> Result<ProxyProtocol, Refused> {
+    let words = [("off", ProxyProtocol::Off), ("required", ProxyProtocol::Required)];
+    word(text, &words, &[], "")
+}
+
 pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
     let words = [
         ("required", ClientAuth::Required),
@@ -1031,7 +1072,8 @@ mod tests {
 
     #[test]
     fn servers() {
-        let to = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port });
+        let to = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port, is_tls: false });
+        let secure = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port, is_tls: true });
         let refused = |text: &str, why: &str| {
             format!("has {text:?}: {why}; write it as in \"http://127.0.0.1:9001\"")
         };
@@ -1043,11 +1085,14 @@ mod tests {
                 ("http://[::1]:80", to("::1", 80)),
                 ("http://[::1]", to("::1", 80)),
                 ("http://Orders.internal", to("orders.internal", 80)),
+                ("https://orders.internal", secure("orders.internal", 443)),
+                ("https://[::1]", secure("::1", 443)),
+                ("https://192.0.2.1:8443", secure("192.0.2.1", 8443)),
             ],
         );
         for (text, why) in [
-            ("127.0.0.1:9001", "a server begins with http://"),
-            ("HTTP://127.0.0.1", "a server begins with http://"),
+            ("127.0.0.1:9001", "a server begins with http:// or https://"),
+            ("HTTP://127.0.0.1", "a server begins with http:// or https://"),
             ("http://", "this is no host name or address"),
             ("http://a b", "this is no host name or address"),
             ("http://256.1.1.1", "this is no host name or address"),
@@ -1064,7 +1109,6 @@ mod tests {
         ] {
             assert_eq!(endpoint(text).unwrap_err().text, refused(text, why));
         }
-        assert_eq!(endpoint("https://a").unwrap_err().kind, Kind::NotSupported);
     }
 
     #[test]

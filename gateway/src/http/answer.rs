@@ -48,6 +48,9 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     if let Refusal::Draining = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(DRAINING_RETRY_AFTER_S));
     }
+    if let Some(seconds) = upstream_retry_after_s(refusal) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if let Refusal::MethodNotAllowed { allow } = refusal
         && let Ok(allow) = HeaderValue::from_str(allow)
     {
@@ -55,6 +58,19 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     }
     super::headers::to_client(status, headers);
     response
+}
+
+/// When a request to an upstream that cannot take it now may be worth another try: whole seconds, and
+/// never at once.
+fn upstream_retry_after_s(refusal: &Refusal) -> Option<u64> {
+    match refusal {
+        Refusal::NoHealthyUpstream { retry_after } => {
+            Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
+        }
+        Refusal::UpstreamOverloaded => Some(1),
+        _ => None,
+    }
+    .map(|seconds| seconds.max(1))
 }
 
 /// What the client is told. No value of the token, the configuration or the upstream.
@@ -86,9 +102,14 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::OverLimit(_) => "There were more requests from this address than it may make.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
         Refusal::Draining => "The gateway is about to end here; connect again.",
-        Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
+        Refusal::BodyTooSlow => "The request's body did not come in time.",
+        Refusal::RequestTooLong => "The request took too long.",
+        Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
             "The service behind the gateway failed."
         }
+        Refusal::NoHealthyUpstream { .. } => "The service behind the gateway is not available now.",
+        Refusal::UpstreamOverloaded => "The service behind the gateway has more to do than it can.",
+        Refusal::RequestStalled { .. } => "The request's body did not come in time.",
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
 }
@@ -152,8 +173,11 @@ mod tests {
             Refusal::MissingToken,
             Refusal::Draining,
             Refusal::InsufficientScope { required: "read:orders".into() },
-            Refusal::UpstreamUnreachable,
-            Refusal::UpstreamFailed,
+            Refusal::UpstreamUnreachable { detail: "refused".into() },
+            Refusal::UpstreamFailed { detail: "reset".into() },
+            Refusal::NoHealthyUpstream { retry_after: Duration::ZERO },
+            Refusal::UpstreamOverloaded,
+            Refusal::RequestStalled { waited: Duration::from_secs(1) },
             Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
         ] {
             let (status, headers, body) = read(&refusal);
@@ -184,6 +208,24 @@ mod tests {
             assert_eq!((status.as_u16(), &body["reason"]), (429, &reason.into()));
             assert_eq!(headers[header::RETRY_AFTER], seconds);
             assert!(!body.to_string().contains("per-client"), "the client is not told names");
+        }
+    }
+
+    #[test]
+    fn when_to_ask_again_is_said_in_whole_seconds() {
+        let out =
+            |millis| Refusal::NoHealthyUpstream { retry_after: Duration::from_millis(millis) };
+        for (refusal, expected) in [
+            (out(0), "1"),
+            (out(1_001), "2"),
+            (out(5_000), "5"),
+            (Refusal::UpstreamOverloaded, "1"),
+        ] {
+            let (status, headers, _) = read(&refusal);
+            assert_eq!(
+                (status.as_u16(), &headers[header::RETRY_AFTER]),
+                (503, &expected.parse::<HeaderValue>().unwrap())
+            );
         }
     }
 

@@ -80,6 +80,17 @@ pub struct Evidence {
     pub reason: Reason,
     /// When it was refused.
     pub at: Instant,
+    /// How it came here.
+    pub arrived: Arrived,
+}
+
+/// How a client's packets come here, which decides where it can be kept out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// From its own address.
+    Directly,
+    /// From a proxy's address, which the kernel must not drop; its own never reaches the kernel.
+    ThroughProxy,
 }
 
 /// A source to be dropped by the kernel from now on.
@@ -101,6 +112,8 @@ pub struct Block {
     pub threshold: u32,
     /// The last refusals, the newest first.
     pub lately: [Option<Reason>; LATELY],
+    /// How the source came here then.
+    pub arrived: Arrived,
 }
 
 /// Refusals that are remembered of one source, for an operator who asks why.
@@ -212,6 +225,7 @@ impl Ledger {
             points: points.round() as u32,
             threshold: threshold.round() as u32,
             lately: lately.map(|entry| entry.map(|(reason, _)| reason)),
+            arrived: evidence.arrived,
         })
     }
 
@@ -353,7 +367,7 @@ mod tests {
     }
 
     fn evidence(source: Source, reason: Reason, at: Instant) -> Evidence {
-        Evidence { source, reason, at }
+        Evidence { source, reason, at, arrived: Arrived::Directly }
     }
 
     #[test]
