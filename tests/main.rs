@@ -44,6 +44,7 @@ mod http2;
 mod identity;
 mod interfaces;
 mod issuer;
+mod limits;
 mod listeners;
 mod live;
 mod lockout;

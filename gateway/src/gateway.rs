@@ -14,6 +14,7 @@ mod material;
 mod refresh;
 mod spared;
 mod takeover;
+mod vouching;
 
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
@@ -206,6 +207,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         tracing::warn!(detail = unused, "a socket that was passed has no use here and is closed");
     }
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (vouchers, voucher_receiver) = mpsc::channel(vouching::VOUCHERS_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
@@ -216,6 +218,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         evidence,
         news: news_receiver,
         unknown_keys,
+        vouchers,
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -252,6 +255,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
         tokio::task::spawn_local(control::host::follow(control.clone()));
+        tokio::task::spawn_local(vouching::follow(control.clone(), voucher_receiver));
         serve(control, signals, evidence_receiver, estate.before).await
     });
     tracing::info!("stopped");

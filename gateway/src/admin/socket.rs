@@ -103,7 +103,7 @@ pub struct BanRow {
     pub level: u32,
     /// Time left, in seconds.
     pub remaining_s: f64,
-    /// The operator's words, while the daemon that heard them runs.
+    /// The operator's words, or what the ban rests on, while the daemon that set it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -131,6 +131,12 @@ pub struct Explanation {
     pub points: f64,
     /// Points at which it would be banned.
     pub threshold: u32,
+    /// Points at which sources are banned that nobody speaks for.
+    #[serde(default)]
+    pub threshold_of_everybody: u32,
+    /// Good clients seen there of late, each by how long ago.
+    #[serde(default)]
+    pub good_clients: f64,
     /// Step of the ladder that the next ban would have.
     pub next_level: u32,
     /// The last refusals, the newest first.
@@ -210,6 +216,9 @@ pub struct Overview {
     pub refusals: Vec<CountRow>,
     /// Requests by consumer.
     pub consumers: Vec<CountRow>,
+    /// Requests over a limit, by limit and whom they were counted for.
+    #[serde(default)]
+    pub limited: Vec<CountRow>,
 }
 
 /// One counter of the XDP program in [`Overview`].
@@ -288,7 +297,11 @@ pub struct Status {
     pub refused_files: Vec<RefusedFile>,
     /// Who issues tokens, and how their keys stand.
     pub issuers: Vec<IssuerStatus>,
+    /// Limits on requests.
+    #[serde(default)]
+    pub limits: Vec<LimitStatus>,
     /// The machine; `None` before it was looked at.
+    #[serde(default)]
     pub host: Option<HostStatus>,
 }
 
@@ -339,6 +352,23 @@ pub struct IssuerStatus {
     pub next_fetch_s: Option<u64>,
     /// Why the last question had no usable answer; `None` when it had one.
     pub last_error: Option<String>,
+}
+
+/// One limit in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Its name.
+    pub name: String,
+    /// What it counts by.
+    pub key: String,
+    /// Its rates.
+    pub rates: Vec<String>,
+    /// Whether it refuses, or only counts.
+    pub enforce: bool,
+    /// Consumers that have used something of it.
+    pub consumers: usize,
+    /// Consumers that there is room for.
+    pub entries: usize,
 }
 
 /// The kernel half in [`Status`].

@@ -55,6 +55,17 @@ fn show(status: &Status) {
             }
         }
     }
+    for limit in &status.limits {
+        println!(
+            "limit         {}: {} by {}, {} of {} consumers, {}",
+            limit.name,
+            limit.rates.join(" and "),
+            limit.key,
+            limit.consumers,
+            limit.entries,
+            if limit.enforce { "enforcing" } else { "observing" }
+        );
+    }
     for certificate in &status.certificates {
         let left = match u64::try_from(certificate.remaining_s) {
             Ok(left) => format!("valid for {}", span(left)),

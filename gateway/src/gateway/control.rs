@@ -1,5 +1,6 @@
 //! The control thread's state and what it does with it: bans, reloads, answers, the drain.
 
+mod classes;
 mod drain;
 pub(super) mod drops;
 pub(super) mod host;
@@ -41,8 +42,8 @@ use crate::{
         notify::Notify,
         socket::{
             AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
-            Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
-            XdpInterface, XdpStatus,
+            LimitStatus, Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow,
+            Status, XdpInterface, XdpStatus,
         },
     },
     config::{self, Config, Disk, Issuer, KeySource},
@@ -54,6 +55,7 @@ use crate::{
     },
     policy::{
         Reason,
+        limit::{Limiter, Limiters, Mode},
         penalty::{self, Arrived, Block, Evidence, Ledger, overlaps},
     },
     snapshot::{Published, Snapshot},
@@ -107,6 +109,8 @@ pub(super) struct Control {
     /// Bans in force when there is no kernel half to keep them.
     bans: RefCell<HashMap<Source, UserBan>>,
     ledger: RefCell<Ledger>,
+    /// Sources whose limits in the kernel differ from everybody's.
+    classes: RefCell<classes::Classes>,
     /// Never dropped: own addresses, gateways, upstreams, `[xdp].allow`.
     exempt: RefCell<Vec<IpNet>>,
     /// Never banned, by evidence or by hand: the exempt and `[bans].never`.
@@ -191,6 +195,7 @@ impl Control {
         Control {
             path: path.to_path_buf(),
             ledger: RefCell::new(Ledger::new(settings)),
+            classes: RefCell::default(),
             exempt: RefCell::default(),
             never: RefCell::default(),
             config: RefCell::new(config),
@@ -289,10 +294,26 @@ impl Control {
 
     /// Evidence → blocks → bans, all of a batch in one turn.
     pub(super) fn judge(&self, batch: impl Iterator<Item = Evidence>) {
+        let mut sources = Vec::new();
         let blocks: Vec<Block> = {
             let mut ledger = self.ledger.borrow_mut();
-            batch.filter_map(|evidence| ledger.record(evidence)).collect()
+            batch
+                .filter_map(|evidence| {
+                    // Packets of who came through a proxy bear the proxy's address.
+                    if evidence.arrived == Arrived::Directly {
+                        sources.push(evidence.source);
+                    }
+                    ledger.record(evidence)
+                })
+                .collect()
         };
+        self.carry_out(blocks);
+        sources.sort_unstable_by_key(|source| source.word());
+        sources.dedup();
+        self.classify(sources.into_iter());
+    }
+
+    fn carry_out(&self, blocks: Vec<Block>) {
         if blocks.is_empty() {
             return;
         }
@@ -318,6 +339,7 @@ impl Control {
                 Ok(()) => {
                     metrics.ban_feedback.observe(took);
                     *metrics.bans.entry(block.reason).or_default() += 1;
+                    self.note(source.to_string(), reasons(block));
                     tracing::warn!(
                         source = %source,
                         reason = block.reason.word(),
@@ -328,7 +350,10 @@ impl Control {
                         "ban"
                     );
                 }
-                Err(why) => tracing::error!(source = %source, detail = %why, "ban not set"),
+                Err(why) => {
+                    self.ledger.borrow_mut().release(source);
+                    tracing::error!(source = %source, detail = %why, "ban not set");
+                }
             }
         }
     }
@@ -437,6 +462,22 @@ impl Control {
         }
         let now = time::monotonic();
         self.bans.borrow_mut().retain(|_, ban| now < ban.until);
+        self.classes.borrow_mut().sweep(now);
+        // Notes of bans that have ended, once there are many.
+        if self.notes.borrow().len() > NOTES_MAX / 2
+            && let Ok(rows) = self.ban_rows()
+        {
+            let banned: HashSet<String> = rows.into_iter().map(|row| row.source).collect();
+            self.notes.borrow_mut().retain(|source, _| banned.contains(source));
+        }
+    }
+
+    /// Keeps why somebody is banned, in words, beside the ban.
+    fn note(&self, source: String, note: String) {
+        let mut notes = self.notes.borrow_mut();
+        if notes.len() < NOTES_MAX || notes.contains_key(&source) {
+            notes.insert(source, note);
+        }
     }
 
     /// SIGHUP: all of it, or nothing and one line that says why.
@@ -727,10 +768,9 @@ impl Control {
             note,
             "ban"
         );
-        let mut notes = self.notes.borrow_mut();
-        if let Some(mut note) = note.filter(|_| notes.len() < NOTES_MAX) {
+        if let Some(mut note) = note {
             note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
-            notes.insert(name.clone(), note);
+            self.note(name.clone(), note);
         }
         Ok(json!({ "source": name, "for_s": for_s }))
     }
@@ -833,7 +873,9 @@ impl Control {
                 .map(allowance)
                 .collect(),
             points: account.as_ref().map_or(0.0, |account| (account.points * 10.0).round() / 10.0),
-            threshold: ledger.threshold(),
+            threshold: ledger.threshold_of(source, time::monotonic()).round() as u32,
+            threshold_of_everybody: ledger.threshold(),
+            good_clients: (ledger.good(source, time::monotonic()) * 10.0).round() / 10.0,
             next_level: account.as_ref().map_or(0, |account| account.level),
             lately: lately
                 .map(|(reason, ago)| PastRefusal {
@@ -854,6 +896,8 @@ impl Control {
         };
         // What this process holds open would keep the program attached.
         drop(self.kernel.borrow_mut().take());
+        // With the program go its bans.
+        self.ledger.borrow_mut().release_all();
         let detached = kernel::detach(&settings.pin).map_err(|error| error.to_string())?;
         tracing::warn!(interfaces = detached.interfaces.join(" "), "xdp detached by an operator");
         Ok(json!({ "interfaces": detached.interfaces }))
@@ -964,8 +1008,10 @@ impl Control {
             .map(|(issuer, (_, keys))| self.issuer_status(issuer, keys))
             .collect();
         let readiness = self.readiness();
+        let now = time::monotonic();
         Status {
             host: self.host_status(),
+            limits: snapshot.limits.iter().map(|limiter| limit_status(limiter, now)).collect(),
             issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -1064,8 +1110,8 @@ impl Control {
         for ((consumer, _, _), count) in &counted.requests {
             *consumers.entry(consumer.name(&names)).or_default() += count;
         }
-        let row =
-            |(name, count): (&str, u64)| CountRow { name: name.to_owned(), count, per_s: 0.0 };
+        let row_of = |name: String, count| CountRow { name, count, per_s: 0.0 };
+        let row = |(name, count): (&str, u64)| row_of(name.to_owned(), count);
         let mut consumers: Vec<CountRow> = consumers.into_iter().map(row).collect();
         consumers.sort_by_key(|row| std::cmp::Reverse(row.count));
         Ok(Overview {
@@ -1076,6 +1122,11 @@ impl Control {
             sources,
             refusals: refusals.into_iter().map(row).collect(),
             consumers,
+            limited: counted
+                .limited
+                .iter()
+                .map(|((limit, subject), count)| row_of(format!("{limit}: {subject}"), *count))
+                .collect(),
         })
     }
 
@@ -1133,6 +1184,7 @@ impl Control {
             kind: "gauge",
             series: vec![active("evidence"), active("operator")],
         });
+        readings.extend(limit_readings(&self.shared.published.load().limits, time::monotonic()));
         if let Some(kernel) = self.kernel.borrow().as_ref() {
             readings.extend(kernel_readings(kernel));
         }
@@ -1195,6 +1247,41 @@ fn tls_readings(config: &Config, snapshot: &Snapshot, now: UnixTime) -> [Reading
         ),
         gauge("gateway_tls_crl_entries", "Certificates on a revocation list.", by_issuer(revoked)),
     ]
+}
+
+/// How full the tables of limits are.
+fn limit_readings(limits: &Limiters, now: Instant) -> [Reading; 2] {
+    let series = |value: &dyn Fn(&Limiter) -> f64| {
+        let of =
+            |limiter: &Limiter| (vec![("limit", limiter.limit().name.to_string())], value(limiter));
+        limits.iter().map(of).collect()
+    };
+    [
+        Reading {
+            name: "gateway_ratelimit_consumers",
+            help: "Consumers that have used something of a limit.",
+            kind: "gauge",
+            series: series(&|limiter| limiter.table().active(now) as f64),
+        },
+        Reading {
+            name: "gateway_ratelimit_forgotten_total",
+            help: "Consumers forgotten before all of a limit was theirs again: entries is too small.",
+            kind: "counter",
+            series: series(&|limiter| limiter.table().forgotten() as f64),
+        },
+    ]
+}
+
+fn limit_status(limiter: &Limiter, now: Instant) -> LimitStatus {
+    let (limit, table) = (limiter.limit(), limiter.table());
+    LimitStatus {
+        name: limit.name.to_string(),
+        key: limit.key.word().to_owned(),
+        rates: limit.rates.iter().map(ToString::to_string).collect(),
+        enforce: limit.mode == Mode::Enforce,
+        consumers: table.active(now),
+        entries: table.entries(),
+    }
 }
 
 fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
@@ -1301,6 +1388,12 @@ fn allowance(allowance: &kernel::Allowance) -> AllowanceRow {
         left: allowance.left,
         burst: allowance.burst,
     }
+}
+
+/// What a ban by evidence rests on.
+fn reasons(block: &Block) -> String {
+    let lately: Vec<&str> = block.lately.iter().flatten().map(|reason| reason.word()).collect();
+    format!("{} points of {}, the last for {}", block.points, block.threshold, lately.join(", "))
 }
 
 fn origin_word(origin: u32) -> &'static str {

@@ -136,6 +136,7 @@ async fn serve(
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
     let permit = permit(candidate, &counting, &mut record.verdicts)?;
+    worker.vouch(connection.arrival.source, permit.identity(), record.started);
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
