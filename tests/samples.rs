@@ -191,7 +191,7 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::UnknownKey,
                     format!(
                         "{}:1: unknown key \"colour\" in [server]; there can be workers, \
-                     drain_timeout, max_connections",
+                     drain_timeout, drain_delay, max_connections",
                         line("max_connections")
                     ),
                 ),

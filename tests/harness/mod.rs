@@ -9,6 +9,7 @@
 pub mod bpf;
 pub mod client;
 pub mod clock;
+pub mod fixture_clock;
 pub mod flood;
 pub mod gateway;
 pub mod idp;

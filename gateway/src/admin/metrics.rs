@@ -156,6 +156,10 @@ pub struct WorkerMetrics {
     pub upstream_repeated: BTreeMap<Arc<str>, u64>,
     /// Answers that broke off after their head, by upstream and how.
     pub upstream_cut: BTreeMap<(Arc<str>, &'static str), u64>,
+    /// Open WebSockets.
+    pub tunnels_open: u64,
+    /// Ended WebSockets, by why.
+    pub tunnels_ended: BTreeMap<&'static str, u64>,
     /// Evidence that found the feedback queue full.
     pub evidence_lost: u64,
     /// Log lines that found the log's queue full.
@@ -183,13 +187,28 @@ impl WorkerMetrics {
             upstream_requests: BTreeMap::new(),
             upstream_repeated: BTreeMap::new(),
             upstream_cut: BTreeMap::new(),
+            tunnels_open: 0,
+            tunnels_ended: BTreeMap::new(),
             evidence_lost: 0,
             log_lines_lost: 0,
         }
     }
 
+    /// Makes room for the counts of so many listeners.
+    pub fn grow(&mut self, listeners: usize) {
+        for counts in [
+            &mut self.handshakes,
+            &mut self.handshakes_resumed,
+            &mut self.handshakes_failed,
+            &mut self.connections,
+        ] {
+            counts.resize(counts.len().max(listeners), 0);
+        }
+    }
+
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &WorkerMetrics) {
+        self.grow(other.connections.len());
         fn add_map<K: Ord + Clone>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
             for (key, count) in theirs {
                 *ours.entry(key.clone()).or_default() += count;
@@ -219,6 +238,8 @@ impl WorkerMetrics {
         add_map(&mut self.upstream_requests, &other.upstream_requests);
         add_map(&mut self.upstream_repeated, &other.upstream_repeated);
         add_map(&mut self.upstream_cut, &other.upstream_cut);
+        self.tunnels_open += other.tunnels_open;
+        add_map(&mut self.tunnels_ended, &other.tunnels_ended);
         self.evidence_lost += other.evidence_lost;
         self.log_lines_lost += other.log_lines_lost;
     }
@@ -261,12 +282,13 @@ pub struct Reading {
     pub series: Vec<(Vec<(&'static str, String)>, f64)>,
 }
 
-/// The whole page in Prometheus' text format, version 0.0.4.
+/// The whole page in Prometheus' text format, version 0.0.4. `listeners` are the names of those to
+/// show, each with its place among the counts.
 pub fn page(
     workers: &WorkerMetrics,
     control: &ControlMetrics,
     consumers: &Consumers,
-    listeners: &[String],
+    listeners: &[(usize, String)],
     readings: &[Reading],
 ) -> String {
     let mut out = String::with_capacity(16 * 1024);
@@ -290,8 +312,9 @@ pub fn page(
     );
     let name = "gateway_tls_handshakes_total";
     head(&mut out, name, "counter", "Handshakes, by result.");
-    for (index, listener) in listeners.iter().enumerate() {
-        let count = |counts: &[u64]| counts.get(index).copied().unwrap_or_default();
+    let count = |counts: &[u64], place: usize| counts.get(place).copied().unwrap_or_default();
+    for (place, listener) in listeners {
+        let count = |counts: &[u64]| count(counts, *place);
         let done = count(&workers.handshakes);
         line(&mut out, name, &[("listener", listener), ("result", "ok")], done);
         let resumed = count(&workers.handshakes_resumed);
@@ -301,8 +324,8 @@ pub fn page(
     }
     let name = "gateway_connections";
     head(&mut out, name, "gauge", "Connections open now.");
-    for (listener, open) in listeners.iter().zip(&workers.connections) {
-        line(&mut out, name, &[("listener", listener)], open);
+    for (place, listener) in listeners {
+        line(&mut out, name, &[("listener", listener)], count(&workers.connections, *place));
     }
     reasons(
         &mut out,
@@ -371,6 +394,13 @@ pub fn page(
     for ((upstream, how), count) in &workers.upstream_cut {
         line(&mut out, name, &[("upstream", upstream), ("how", how)], count);
     }
+    let name = "gateway_websockets_ended_total";
+    head(&mut out, name, "counter", "Ended WebSockets, by why.");
+    for (how, count) in &workers.tunnels_ended {
+        line(&mut out, name, &[("reason", how)], count);
+    }
+    let open = "gateway_websockets_open";
+    single(&mut out, open, "gauge", "Open WebSockets.", workers.tunnels_open);
     reasons(&mut out, "gateway_bans_total", "Bans set.", &control.bans);
     let name = "gateway_ban_feedback_seconds";
     head(&mut out, name, "histogram", "From the deciding refusal to the ban in the kernel map.");
@@ -447,7 +477,7 @@ mod tests {
         two.requests.insert((odd, route, 200), 5);
         two.connections[0] = 4;
         one.add(&two);
-        let page = page(&one, &ControlMetrics::default(), &consumers, &["edge".into()], &[]);
+        let page = page(&one, &ControlMetrics::default(), &consumers, &[(0, "edge".into())], &[]);
         for expected in [
             r#"gateway_http_requests_total{consumer_id="a\"b\\c",route="orders",code="200"} 7"#,
             r#"gateway_connections{listener="edge"} 7"#,

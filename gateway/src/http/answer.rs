@@ -14,6 +14,9 @@ use crate::{
 /// `Retry-After` while an issuer cannot be asked: it is asked again about that often.
 const ISSUER_RETRY_AFTER_S: &str = "30";
 
+/// `Retry-After` while the process ends: another is there already, or soon.
+const DRAINING_RETRY_AFTER_S: &str = "1";
+
 /// The answer to a refused request.
 pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     let reason = refusal.reason();
@@ -37,6 +40,9 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     }
     if let Refusal::Token(TokenError::IssuerUnavailable { .. }) = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(ISSUER_RETRY_AFTER_S));
+    }
+    if let Refusal::Draining = refusal {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(DRAINING_RETRY_AFTER_S));
     }
     if let Some(seconds) = upstream_retry_after_s(refusal) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -87,11 +93,13 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
         Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
+        Refusal::Draining => "The gateway is about to end here; connect again.",
         Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
             "The service behind the gateway failed."
         }
         Refusal::NoHealthyUpstream { .. } => "The service behind the gateway is not available now.",
         Refusal::UpstreamOverloaded => "The service behind the gateway has more to do than it can.",
+        Refusal::UpgradeNotOffered => "This protocol is not spoken here.",
         Refusal::RequestStalled { .. } => "The request's body did not come in time.",
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
@@ -153,11 +161,13 @@ mod tests {
             Refusal::NoRoute,
             Refusal::MethodNotAllowed { allow: "GET".into() },
             Refusal::MissingToken,
+            Refusal::Draining,
             Refusal::InsufficientScope { required: "read:orders".into() },
             Refusal::UpstreamUnreachable { detail: "refused".into() },
             Refusal::UpstreamFailed { detail: "reset".into() },
             Refusal::NoHealthyUpstream { retry_after: Duration::ZERO },
             Refusal::UpstreamOverloaded,
+            Refusal::UpgradeNotOffered,
             Refusal::RequestStalled { waited: Duration::from_secs(1) },
             Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
         ] {

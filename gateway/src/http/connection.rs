@@ -12,6 +12,7 @@ use std::{
 };
 
 use gateway_ebpf::Source;
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -19,7 +20,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch, time::sleep};
 
-use super::exchange::exchange;
+use super::{body::Body, exchange::exchange, upgrade::Tunnels};
 use crate::{
     admin::audit::{CertificateFields, Line},
     identity::{
@@ -80,6 +81,8 @@ pub struct Arrival {
     pub source: Source,
     /// Joins the log lines of the connection.
     pub id: String,
+    /// Whether it is to go on, by the address that it came in at.
+    pub phase: watch::Receiver<Phase>,
 }
 
 /// A connection whose handshake is done; its requests share it.
@@ -100,6 +103,10 @@ pub struct Connection {
     mapped: RefCell<(u64, Option<Mapped>)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
+    /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
+    phase: Cell<Phase>,
+    /// What became of requests that are none any more.
+    pub tunnels: Tunnels,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
@@ -116,6 +123,11 @@ impl Connection {
         let number = self.requests.get() + 1;
         self.requests.set(number);
         number
+    }
+
+    /// What the connection is to do, as far as it has heard.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
     }
 
     /// Whether the client would still be let in: it may have been revoked since the handshake, its
@@ -151,7 +163,7 @@ impl Connection {
         }
     }
 
-    /// Listeners are the same in every snapshot of a run; a reload that would change them is refused.
+    /// A listener keeps its place in every snapshot of a run.
     fn sites<'s>(&self, snapshot: &'s Snapshot) -> &'s Sites {
         &snapshot.listeners[self.arrival.listener].sites
     }
@@ -191,9 +203,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let mut news = worker.shared.news.clone();
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
-    let sessions = worker.shared.sessions[arrival.listener].as_ref();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, sessions).await {
+    let secured = match handshake(stream, listener, listener.sessions.as_ref()).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };
@@ -204,6 +215,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
         counts[arrival.listener] += 1;
     }
+    let phase = *arrival.phase.borrow();
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let connection = Rc::new(Connection {
         mapped: RefCell::new((
@@ -217,6 +229,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         }),
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
+        phase: Cell::new(phase),
+        tunnels: Tunnels::default(),
         worker,
         arrival,
         peer,
@@ -227,7 +241,13 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
-        async move { Ok::<_, Infallible>(exchange(connection, request).await) }
+        async move {
+            let mut response = exchange(connection.clone(), request).await;
+            if !is_http2 {
+                dismiss(&connection, &mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     if is_http2 {
         let mut builder = http2::Builder::new(Local);
@@ -238,8 +258,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_pending_accept_reset_streams(RESET_PENDING_MAX)
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_EVERY);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+            .keep_alive_timeout(PING_EVERY)
+            .enable_connect_protocol();
+        let served = builder.serve_connection(io, service);
+        // GOAWAY tells a client in time, first for all streams and then with the last one.
+        drive(&connection, served, Phase::Draining, news).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -247,7 +270,16 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(HEAD_MAX)
             .max_buf_size(HEAD_MAX_BYTES)
             .max_headers(FIELDS_MAX);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        let served = builder.serve_connection(io, service).with_upgrades();
+        drive(&connection, served, Phase::Closing, news).await;
+    }
+    connection.tunnels.close();
+}
+
+/// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
+fn dismiss(connection: &Connection, response: &mut Response<Body>) {
+    if connection.phase() > Phase::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -256,9 +288,9 @@ trait Served: Future<Output = hyper::Result<()>> {
     fn wind_down(self: Pin<&mut Self>);
 }
 
-impl<I, S> Served for http1::Connection<I, S>
+impl<I, S> Served for http1::UpgradeableConnection<I, S>
 where
-    http1::Connection<I, S>: Future<Output = hyper::Result<()>>,
+    http1::UpgradeableConnection<I, S>: Future<Output = hyper::Result<()>>,
     S: hyper::service::HttpService<hyper::body::Incoming>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
@@ -286,29 +318,40 @@ where
 }
 
 /// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
-/// to be let in, or no request comes.
-async fn drive(connection: &Connection, served: impl Served, mut news: watch::Receiver<()>) {
+/// to be let in, or no request comes. From `winds_down` on it takes no further request.
+async fn drive(
+    connection: &Connection,
+    served: impl Served,
+    winds_down: Phase,
+    mut news: watch::Receiver<()>,
+) {
     let mut served = pin!(served);
-    let mut phase = connection.worker.shared.phase.clone();
+    let mut phase = connection.arrival.phase.clone();
     let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
     let mut waits_for_first = true;
-    let mut draining = false;
+    let mut is_winding_down = false;
+    let mut has_ended = false;
     loop {
         tokio::select! {
-            ended = &mut served => {
+            ended = &mut served, if !has_ended => {
                 if let Err(error) = ended {
                     broken(connection, &error);
+                    return;
                 }
-                return;
+                // Over HTTP/1.1 a WebSocket goes on where the requests have ended.
+                has_ended = true;
             }
-            now = wait_for_news(&mut phase, draining) => match now {
-                Phase::Running => {}
-                Phase::Draining => {
-                    draining = true;
+            () = connection.tunnels.ended(), if has_ended => return,
+            now = later_phase(&mut phase, connection.phase()) => {
+                connection.phase.set(now);
+                if now == Phase::Stopping {
+                    return;
+                }
+                if now >= winds_down && !is_winding_down && !has_ended {
+                    is_winding_down = true;
                     served.as_mut().wind_down();
                 }
-                Phase::Stopping => return,
-            },
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot) {
@@ -330,10 +373,9 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
     }
 }
 
-/// The phase once it is worth acting on: the first change, and after that only the stop.
-async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
-    let seen = if draining { Phase::Draining } else { Phase::Running };
-    match phase.wait_for(|phase| *phase != seen).await {
+/// The phase once it is another than what was heard of before.
+pub async fn later_phase(phase: &mut watch::Receiver<Phase>, heard: Phase) -> Phase {
+    match phase.wait_for(|phase| *phase > heard).await {
         Ok(phase) => *phase,
         // The control thread is gone.
         Err(_) => Phase::Stopping,

@@ -11,6 +11,7 @@ use super::{
     body::{Body, RequestBody},
     connection::Connection,
     headers::{self, Origin},
+    upgrade::{self, Asked},
 };
 use crate::{
     admin::audit::{CertificateFields, TokenFields},
@@ -18,11 +19,11 @@ use crate::{
         Identity,
         token::{Claims, TokenError},
     },
-    net::worker::Worker,
+    net::worker::{Phase, Worker},
     policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
     snapshot::Snapshot,
     time,
-    upstream::forward,
+    upstream::{dial::Purpose, forward},
 };
 
 /// The label of requests that no route was found for.
@@ -50,10 +51,20 @@ struct Record {
 pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
     let body = RequestBody::new(incoming, record.bytes_in.clone());
-    let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
+    let outcome = match upgrade::asked(&mut parts) {
+        Ok(mut asked) => {
+            let upgrade = asked.as_mut();
+            let served = serve(&connection, &snapshot, parts, body, upgrade, &mut record).await;
+            match (served, asked) {
+                (Ok(response), Some(asked)) => asked.join(connection.clone(), response),
+                (outcome, _) => outcome,
+            }
+        }
+        Err(refusal) => Err(refusal),
+    };
     let (response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
@@ -72,9 +83,13 @@ async fn serve(
     snapshot: &Snapshot,
     mut parts: Parts,
     body: RequestBody,
+    upgrade: Option<&mut Asked>,
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
+    if connection.phase() >= Phase::Closing {
+        return Err(Refusal::Draining);
+    }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;
@@ -110,9 +125,16 @@ async fn serve(
     // Routes are checked against the upstreams of the same configuration.
     let upstream = &snapshot.upstreams[route.upstream];
     record.upstream = Some(upstream.name.clone());
+    let purpose = match upgrade {
+        Some(asked) => {
+            asked.write(&mut parts.headers, &record.request_id, upstream.idle_timeout);
+            Purpose::Upgrade
+        }
+        None => Purpose::Requests,
+    };
     let sent = time::monotonic();
     let request = Request::from_parts(parts, body);
-    let outcome = worker.forwarder.forward(upstream, &permit, request).await;
+    let outcome = worker.forwarder.forward(upstream, &permit, purpose, request).await;
     record.upstream_wait = Some(time::monotonic().saturating_duration_since(sent));
     let result = match &outcome {
         Ok(_) => "answered",
@@ -124,7 +146,7 @@ async fn serve(
 }
 
 /// Finds the token in the cache, or verifies it.
-fn identify(
+pub(super) fn identify(
     worker: &Worker,
     snapshot: &Snapshot,
     token: &str,

@@ -4,4 +4,5 @@ pub mod addresses;
 pub mod admission;
 pub mod executor;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod worker;

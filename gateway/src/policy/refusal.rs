@@ -99,6 +99,8 @@ reasons! {
     NoRoute = 33, "no_route", 1;
     /// The route does not take this method.
     MethodNotAllowed = 34, "method_not_allowed", 1;
+    /// It came on a connection that was told to end, after the time to hear of it.
+    Draining = 150, "draining", 0;
     // The token.
     /// The route asks for a token and there is none.
     MissingToken = 40, "missing_token", 1;
@@ -168,6 +170,8 @@ reasons! {
     UpstreamOverloaded = 111, "upstream_overloaded", 0;
     /// The client did not go on sending its body: a bad line, or a slow attack.
     RequestStalled = 112, "request_stalled", 1;
+    /// An extended CONNECT for another protocol than WebSocket.
+    UpgradeNotOffered = 113, "upgrade_not_offered", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
 }
@@ -217,6 +221,8 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// The process, or the listener, is about to end and takes nothing new.
+    Draining,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable {
         /// Why the last one tried does not.
@@ -244,6 +250,8 @@ pub enum Refusal {
         /// The configured wait.
         waited: Duration,
     },
+    /// An extended CONNECT for another protocol than WebSocket.
+    UpgradeNotOffered,
 }
 
 /// Why a proven identity may not use a route.
@@ -288,12 +296,14 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::Draining => Reason::Draining,
             Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
             Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
             Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
             Refusal::RequestStalled { .. } => Reason::RequestStalled,
+            Refusal::UpgradeNotOffered => Reason::UpgradeNotOffered,
         }
     }
 
@@ -312,7 +322,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
                 StatusCode::BAD_GATEWAY
@@ -322,6 +334,8 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
+            // RFC 9220 section 3.
+            Refusal::UpgradeNotOffered => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -354,7 +368,9 @@ impl Refusal {
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
+            | Refusal::Draining
             | Refusal::NoHealthyUpstream { .. }
+            | Refusal::UpgradeNotOffered
             | Refusal::UpstreamOverloaded => None,
         }
     }
