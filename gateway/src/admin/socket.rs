@@ -69,6 +69,15 @@ pub enum Question {
     Reload,
     /// Drain and exit: after the answer one [`DrainRow`] a line, until it is over.
     Drain,
+    /// Start the program that is installed now, to take over from this one.
+    Upgrade,
+    /// Hand the sockets over to the asker, then end: see [`crate::net::handover`].
+    TakeOver {
+        /// The language that the asker speaks.
+        protocol: u32,
+        /// The asker's version.
+        version: String,
+    },
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -265,6 +274,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// Whether another process has been started to take over.
+    #[serde(default)]
+    pub takes_over: bool,
     /// How far the drain is; `None` while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainRow>,
@@ -419,7 +431,8 @@ pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
     if path.exists() {
         if StdUnixStream::connect(path).is_ok() {
             return Err(format!(
-                "another daemon answers at {}; stop it, or set [admin].socket to another path",
+                "another daemon answers at {}; stop it, take over from it with --take-over, or set \
+                 [admin].socket to another path",
                 path.display()
             ));
         }

@@ -34,6 +34,8 @@ use crate::{
     policy::authorize::Demands,
 };
 
+mod door;
+mod limit;
 mod tls;
 mod upstream;
 
@@ -85,12 +87,14 @@ pub(super) fn judge(
     report: &Report,
 ) -> Option<Config> {
     let check = Check { base, files, report };
+    check.shares(file);
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
     let identities = check.identities(&file.identities);
     let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
+    let limits = check.limits(file);
     check.unused(file);
     let xdp = check.xdp(file);
     let bans = check.bans(&file.bans);
@@ -101,6 +105,9 @@ pub(super) fn judge(
             drain_timeout: file.server.drain_timeout.value,
             drain_delay: file.server.drain_delay.value,
             max_connections: file.server.max_connections.value,
+            max_connections_per_source: file.server.max_connections_per_source.value,
+            backlog: file.server.backlog.value,
+            cpu_steering: file.server.cpu_steering.value,
         },
         listeners: listeners?,
         issuers: issuers?,
@@ -112,7 +119,9 @@ pub(super) fn judge(
         revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
+        limits: limits?,
         xdp: xdp?,
+        clients: file.clients.clone(),
         bans,
         admin,
         log: Log { format: file.log.format.value, access: file.log.access.value },
@@ -170,10 +179,12 @@ impl Check<'_> {
 
     fn listener(&self, written: &file::Listener) -> Option<Listener> {
         let tls = written.tls.as_ref().and_then(|tls| self.tls(tls));
+        let proxies = self.proxies(written);
         Some(Listener {
             name: written.name.as_ref()?.value.clone(),
             address: written.address.as_ref()?.value,
             protocols: written.protocols.clone(),
+            proxies: proxies?,
             tls: tls?,
         })
     }
@@ -463,6 +474,7 @@ impl Check<'_> {
         if let Some(require) = require {
             self.proofs(require, written, file);
         }
+        let limits = self.limits_of(written, file);
         let requires = |proof| require.map(|list| list.value.iter().any(|at| at.value == proof));
         Some(Route {
             name: written.name.as_ref()?.value.clone(),
@@ -485,6 +497,7 @@ impl Check<'_> {
                 hours: written.hours.as_ref()?.value.clone(),
             },
             pass_authorization: written.pass_authorization.value,
+            limits: limits?,
         })
     }
 
@@ -730,7 +743,8 @@ impl Check<'_> {
         ports
     }
 
-    /// Sources that are never dropped: `allow`, loopback, and the servers behind the gateway.
+    /// Sources that are never dropped: `allow`, loopback, the servers behind the gateway, and the
+    /// proxies in front of it.
     fn exempt(&self, file: &File) -> Vec<IpNet> {
         let written = &file.xdp;
         for network in written.allow.iter().filter(|network| network.value.prefix_len() == 0) {
@@ -753,6 +767,9 @@ impl Check<'_> {
             let addresses = keys.addresses.iter().flat_map(|list| &list.value);
             exempt.extend(addresses.map(|at| IpNet::from(at.value.ip().to_canonical())));
         }
+        let proxies =
+            file.listeners.iter().filter_map(|listener| listener.trusted_proxies.as_ref());
+        exempt.extend(proxies.flat_map(|list| &list.value).map(|at| at.value));
         let mut seen = std::collections::HashSet::new();
         exempt.retain(|network| seen.insert(*network));
         self.denied(written, &exempt);

@@ -10,7 +10,7 @@ use super::{
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
-    value::{self, Between, ClientAuth, Proof, duration_between},
+    value::{self, Between, ClientAuth, Proof, ProxyProtocol, duration_between},
 };
 use crate::{
     fetch::Url,
@@ -22,6 +22,9 @@ use crate::{
     kernel::{Mode, Service, Transport},
     policy::hours::Hours,
 };
+
+mod clients;
+pub(super) mod limit;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -39,7 +42,9 @@ pub(super) struct File {
     pub(super) revoked_tokens: Option<At<PathBuf>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
+    pub(super) limits: Vec<limit::Limit>,
     pub(super) xdp: Xdp,
+    pub(super) clients: clients::Clients,
     pub(super) bans: Bans,
     pub(super) admin: Admin,
     pub(super) log: Log,
@@ -52,6 +57,9 @@ pub(super) struct Server {
     pub(super) drain_timeout: At<Duration>,
     pub(super) drain_delay: At<Duration>,
     pub(super) max_connections: At<usize>,
+    pub(super) max_connections_per_source: At<usize>,
+    pub(super) backlog: At<u32>,
+    pub(super) cpu_steering: At<bool>,
 }
 
 /// `[[listener]]`.
@@ -60,6 +68,8 @@ pub(super) struct Listener {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<SocketAddr>>,
     pub(super) protocols: Vec<Protocol>,
+    pub(super) proxy_protocol: At<ProxyProtocol>,
+    pub(super) trusted_proxies: Option<At<Vec<At<IpNet>>>>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -194,6 +204,7 @@ pub(super) struct Route {
     pub(super) sources: Option<At<Vec<At<IpNet>>>>,
     pub(super) hours: Option<At<Option<Hours>>>,
     pub(super) pass_authorization: At<bool>,
+    pub(super) limits: Option<Vec<At<String>>>,
 }
 
 /// `[xdp]`.
@@ -256,9 +267,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["limit", "host"] {
-        root.not_yet(key, Neutral::Empty, "leave the table out");
-    }
+    root.not_yet("host", Neutral::Empty, "leave the table out");
     // A table that is not written is read as an empty one, so that there is one place for defaults.
     let nothing = Table::new();
     let table = |key: &'static str| {
@@ -274,7 +283,9 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         revoked_tokens: revocation(&table("revocation")),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
+        limits: limit::limits(&root),
         xdp: xdp(&table("xdp")),
+        clients: clients::read(&table("clients")),
         bans: bans(&table("bans")),
         admin: admin(&table("admin")),
         log: log(&table("log")),
@@ -296,6 +307,17 @@ fn server(section: &Section<'_>) -> Server {
             integer(1..=1_048_576, "each takes a file, and a process has at most 1048576"),
             100_000,
         ),
+        max_connections_per_source: section.or(
+            "max_connections_per_source",
+            integer(1..=1_048_576, "as many as max_connections is no bound for each"),
+            1_000,
+        ),
+        backlog: section.or(
+            "backlog",
+            integer(1..=65_535, "the kernel counts them in sixteen bits"),
+            4_096,
+        ),
+        cpu_steering: section.or("cpu_steering", boolean, false),
     }
 }
 
@@ -308,8 +330,6 @@ fn listeners(root: &Section<'_>) -> Vec<Listener> {
 }
 
 fn listener(section: &Section<'_>) -> Listener {
-    section.not_yet("proxy_protocol", Neutral::Word("off"), "write \"off\" or leave it out");
-    section.not_yet("trusted_proxies", Neutral::Empty, "leave it out");
     if !section.is_set("tls") {
         section.missing_table("listener.tls", "every listener speaks TLS");
     }
@@ -320,6 +340,12 @@ fn listener(section: &Section<'_>) -> Listener {
             || vec![Protocol::Http2, Protocol::Http1],
             |protocols| values(protocols.value),
         ),
+        proxy_protocol: section.or(
+            "proxy_protocol",
+            text(value::proxy_protocol),
+            ProxyProtocol::Off,
+        ),
+        trusted_proxies: section.list_or_empty("trusted_proxies", text(value::network)),
         tls: section.child("tls", "listener.tls").map(|section| tls(&section)),
     }
 }
@@ -546,7 +572,6 @@ fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
 }
 
 fn route(section: &Section<'_>, report: &Report) -> Route {
-    section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
     if !section.is_set("require") {
         report.problem(
             section.place(),
@@ -574,6 +599,7 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
             Some(At { value: None, place: section.place() })
         },
         pass_authorization: section.or("pass_authorization", boolean, false),
+        limits: limit::of_route(section),
     }
 }
 
@@ -811,11 +837,8 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
         let table: &[(&str, &[(&str, bool)])] = &[
-            ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
-            ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
-            ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
         for &(key, values) in table {
@@ -825,11 +848,9 @@ mod tests {
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        for (text, column) in [("[host]\nsysfs = \"/sys\"", 2), ("[[limit]]\nname = \"x\"", 3)] {
-            let problems = problem_lines(&Fake::new().load(text).unwrap_err());
-            let start = format!("1:{column}: not supported yet: ");
-            assert!(problems.iter().any(|problem| problem.starts_with(&start)), "{problems:#?}");
-        }
+        let problems = problem_lines(&Fake::new().load("[host]\nsysfs = \"/sys\"").unwrap_err());
+        let is_it = |problem: &String| problem.starts_with("1:2: not supported yet: ");
+        assert!(problems.iter().any(is_it), "{problems:#?}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
         token::Algorithm,
     },
     kernel::{Mode, Service, Transport},
-    policy::hours::Hours,
+    policy::{hours::Hours, limit},
 };
 
 /// A span of time that a setting may take, and why no other.
@@ -502,6 +502,67 @@ fn word<T: Copy>(
     }))
 }
 
+/// `key` of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LimitKey {
+    /// The client.
+    ClientId,
+    /// The certificate's principal.
+    Principal,
+    /// The address.
+    Source,
+    /// The tenant.
+    Tenant,
+    /// The route.
+    Route,
+}
+
+/// `key` of a limit.
+pub(super) fn limit_key(text: &str) -> Result<LimitKey, Refused> {
+    let words = [
+        ("client_id", LimitKey::ClientId),
+        ("principal", LimitKey::Principal),
+        ("source", LimitKey::Source),
+        ("tenant", LimitKey::Tenant),
+        ("route", LimitKey::Route),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `mode` of a limit.
+pub(super) fn limit_mode(text: &str) -> Result<limit::Mode, Refused> {
+    word(text, &[("enforce", limit::Mode::Enforce), ("observe", limit::Mode::Observe)], &[], "")
+}
+
+/// A rate of requests: `100/s`, `6000/m`, `10000/h`.
+pub(super) fn request_rate(text: &str) -> Result<(u32, limit::Unit), Refused> {
+    /// More than this machine can serve; it keeps one request's share of time exact to a thousandth.
+    const RATE_MAX_PER_S: u32 = 1_000_000;
+    let malformed = || {
+        let text = shown(text);
+        Refused::bad(format!(
+            "has {text}, which is no rate; write a number for each second, minute or hour, as in \
+             \"100/s\", \"6000/m\", \"10000/h\""
+        ))
+    };
+    let (number, letter) = text.split_once('/').ok_or_else(malformed)?;
+    let units = [limit::Unit::Second, limit::Unit::Minute, limit::Unit::Hour];
+    let unit = units.into_iter().find(|unit| letter.chars().eq([unit.letter()]));
+    let unit = unit.ok_or_else(malformed)?;
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(malformed());
+    }
+    let count: u64 = number.parse().map_err(|_| malformed())?;
+    match u32::try_from(count) {
+        Ok(0) => Err(Refused::bad(format!(
+            "has {text:?}, which would let nothing through; write at least \"1/{}\"",
+            unit.letter()
+        ))),
+        Ok(count) if count / unit.seconds() <= RATE_MAX_PER_S => Ok((count, unit)),
+        _ => Err(Refused::bad(format!("has {text:?}; write at most \"{RATE_MAX_PER_S}/s\""))),
+    }
+}
+
 /// One of a listener's `protocols`.
 pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
     let words = [("h2", Protocol::Http2), ("http/1.1", Protocol::Http1)];
@@ -509,6 +570,21 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
+/// `proxy_protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyProtocol {
+    /// Clients connect themselves.
+    Off,
+    /// Only proxies connect, each with a header.
+    Required,
+}
+
+/// `off`, `required`.
+pub(super) fn proxy_protocol(text: &str) -> Result<ProxyProtocol, Refused> {
+    let words = [("off", ProxyProtocol::Off), ("required", ProxyProtocol::Required)];
+    word(text, &words, &[], "")
+}
+
 pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
     let words = [
         ("required", ClientAuth::Required),

@@ -27,7 +27,10 @@ use crate::{
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
-    policy::route::{Route, Routes},
+    policy::{
+        limit::Limiters,
+        route::{Route, Routes},
+    },
     snapshot::{Listeners, Snapshot},
     time,
     tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, sessions::Sessions},
@@ -193,7 +196,10 @@ pub fn refresh(
     let Parts { read, errors, renewed, .. } = part;
     let places = before.listeners.places();
     let listeners = before.listeners.placed(&Listeners::new(listeners), places);
-    let next = || snapshot(config, generation, listeners, (issuers, revoked), upstreams);
+    let next = || Snapshot {
+        limits: before.limits.clone(),
+        ..snapshot(config, generation, listeners, (issuers, revoked), upstreams)
+    };
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -246,7 +252,9 @@ fn snapshot(
         identities: config.identities.clone(),
         revoked_tokens,
         routes: routes(config),
+        limits: Limiters::new(&config.limits, time::monotonic()),
         upstreams,
+        clients: Arc::new(config.clients.clone()),
         access_log: config.log.access,
     }
 }
@@ -309,6 +317,7 @@ fn listener_tls(
 ) -> Option<ListenerTls> {
     let others = sites.split_off(1.min(sites.len()));
     Some(ListenerTls {
+        proxies: listener.proxies.as_ref().map(|proxies| proxies.as_slice().into()),
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
         provider: Arc::new(aws_lc_rs::default_provider()),
@@ -377,6 +386,7 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        limits: route.limits.clone(),
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }

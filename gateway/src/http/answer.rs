@@ -41,6 +41,10 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     if let Refusal::Token(TokenError::IssuerUnavailable { .. }) = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(ISSUER_RETRY_AFTER_S));
     }
+    if let Refusal::OverLimit(over) = refusal {
+        let seconds = super::quota::whole_seconds(over.retry_after);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if let Refusal::Draining = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(DRAINING_RETRY_AFTER_S));
     }
@@ -92,8 +96,14 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::SourceNotAllowed => "The resource is not for this address.",
         Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
         Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
+        Refusal::OverLimit(over) if over.is_proven => {
+            "There were more requests of this client than it may make."
+        }
+        Refusal::OverLimit(_) => "There were more requests from this address than it may make.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
         Refusal::Draining => "The gateway is about to end here; connect again.",
+        Refusal::BodyTooSlow => "The request's body did not come in time.",
+        Refusal::RequestTooLong => "The request took too long.",
         Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
             "The service behind the gateway failed."
         }
@@ -145,6 +155,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::policy::limit::OverLimit;
 
     fn read(refusal: &Refusal) -> (StatusCode, http::HeaderMap, serde_json::Value) {
         let (parts, body) = refused(refusal, "id-12345").into_parts();
@@ -180,6 +191,25 @@ mod tests {
                 status == StatusCode::UNAUTHORIZED,
                 refusal.reason() == Reason::MissingToken
             );
+        }
+    }
+
+    #[test]
+    fn who_is_over_a_limit_is_told_when_to_come_back() {
+        for (wait_ms, is_proven, reason, seconds) in
+            [(1, true, "rate_limited", "1"), (12_001, false, "source_rate_limited", "13")]
+        {
+            let (status, headers, body) = read(&Refusal::OverLimit(Box::new(OverLimit {
+                limit: "per-client".into(),
+                rate: "100/s".into(),
+                subject: "client orders".into(),
+                tier: None,
+                is_proven,
+                retry_after: Duration::from_millis(wait_ms),
+            })));
+            assert_eq!((status.as_u16(), &body["reason"]), (429, &reason.into()));
+            assert_eq!(headers[header::RETRY_AFTER], seconds);
+            assert!(!body.to_string().contains("per-client"), "the client is not told names");
         }
     }
 

@@ -24,12 +24,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
-    sync::Notify,
+    sync::{Notify, oneshot},
 };
 
-use super::{body::Body, connection::Connection, exchange::identify};
+use super::{body::Body, connection::Connection, exchange::identify, guard::Watch};
 use crate::{
-    policy::{Refusal, admit, facts::Facts, permit},
+    policy::{Refusal, facts::Facts, recheck},
     time,
 };
 
@@ -40,8 +40,8 @@ const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 /// A request to become a WebSocket.
 pub struct Asked {
-    client: OnUpgrade,
-    is_http2: bool,
+    /// `None` over HTTP/1.1, where the whole connection becomes the client's stream.
+    http2: Option<OnUpgrade>,
     /// What the upstream has to prove that it has read.
     key: HeaderValue,
     /// For judging again.
@@ -89,8 +89,7 @@ pub fn asked(parts: &mut Parts) -> Result<Option<Asked>, Refusal> {
     *bare.extensions_mut() = std::mem::take(&mut parts.extensions);
     let client = hyper::upgrade::on(&mut bare);
     Ok(Some(Asked {
-        client,
-        is_http2,
+        http2: is_http2.then_some(client),
         key,
         uri: parts.uri.clone(),
         fields: parts.headers.clone(),
@@ -151,7 +150,7 @@ impl Asked {
         let failed = |detail: &str| Err(Refusal::UpstreamFailed { detail: detail.to_owned() });
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // A success would tell a client over HTTP/2 that the streams are joined.
-            if self.is_http2 && response.status().is_success() {
+            if self.http2.is_some() && response.status().is_success() {
                 return failed("answered an upgrade without switching protocols");
             }
             return Ok(response);
@@ -167,25 +166,29 @@ impl Asked {
         let upstream = hyper::upgrade::on(&mut response);
         // Held for its place at the server.
         let held = std::mem::replace(response.body_mut(), Body::full(Bytes::new()));
-        if self.is_http2 {
+        if self.http2.is_some() {
             *response.status_mut() = StatusCode::OK;
             response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
             response.headers_mut().remove(header::CONTENT_LENGTH);
         }
         let entered = connection.tunnels.enter();
+        let client = match &self.http2 {
+            Some(client) => Client::Http2(client.clone()),
+            None => Client::Http1(connection.tunnels.expect()),
+        };
         tokio::task::spawn_local(async move {
             let _entered = entered;
             let _held = held;
-            self.run(&connection, upstream).await;
+            self.run(&connection, client, upstream).await;
         });
         Ok(response)
     }
 
-    async fn run(&self, connection: &Connection, upstream: OnUpgrade) {
+    async fn run(&self, connection: &Connection, client: Client, upstream: OnUpgrade) {
         let begun_at = time::monotonic();
         connection.worker.metrics.borrow_mut().tunnels_open += 1;
         let traffic = Traffic::since(begun_at);
-        let reason = self.copy(connection, upstream, &traffic).await;
+        let reason = self.copy(connection, client, upstream, &traffic).await;
         let mut metrics = connection.worker.metrics.borrow_mut();
         metrics.tunnels_open -= 1;
         *metrics.tunnels_ended.entry(reason).or_default() += 1;
@@ -210,22 +213,25 @@ impl Asked {
     async fn copy(
         &self,
         connection: &Connection,
+        client: Client,
         upstream: OnUpgrade,
         traffic: &Traffic,
     ) -> &'static str {
         let mut news = connection.worker.shared.news.clone();
         news.mark_unchanged();
         let both = async {
-            let (client, upstream) = (self.client.clone().await.ok()?, upstream.await.ok()?);
-            Some((TokioIo::new(client), TokioIo::new(upstream)))
+            let (client, first) = client.stream().await?;
+            Some((client, first, TokioIo::new(upstream.await.ok()?)))
         };
         let joined = tokio::select! {
             joined = tokio::time::timeout(self.idle_timeout, both) => joined.ok().flatten(),
             () = connection.tunnels.closed() => return "closed",
         };
-        let Some((client, upstream)) = joined else { return "not_joined" };
-        let mut client = Watched { io: client, traffic, bytes: &traffic.bytes_in };
-        let mut upstream = Watched { io: upstream, traffic, bytes: &traffic.bytes_out };
+        let Some((client, first, upstream)) = joined else { return "not_joined" };
+        let none = Bytes::new();
+        let mut client = Watched { io: client, first, traffic, bytes: &traffic.bytes_in };
+        let mut upstream =
+            Watched { io: upstream, first: none, traffic, bytes: &traffic.bytes_out };
         let mut copying = pin!(copy_bidirectional(&mut client, &mut upstream));
         loop {
             let until = traffic.moved_at.get() + self.idle_timeout;
@@ -256,15 +262,11 @@ impl Asked {
         connection.recheck(&snapshot).map_err(Refusal::Certificate)?;
         let now = time::unix();
         let certificate = connection.certified(&snapshot);
-        let admitted = admit(route, connection.arrival.address, certificate, now)?;
-        let claims = match facts.token().filter(|_| route.demands.token) {
-            Some(token) => {
-                let claims = identify(&connection.worker, &snapshot, token, now);
-                Some(claims.map_err(Refusal::Token)?)
-            }
-            None => None,
-        };
-        permit(admitted.join(claims)).map(drop)
+        let token = facts.token().filter(|_| route.demands.token);
+        recheck(route, connection.arrival.address, certificate, now, || {
+            let claims = token.map(|token| identify(&connection.worker, &snapshot, token, now));
+            claims.transpose().map_err(Refusal::Token)
+        })
     }
 }
 
@@ -284,6 +286,8 @@ impl Traffic {
 /// One end; counts what is read from it.
 struct Watched<'t, S> {
     io: S,
+    /// What was read with the head already.
+    first: Bytes,
     traffic: &'t Traffic,
     bytes: &'t Cell<u64>,
 }
@@ -295,7 +299,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
+        let polled = if self.first.is_empty() {
+            Pin::new(&mut self.io).poll_read(context, buffer)
+        } else {
+            let length = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first.split_to(length));
+            Poll::Ready(Ok(()))
+        };
         let read = buffer.filled().len() - before;
         if read > 0 {
             self.traffic.moved_at.set(time::monotonic());
@@ -327,14 +337,42 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
     }
 }
 
+/// A client's stream before there is one.
+enum Client {
+    /// The connection itself, as soon as its last answer is written, and what was read of it already.
+    Http1(oneshot::Receiver<HandedOver>),
+    /// A stream of the connection.
+    Http2(OnUpgrade),
+}
+
+/// A client's stream, and what was read of it already.
+type HandedOver = (Box<dyn Stream>, Bytes);
+
+/// Octets both ways.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
+impl Client {
+    async fn stream(self) -> Option<HandedOver> {
+        match self {
+            Client::Http1(handed_over) => handed_over.await.ok(),
+            Client::Http2(upgrade) => {
+                Some((Box::new(TokioIo::new(upgrade.await.ok()?)), Bytes::new()))
+            }
+        }
+    }
+}
+
 /// The WebSockets of one connection: over HTTP/1.1 at most one, which outlives the connection's own
 /// future; over HTTP/2 beside its requests.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Tunnels(Rc<State>);
 
-#[derive(Default)]
 struct State {
+    watch: Rc<Watch>,
     open: Cell<usize>,
+    expects: Cell<Option<oneshot::Sender<HandedOver>>>,
     is_closed: Cell<bool>,
     changed: Notify,
 }
@@ -343,8 +381,35 @@ struct State {
 pub struct Entered(Tunnels);
 
 impl Tunnels {
+    /// None yet.
+    pub fn new(watch: Rc<Watch>) -> Tunnels {
+        Tunnels(Rc::new(State {
+            watch,
+            open: Cell::new(0),
+            expects: Cell::new(None),
+            is_closed: Cell::new(false),
+            changed: Notify::new(),
+        }))
+    }
+
+    fn expect(&self) -> oneshot::Receiver<HandedOver> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.expects.set(Some(sender));
+        receiver
+    }
+
+    /// The stream of an HTTP/1.1 connection that has ended, and what was read of it already: for whom
+    /// it was to become a WebSocket; else it is closed.
+    pub fn hand_over(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, first: Bytes) {
+        if let Some(expects) = self.0.expects.take() {
+            // Who waited for it may have lost patience.
+            let _ = expects.send((Box::new(stream), first));
+        }
+    }
+
     fn enter(&self) -> Entered {
         self.0.open.set(self.0.open.get() + 1);
+        self.0.watch.tunnel_begins();
         Entered(self.clone())
     }
 
@@ -384,6 +449,7 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let state = &self.0.0;
         state.open.set(state.open.get() - 1);
+        state.watch.tunnel_ends(time::monotonic());
         state.changed.notify_waiters();
     }
 }
@@ -447,7 +513,8 @@ mod tests {
     fn whoever_waits_for_the_end_hears_of_it() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let tunnels = Tunnels::default();
+            let limits = std::sync::Arc::new(super::super::guard::Limits::default());
+            let tunnels = Tunnels::new(Watch::new(limits, false, time::monotonic()));
             tunnels.ended().await;
             let entered = tunnels.enter();
             assert!(!tunnels.is_empty());
