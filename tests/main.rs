@@ -61,6 +61,7 @@ mod smuggling;
 mod survival;
 mod token;
 mod token_corpus;
+mod upgrades;
 mod upstreams;
 mod xdp_cpus;
 mod xdp_frames;

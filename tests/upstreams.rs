@@ -56,7 +56,8 @@ fn an_answer_that_breaks_off_never_looks_whole() -> Result<()> {
     for version in [Version::Http1, Version::Http2] {
         for path in ["/odd/cut", "/odd/cut-chunk", "/odd/stall"] {
             let answer = site.request(path).version(version).send()?;
-            assert_eq!((answer.status, answer.body.as_slice()), (200, &b"begun"[..]), "{path}");
+            // What came with the end may be lost with it (RFC 9113 section 5.4.2).
+            assert!(b"begun".starts_with(&answer.body), "{path} {version:?}: {answer:?}");
             assert_ne!(answer.exit, 0, "{path} {version:?}: it looks whole: {answer:?}");
         }
         for (path, status, reason) in
@@ -121,13 +122,15 @@ fn without_a_prober_failing_servers_are_left_alone_for_a_while() -> Result<()> {
         let posted = site.request("/half/x").option("--data").option("x").send()?;
         assert_eq!(posted.status, 200, "{posted:?}");
     }
-    let mut seen = Vec::new();
-    for _ in 0..6 {
+    let first = site.request("/none/x").send()?;
+    assert_eq!((first.status, first.reason().as_str()), (502, "upstream_unreachable"));
+    // After three failures each; a machine that stands still for a second has them tried once more.
+    clock::wait_for("both to be left alone", SOON, || {
         let answer = site.request("/none/x").send()?;
-        seen.push((answer.status, answer.reason()));
-    }
-    assert!(seen.contains(&(502, "upstream_unreachable".to_owned())), "{seen:?}");
-    assert!(seen.contains(&(503, "no_healthy_upstream".to_owned())), "{seen:?}");
+        let is_refused = (answer.status, answer.reason().as_str()) == (503, "no_healthy_upstream");
+        assert!(is_refused || answer.status == 502, "{answer:?}");
+        Ok(is_refused.then_some(()))
+    })?;
     assert_eq!(site.upstream.requests(), 20, "each was sent once");
     let labels = [("upstream", "half"), ("result", "answered")];
     assert_eq!(gateway.metric("gateway_upstream_requests_total", &labels)?, 20.0);
@@ -166,7 +169,7 @@ fn a_request_is_sent_twice_only_where_that_is_safe() -> Result<()> {
     }
     assert_eq!(gateway.metric("gateway_upstream_repeated_total", &[("upstream", "h2")])?, 5.0);
     let cut = site.request("/h2/cut").version(Version::Http2).send()?;
-    assert!(cut.status == 200 && cut.exit != 0, "{cut:?}");
+    assert_ne!(cut.exit, 0, "it looks whole: {cut:?}");
     // HTTP/1.1: a connection that its server closed while it lay idle.
     for (method, path) in [("GET", "/public/a/last"), ("POST", "/public/b/last")] {
         let before = site.upstream.requests();

@@ -157,6 +157,7 @@ def websocket_client(words):
                 subprotocols=["echo"],
                 max_size=1 << 24,
                 open_timeout=30,
+                compression=None,
                 proxy=None,
             ) as websocket:
                 for number in range(int(count)):
@@ -185,6 +186,7 @@ def websocket_http2_client(words):
     import h2.config
     import h2.connection
     import h2.events
+    import h2.exceptions
     import h2.settings
 
     path, address, authority, certificate, key = words[:5]
@@ -255,7 +257,8 @@ def websocket_http2_client(words):
                     say(closed=type(event).__name__)
                     return
             line.sendall(conn.data_to_send())
-    except (EOFError, OSError) as ended:
+    except (EOFError, OSError, h2.exceptions.ProtocolError) as ended:
+        # h2 takes GOAWAY for the end of everything.
         say(closed=type(ended).__name__)
 
 

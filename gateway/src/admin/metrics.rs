@@ -170,6 +170,10 @@ pub struct WorkerMetrics {
     pub upstream_repeated: BTreeMap<Arc<str>, u64>,
     /// Answers that broke off after their head, by upstream and how.
     pub upstream_cut: BTreeMap<(Arc<str>, &'static str), u64>,
+    /// Open WebSockets.
+    pub tunnels_open: u64,
+    /// Ended WebSockets, by why.
+    pub tunnels_ended: BTreeMap<&'static str, u64>,
     /// Evidence that found the feedback queue full.
     pub evidence_lost: u64,
     /// Log lines that found the log's queue full.
@@ -199,6 +203,8 @@ impl WorkerMetrics {
             limited: LruCache::new(LIMITED_MAX),
             upstream_repeated: BTreeMap::new(),
             upstream_cut: BTreeMap::new(),
+            tunnels_open: 0,
+            tunnels_ended: BTreeMap::new(),
             evidence_lost: 0,
             log_lines_lost: 0,
         }
@@ -279,6 +285,8 @@ impl WorkerMetrics {
         }
         add_map(&mut self.upstream_repeated, &other.upstream_repeated);
         add_map(&mut self.upstream_cut, &other.upstream_cut);
+        self.tunnels_open += other.tunnels_open;
+        add_map(&mut self.tunnels_ended, &other.tunnels_ended);
         self.evidence_lost += other.evidence_lost;
         self.log_lines_lost += other.log_lines_lost;
     }
@@ -438,6 +446,13 @@ pub fn page(
     for ((upstream, how), count) in &workers.upstream_cut {
         line(&mut out, name, &[("upstream", upstream), ("how", how)], count);
     }
+    let name = "gateway_websockets_ended_total";
+    head(&mut out, name, "counter", "Ended WebSockets, by why.");
+    for (how, count) in &workers.tunnels_ended {
+        line(&mut out, name, &[("reason", how)], count);
+    }
+    let open = "gateway_websockets_open";
+    single(&mut out, open, "gauge", "Open WebSockets.", workers.tunnels_open);
     reasons(&mut out, "gateway_bans_total", "Bans set.", &control.bans);
     let name = "gateway_ban_feedback_seconds";
     head(&mut out, name, "histogram", "From the deciding refusal to the ban in the kernel map.");

@@ -778,7 +778,7 @@ impl Control {
     fn ban_source_by_hand(&self, source: Source, lasts: Duration) -> Result<String, String> {
         let is_spared = |net: &&IpNet| overlaps(std::slice::from_ref(*net), source);
         if let Some(by) = self.never.borrow().iter().find(is_spared) {
-            let why = spared::why(by, &self.config.borrow());
+            let why = spared::why(by, &self.config.borrow(), &self.addresses.borrow());
             return Err(format!("{source} is exempt and cannot be banned: {by} {why}"));
         }
         let reason = Reason::Operator as u32;
@@ -793,7 +793,7 @@ impl Control {
         let net = net.trunc();
         let never = self.never.borrow();
         if let Some(by) = never.iter().find(|by| by.contains(&net) || net.contains(*by)) {
-            let why = spared::why(by, &self.config.borrow());
+            let why = spared::why(by, &self.config.borrow(), &self.addresses.borrow());
             return Err(format!(
                 "{net} has exempt addresses and cannot be banned: {by} {why}; name smaller prefixes \
                  beside it"

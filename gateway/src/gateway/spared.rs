@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use crate::{config::Config, net::addresses};
+use crate::{config::Config, net::addresses, upstream::resolve::Addresses};
 
 /// What makes a prefix one that is never banned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,15 +40,17 @@ impl fmt::Display for Why {
 }
 
 /// Why `by`, one of those that are never banned, is one.
-pub(super) fn why(by: &IpNet, config: &Config) -> Why {
+/// `known` says where the names of upstream servers lead to.
+pub(super) fn why(by: &IpNet, config: &Config, known: &Addresses) -> Why {
     // What cannot be read now was read when `by` was found; then it is no such address.
     let own = addresses::own().unwrap_or_default();
-    judge(by, &own, &addresses::routers(), config)
+    judge(by, &own, &addresses::routers(), config, known)
 }
 
-fn judge(by: &IpNet, own: &[IpNet], routers: &[IpNet], config: &Config) -> Why {
+fn judge(by: &IpNet, own: &[IpNet], routers: &[IpNet], config: &Config, known: &Addresses) -> Why {
     let is_server = |upstream: &&crate::config::Upstream| {
-        upstream.servers.iter().any(|server| server.host.parse() == Ok(by.addr()))
+        let addresses = upstream.servers.iter().flat_map(|server| known.of(server));
+        addresses.into_iter().any(|address| address.ip().to_canonical() == by.addr())
     };
     if by.addr().is_loopback() {
         Why::Loopback

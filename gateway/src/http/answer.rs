@@ -116,6 +116,7 @@ fn detail(refusal: &Refusal) -> &'static str {
         }
         Refusal::NoHealthyUpstream { .. } => "The service behind the gateway is not available now.",
         Refusal::UpstreamOverloaded => "The service behind the gateway has more to do than it can.",
+        Refusal::UpgradeNotOffered => "This protocol is not spoken here.",
         Refusal::RequestStalled { .. } => "The request's body did not come in time.",
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
@@ -184,6 +185,7 @@ mod tests {
             Refusal::UpstreamFailed { detail: "reset".into() },
             Refusal::NoHealthyUpstream { retry_after: Duration::ZERO },
             Refusal::UpstreamOverloaded,
+            Refusal::UpgradeNotOffered,
             Refusal::RequestStalled { waited: Duration::from_secs(1) },
             Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
         ] {

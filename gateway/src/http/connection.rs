@@ -8,6 +8,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -25,6 +26,7 @@ use super::{
     body::Body,
     exchange::exchange,
     guard::{Flood, Guarded, Verdict, Watch},
+    upgrade::Tunnels,
 };
 use crate::{
     admin::audit::{CertificateFields, Line},
@@ -97,6 +99,8 @@ pub struct Connection {
     bans_seen: Cell<u64>,
     /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
     phase: Cell<Phase>,
+    /// What became of requests that are none any more.
+    pub tunnels: Tunnels,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
@@ -230,6 +234,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
         phase: Cell::new(phase),
+        tunnels: Tunnels::new(watch.clone()),
         worker,
         arrival,
         peer,
@@ -259,7 +264,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_pending_accept_reset_streams(RESET_PENDING_MAX)
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_EVERY);
+            .keep_alive_timeout(PING_EVERY)
+            .enable_connect_protocol();
         let served = builder.serve_connection(io, service);
         // GOAWAY tells a client in time, first for all streams and then with the last one.
         Box::pin(drive(&connection, served, Phase::Draining, news)).await;
@@ -271,9 +277,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(None)
             .max_buf_size(limits.head_max_bytes)
             .max_headers(limits.fields_max + FIELDS_MORE);
-        Box::pin(drive(&connection, builder.serve_connection(io, service), Phase::Closing, news))
-            .await;
+        let inner = Some(builder.serve_connection(io, service));
+        let served = Http1 { inner, tunnels: connection.tunnels.clone() };
+        Box::pin(drive(&connection, served, Phase::Closing, news)).await;
     }
+    connection.tunnels.close();
 }
 
 /// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
@@ -288,17 +296,50 @@ trait Served: Future<Output = hyper::Result<()>> {
     fn wind_down(self: Pin<&mut Self>);
 }
 
-impl<I, S> Served for http1::Connection<I, S>
+/// An HTTP/1.1 connection that a WebSocket may take over. hyper would hand it on to another thread too,
+/// for which the stream is not made.
+struct Http1<I, S: hyper::service::HttpService<hyper::body::Incoming>> {
+    /// `None` once it has ended.
+    inner: Option<http1::Connection<TokioIo<I>, S>>,
+    tunnels: Tunnels,
+}
+
+impl<I, S> Future for Http1<I, S>
 where
-    http1::Connection<I, S>: Future<Output = hyper::Result<()>>,
+    http1::Connection<TokioIo<I>, S>: Future<Output = hyper::Result<()>> + Unpin,
     S: hyper::service::HttpService<hyper::body::Incoming>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     S::ResBody: http_body::Body + 'static,
     <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    fn wind_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    type Output = hyper::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let Some(inner) = &mut self.inner else { return Poll::Ready(Ok(())) };
+        let ended = ready!(Pin::new(inner).poll(context));
+        if let (Ok(()), Some(inner)) = (&ended, self.inner.take()) {
+            let parts = inner.into_parts();
+            self.tunnels.hand_over(parts.io.into_inner(), parts.read_buf);
+        }
+        Poll::Ready(ended)
+    }
+}
+
+impl<I, S> Served for Http1<I, S>
+where
+    Http1<I, S>: Future<Output = hyper::Result<()>> + Unpin,
+    http1::Connection<TokioIo<I>, S>: Future<Output = hyper::Result<()>> + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    S::ResBody: http_body::Body + 'static,
+    <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn wind_down(mut self: Pin<&mut Self>) {
+        if let Some(inner) = &mut self.inner {
+            Pin::new(inner).graceful_shutdown();
+        }
     }
 }
 
@@ -330,22 +371,26 @@ async fn drive(
     let mut is_winding_down = false;
     let mut is_retiring = false;
     let watch = &connection.watch;
+    let mut has_ended = false;
     loop {
         tokio::select! {
             // What was read may have been what was waited for, so first of all it is looked at.
             biased;
-            ended = &mut served => {
+            ended = &mut served, if !has_ended => {
                 if let Err(error) = ended {
                     broken(connection, &error);
+                    return;
                 }
-                return;
+                // Over HTTP/1.1 a WebSocket goes on where the requests have ended.
+                has_ended = true;
             }
+            () = connection.tunnels.ended(), if has_ended => return,
             now = later_phase(&mut phase, connection.phase()) => {
                 connection.phase.set(now);
                 if now == Phase::Stopping {
                     return;
                 }
-                if now >= winds_down && !is_winding_down {
+                if now >= winds_down && !is_winding_down && !has_ended {
                     is_winding_down = true;
                     served.as_mut().wind_down();
                 }
@@ -362,7 +407,7 @@ async fn drive(
                 }
                 match verdict {
                     Verdict::Wait(_) => {}
-                    Verdict::Retire if is_retiring => return,
+                    Verdict::Retire if is_retiring || has_ended => return,
                     Verdict::Retire => {
                         is_retiring = true;
                         watch.retire(time::monotonic());

@@ -12,6 +12,7 @@ use super::{
     guard::{Running, Upload},
     headers::{self, Origin},
     quota,
+    upgrade::{self, Asked},
 };
 use crate::{
     admin::audit::{CertificateFields, TokenFields},
@@ -29,7 +30,7 @@ use crate::{
     },
     snapshot::Snapshot,
     time,
-    upstream::forward,
+    upstream::{dial::Purpose, forward},
 };
 
 /// The label of requests that no route was found for.
@@ -63,17 +64,27 @@ pub async fn exchange(
 ) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
     let upload = Upload::of(running.clone(), &parts.headers);
     let body = RequestBody::new(incoming, record.bytes_in.clone(), upload);
-    let outcome = tokio::select! {
-        biased;
-        outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,
-        reason = running.broken_off() => Err(match reason {
-            Reason::BodyTooSlow => Refusal::BodyTooSlow,
-            _ => Refusal::RequestTooLong,
-        }),
+    let outcome = match upgrade::asked(&mut parts) {
+        Ok(mut asked) => {
+            let upgrade = asked.as_mut();
+            let served = tokio::select! {
+                biased;
+                outcome = serve(&connection, &snapshot, parts, body, upgrade, &mut record) => outcome,
+                reason = running.broken_off() => Err(match reason {
+                    Reason::BodyTooSlow => Refusal::BodyTooSlow,
+                    _ => Refusal::RequestTooLong,
+                }),
+            };
+            match (served, asked) {
+                (Ok(response), Some(asked)) => asked.join(connection.clone(), response),
+                (outcome, _) => outcome,
+            }
+        }
+        Err(refusal) => Err(refusal),
     };
     let (mut response, refusal) = match outcome {
         Ok(mut response) => {
@@ -94,6 +105,7 @@ async fn serve(
     snapshot: &Snapshot,
     mut parts: Parts,
     body: RequestBody,
+    upgrade: Option<&mut Asked>,
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
@@ -151,9 +163,16 @@ async fn serve(
     // Routes are checked against the upstreams of the same configuration.
     let upstream = &snapshot.upstreams[route.upstream];
     record.upstream = Some(upstream.name.clone());
+    let purpose = match upgrade {
+        Some(asked) => {
+            asked.write(&mut parts.headers, &record.request_id, upstream.idle_timeout);
+            Purpose::Upgrade
+        }
+        None => Purpose::Requests,
+    };
     let sent = time::monotonic();
     let request = Request::from_parts(parts, body);
-    let outcome = worker.forwarder.forward(upstream, &permit, request).await;
+    let outcome = worker.forwarder.forward(upstream, &permit, purpose, request).await;
     record.upstream_wait = Some(time::monotonic().saturating_duration_since(sent));
     let result = match &outcome {
         Ok(_) => "answered",
@@ -165,7 +184,7 @@ async fn serve(
 }
 
 /// Finds the token in the cache, or verifies it.
-fn identify(
+pub(super) fn identify(
     worker: &Worker,
     snapshot: &Snapshot,
     token: &str,

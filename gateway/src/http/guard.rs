@@ -115,6 +115,8 @@ pub struct Watch {
     /// HTTP/2 only.
     frames: Option<RefCell<Frames>>,
     running: RefCell<Vec<Rc<Running>>>,
+    /// WebSockets: streams that were requests, which have deadlines of their own.
+    tunnels: Cell<usize>,
     flood: Cell<Option<Flood>>,
     /// Requests that were broken off, for the connection to tell of.
     broken_off: RefCell<Vec<Reason>>,
@@ -134,6 +136,7 @@ impl Watch {
             blocked_since: Cell::new(None),
             frames,
             running: RefCell::default(),
+            tunnels: Cell::new(0),
             flood: Cell::new(None),
             broken_off: RefCell::default(),
         })
@@ -171,10 +174,26 @@ impl Watch {
                 self.flood.set(Some(*flood));
             });
         }
-        if self.head_since.get().is_none() && self.running.borrow().is_empty() {
+        if self.head_since.get().is_none() && !self.is_busy() {
             self.head_since.set(Some(now));
         }
         Ok(())
+    }
+
+    /// Whether a request is being served, or a WebSocket.
+    fn is_busy(&self) -> bool {
+        self.tunnels.get() > 0 || !self.running.borrow().is_empty()
+    }
+
+    /// A request has become a WebSocket.
+    pub fn tunnel_begins(&self) {
+        self.tunnels.set(self.tunnels.get() + 1);
+    }
+
+    /// One of them has ended.
+    pub fn tunnel_ends(&self, now: Instant) {
+        self.tunnels.set(self.tunnels.get() - 1);
+        self.quiet_since.set(now);
     }
 
     /// Octets went to the client.
@@ -215,7 +234,7 @@ impl Watch {
             let detail = "the client takes nothing of what is sent";
             (since + answer.grace, Verdict::Refuse(Reason::AnswerStalled, detail))
         });
-        let quiet = self.running.borrow().is_empty().then(|| {
+        let quiet = (!self.is_busy()).then(|| {
             let since = self.quiet_since.get();
             if self.is_retiring.get() {
                 (since + FAREWELL_MAX, Verdict::Retire)

@@ -75,6 +75,8 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
 /// What the connection and the request contribute to the forwarding fields.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
@@ -88,7 +90,12 @@ pub struct Origin<'a> {
 
 /// Makes a client's fields into those for the upstream.
 pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_>) {
+    let takes_trailers = headers.get(header::TE).is_some_and(|value| value == TRAILERS);
     remove_hop_by_hop(headers);
+    if takes_trailers {
+        // RFC 9113 section 8.2.2 lets HTTP/2 carry it, and gRPC is refused without; see `forward`.
+        headers.insert(header::TE, TRAILERS);
+    }
     remove_identity(headers);
     if !permit.route().pass_authorization {
         headers.remove(header::AUTHORIZATION);
@@ -101,6 +108,11 @@ pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<
 /// Makes an upstream's fields into those for the client.
 pub fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
+    // Of all upgrades only this one gets here, see `upgrade`.
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
     // A 204 has no content and must not state a length (RFC 9110 section 8.6); a client over HTTP/2
     // would take the missing bytes for a broken stream.
     if status == StatusCode::NO_CONTENT {

@@ -7,3 +7,4 @@ pub mod exchange;
 pub mod guard;
 pub mod headers;
 pub mod quota;
+pub mod upgrade;

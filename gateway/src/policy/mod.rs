@@ -13,7 +13,7 @@ pub mod refusal;
 pub mod route;
 pub mod vouch;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use rustls_pki_types::UnixTime;
 
@@ -87,6 +87,22 @@ impl<'a> Admitted<'a> {
         let Admitted { route, certificate } = self;
         Candidate { route, identity: Identity::new(certificate, claims) }
     }
+}
+
+/// Judges by today's rules what was permitted before and goes on. It costs nothing of any limit: it was
+/// counted when it began. `claims` are looked for only where the rest holds.
+///
+/// # Errors
+/// What the route asks for and is not there.
+pub fn recheck(
+    route: &Route,
+    address: IpAddr,
+    certificate: Option<Certified<'_>>,
+    now: UnixTime,
+    claims: impl FnOnce() -> Result<Option<Arc<Claims>>, Refusal>,
+) -> Result<(), Refusal> {
+    route.demands.admit(address, certificate.as_ref(), now)?;
+    route.demands.judge(&Identity::new(certificate, claims()?))
 }
 
 /// Judges an admitted request by the rest of the rules of its route, then takes what it costs from the

@@ -174,6 +174,8 @@ reasons! {
     UpstreamOverloaded = 111, "upstream_overloaded", 0;
     /// The client did not go on sending its body: a bad line, or a slow attack.
     RequestStalled = 112, "request_stalled", 1;
+    /// An extended CONNECT for another protocol than WebSocket.
+    UpgradeNotOffered = 113, "upgrade_not_offered", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
     /// The host is too hot, or short of something, and sheds what matters less.
@@ -298,6 +300,8 @@ pub enum Refusal {
         /// The configured wait.
         waited: Duration,
     },
+    /// An extended CONNECT for another protocol than WebSocket.
+    UpgradeNotOffered,
 }
 
 /// Why a proven identity may not use a route.
@@ -354,6 +358,7 @@ impl Refusal {
             Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
             Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
             Refusal::RequestStalled { .. } => Reason::RequestStalled,
+            Refusal::UpgradeNotOffered => Reason::UpgradeNotOffered,
         }
     }
 
@@ -390,6 +395,8 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
+            // RFC 9220 section 3.
+            Refusal::UpgradeNotOffered => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -428,6 +435,7 @@ impl Refusal {
             | Refusal::BodyTooSlow
             | Refusal::RequestTooLong
             | Refusal::NoHealthyUpstream { .. }
+            | Refusal::UpgradeNotOffered
             | Refusal::UpstreamOverloaded => None,
         }
     }

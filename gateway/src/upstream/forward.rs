@@ -68,12 +68,13 @@ impl Forwarder {
         &self,
         upstream: &Upstream,
         _permit: &Permit<'_>,
+        purpose: Purpose,
         request: Request<RequestBody>,
     ) -> Result<Response<Body>, Refusal> {
         let (mut head, body) = request.into_parts();
         origin_form(&mut head);
         let body = Source::new(body, time::monotonic());
-        let attempts = Attempts { upstream, purpose: Purpose::Requests, head, body };
+        let attempts = Attempts { upstream, purpose, head, body };
         self.send_somewhere(&attempts).await
     }
 
@@ -205,7 +206,9 @@ impl Forwarder {
                     let lease = self.pool.lend(line, key, upstream.name.clone(), place);
                     let (mut parts, incoming) = response.into_parts();
                     // Nobody asked for another protocol, so nothing may follow such a head.
-                    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                    if parts.status == StatusCode::SWITCHING_PROTOCOLS
+                        && attempts.purpose == Purpose::Requests
+                    {
                         return Err(Refusal::UpstreamFailed {
                             detail: "switches protocols unasked".to_owned(),
                         });
@@ -293,7 +296,10 @@ impl Attempts<'_> {
         let outgoing = self.body.attempt();
         match line {
             Line::Http1(sender) => {
-                let request = Request::from_parts(self.head.clone(), outgoing);
+                let mut head = self.head.clone();
+                // There it would be a field of the connection (RFC 9110 section 10.1.4).
+                head.headers.remove(header::TE);
+                let request = Request::from_parts(head, outgoing);
                 self.answer(sender.try_send_request(request)).await
             }
             Line::Http2(stream) => {

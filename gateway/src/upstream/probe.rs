@@ -32,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The same while nobody is to be asked.
 const IDLE_LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Why, when a server took too long.
+const LATE: &str = "no answer in time";
+
 /// What is remembered of each server, by its id.
 type Probes = Rc<RefCell<HashMap<u64, Probe>>>;
 
@@ -76,9 +79,24 @@ pub async fn follow(published: Published) {
     }
 }
 
+/// Asks one server once: for its health where that is configured, else whether it takes connections.
+///
+/// # Errors
+/// What is wrong with it.
+pub async fn look(upstream: &Upstream, server: &Server) -> Result<(), String> {
+    match &upstream.health {
+        Some(health) => timeout(health.timeout, ask(upstream, health, server))
+            .await
+            .unwrap_or_else(|_| Err(LATE.to_owned())),
+        None => {
+            let dialled = dial(server, upstream, Purpose::Requests).await;
+            dialled.map(drop).map_err(|error| error.to_string())
+        }
+    }
+}
+
 async fn judge(upstream: Upstream, health: HealthProbe, server: Arc<Server>, probes: Probes) {
-    let answer = timeout(health.timeout, ask(&upstream, &health, &server)).await;
-    let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let answer = look(&upstream, &server).await;
     let mut probes = probes.borrow_mut();
     let Some(probe) = probes.get_mut(&server.id()) else { return };
     let thresholds = Thresholds { healthy: health.healthy, unhealthy: health.unhealthy };

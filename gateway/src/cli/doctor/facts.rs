@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{TcpStream, ToSocketAddrs as _},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use nix::sys::{
     resource::{Resource, getrlimit},
     statfs::{BPF_FS_MAGIC, statfs},
 };
+use tokio::task::LocalSet;
 
 use crate::{
     config::{Config, Disk, KeySource, load},
@@ -20,6 +22,12 @@ use crate::{
         clock::{self, ClockReading},
     },
     kernel::{self, Mode, attachment},
+    time,
+    upstream::{
+        probe,
+        resolve::{self, Addresses},
+        server::Server,
+    },
 };
 
 /// How long one server may take to accept a connection.
@@ -176,13 +184,7 @@ fn clock(config: Option<&Config>) -> Option<ClockFacts> {
 }
 
 fn servers(config: &Config) -> Vec<(String, Result<String, String>)> {
-    let mut reached = Vec::new();
-    for upstream in &config.upstreams {
-        for server in &upstream.servers {
-            let what = format!("upstream {}", upstream.name);
-            reached.push((what, connect(&server.host, server.port)));
-        }
-    }
+    let mut reached = upstream_servers(config);
     for issuer in &config.issuers {
         let KeySource::Remote(remote) = &issuer.keys else { continue };
         let what = format!("issuer {}", issuer.rules.name);
@@ -196,6 +198,40 @@ fn servers(config: &Config) -> Vec<(String, Result<String, String>)> {
             Err(error) => Err(error.to_string()),
         };
         reached.push((what, outcome));
+    }
+    reached
+}
+
+/// Every address of every upstream server, asked as the daemon would ask it: TLS, protocol and health
+/// included.
+fn upstream_servers(config: &Config) -> Vec<(String, Result<String, String>)> {
+    // What is wrong with the files is the configuration's finding.
+    let Ok(mut snapshot) = load_snapshot(config, 0) else { return Vec::new() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return Vec::new() };
+    let mut addresses = Addresses::default();
+    let names = resolve::names(config.upstreams.iter().flat_map(|upstream| &upstream.servers));
+    for (name, found) in resolve::at_once(names, CONNECT_MAX) {
+        addresses.learn(&name, found);
+    }
+    resolve::settle(&mut snapshot.upstreams, &addresses, &[], time::monotonic());
+    let mut reached = Vec::new();
+    for upstream in &snapshot.upstreams {
+        let what = format!("upstream {}", upstream.name);
+        for endpoint in &upstream.endpoints {
+            let is_its = |server: &&Arc<Server>| server.endpoint() == endpoint;
+            let servers: Vec<_> = upstream.servers.iter().filter(is_its).collect();
+            if servers.is_empty() && addresses.of(endpoint).is_empty() {
+                reached.push((what.clone(), Err(format!("{endpoint}: the name has no address"))));
+            }
+            for server in servers {
+                let asked = probe::look(upstream, server);
+                let outcome = LocalSet::new().block_on(&runtime, asked);
+                let address = server.address();
+                let outcome = outcome.map(|()| address.to_string());
+                reached.push((what.clone(), outcome.map_err(|why| format!("{address}: {why}"))));
+            }
+        }
     }
     reached
 }
