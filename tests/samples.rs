@@ -214,7 +214,8 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::UnknownKey,
                     format!(
                         "{}:1: unknown key \"colour\" in [server]; there can be workers, \
-                     drain_timeout, drain_delay, max_connections",
+                     drain_timeout, drain_delay, max_connections, max_connections_per_source, \
+                     backlog, cpu_steering",
                         line("max_connections")
                     ),
                 ),
@@ -377,7 +378,7 @@ fn every_problem_is_listed_with_its_place() {
         (
             "settings of the contract that are not supported yet",
             sample_with(&[
-                ("protocols", "protocols = [\"h3\", \"h2\"]\nproxy_protocol = \"required\""),
+                ("protocols", "protocols = [\"h3\", \"h2\"]"),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
             ]) + "\n[host]\nsysfs = \"/proc\"\n",
             vec![
@@ -392,17 +393,9 @@ fn every_problem_is_listed_with_its_place() {
                 (
                     Kind::NotSupported,
                     format!(
-                        "{}:1: not supported yet: proxy_protocol; write \"off\" or leave it out \
-                     (listener.proxy_protocol)",
-                        line("protocols") + 1
-                    ),
-                ),
-                (
-                    Kind::NotSupported,
-                    format!(
                         "{}:1: not supported yet: ipv6_prefix; write 64 or leave it out \
                      (xdp.ipv6_prefix)",
-                        line("ipv6_prefix") + 1
+                        line("ipv6_prefix")
                     ),
                 ),
                 (

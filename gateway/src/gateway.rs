@@ -52,6 +52,7 @@ use crate::{
     net::{
         activation, addresses,
         admission::Admission,
+        descriptors,
         handover::Taken,
         listen::ListenError,
         worker::{self, Listening, Phase, Shared},
@@ -180,10 +181,13 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
     let mut estate = Estate::gather(&config, passed, take_over)?;
-    let mut listeners = Listeners::default();
+    let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
+    let mut listeners = Listeners::new(config.server.backlog, steered);
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
     let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
+    let room = descriptors::make_room(config.server.max_connections)
+        .map_err(|error| system("cannot read the limit of descriptors", error.into()))?;
 
     let (log, writer) =
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
@@ -192,13 +196,21 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     for unused in &estate.unused {
         tracing::warn!(detail = unused, "a socket that was passed has no use here and is closed");
     }
+    if let Some(shortage) = room.shortage() {
+        tracing::warn!(detail = %shortage, "descriptors");
+    }
+    if config.server.cpu_steering && workers != cpus.len() {
+        let detail =
+            "cpu_steering does nothing: there is not one worker for each CPU; write workers = 0";
+        tracing::warn!(detail, "configuration");
+    }
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
-        admission: Admission::new(config.server.max_connections),
+        admission: Admission::new(room.connections_max, config.server.max_connections_per_source),
         evidence,
         news: news_receiver,
         unknown_keys,

@@ -7,6 +7,7 @@ use std::{ops::Index, sync::Arc};
 use arc_swap::ArcSwap;
 
 use crate::{
+    http::guard::Limits,
     identity::{
         principal::Rules,
         token::{Issuers, RevokedTokens},
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub limits: Limiters,
     /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
+    /// What a client may take of time and work.
+    pub clients: Arc<Limits>,
     /// One log line a request.
     pub access_log: bool,
 }

@@ -68,6 +68,10 @@ pub struct ConfigText {
     pub process: String,
     /// `[xdp]` with its lines, as written.
     pub xdp: String,
+    /// Further lines of `[[listener]]`, as written.
+    pub listener_lines: String,
+    /// `[clients]` with its lines, as written.
+    pub clients: String,
     /// Lines of `[bans]`, as written.
     pub bans: String,
 }
@@ -107,6 +111,7 @@ workers = 1
 name = "edge"
 address = "{listener}"
 protocols = ["h2", "http/1.1"]
+{listener_lines}
 
 [listener.tls]
 certificate = "{certificate}"
@@ -131,6 +136,8 @@ response_timeout = "3s"
 {routes}
 {xdp}
 
+{clients}
+
 [bans]
 {bans}
 
@@ -143,6 +150,8 @@ format = "json"
 access = true
 "#,
             process = self.process,
+            listener_lines = self.listener_lines,
+            clients = self.clients,
             listener = self.listener,
             certificate = self.server.certificate.display(),
             key = self.server.key.display(),

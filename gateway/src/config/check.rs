@@ -34,6 +34,7 @@ use crate::{
     policy::authorize::Demands,
 };
 
+mod door;
 mod limit;
 mod tls;
 mod upstream;
@@ -86,6 +87,7 @@ pub(super) fn judge(
     report: &Report,
 ) -> Option<Config> {
     let check = Check { base, files, report };
+    check.shares(file);
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
     let identities = check.identities(&file.identities);
@@ -103,6 +105,9 @@ pub(super) fn judge(
             drain_timeout: file.server.drain_timeout.value,
             drain_delay: file.server.drain_delay.value,
             max_connections: file.server.max_connections.value,
+            max_connections_per_source: file.server.max_connections_per_source.value,
+            backlog: file.server.backlog.value,
+            cpu_steering: file.server.cpu_steering.value,
         },
         listeners: listeners?,
         issuers: issuers?,
@@ -116,6 +121,7 @@ pub(super) fn judge(
         routes: routes?,
         limits: limits?,
         xdp: xdp?,
+        clients: file.clients.clone(),
         bans,
         admin,
         log: Log { format: file.log.format.value, access: file.log.access.value },
@@ -173,10 +179,12 @@ impl Check<'_> {
 
     fn listener(&self, written: &file::Listener) -> Option<Listener> {
         let tls = written.tls.as_ref().and_then(|tls| self.tls(tls));
+        let proxies = self.proxies(written);
         Some(Listener {
             name: written.name.as_ref()?.value.clone(),
             address: written.address.as_ref()?.value,
             protocols: written.protocols.clone(),
+            proxies: proxies?,
             tls: tls?,
         })
     }
@@ -735,7 +743,8 @@ impl Check<'_> {
         ports
     }
 
-    /// Sources that are never dropped: `allow`, loopback, and the servers behind the gateway.
+    /// Sources that are never dropped: `allow`, loopback, the servers behind the gateway, and the
+    /// proxies in front of it.
     fn exempt(&self, file: &File) -> Vec<IpNet> {
         let written = &file.xdp;
         for network in written.allow.iter().filter(|network| network.value.prefix_len() == 0) {
@@ -758,6 +767,9 @@ impl Check<'_> {
             let addresses = keys.addresses.iter().flat_map(|list| &list.value);
             exempt.extend(addresses.map(|at| IpNet::from(at.value.ip().to_canonical())));
         }
+        let proxies =
+            file.listeners.iter().filter_map(|listener| listener.trusted_proxies.as_ref());
+        exempt.extend(proxies.flat_map(|list| &list.value).map(|at| at.value));
         let mut seen = std::collections::HashSet::new();
         exempt.retain(|network| seen.insert(*network));
         self.denied(written, &exempt);

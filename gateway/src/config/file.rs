@@ -10,7 +10,7 @@ use super::{
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
-    value::{self, Between, ClientAuth, Proof, duration_between},
+    value::{self, Between, ClientAuth, Proof, ProxyProtocol, duration_between},
 };
 use crate::{
     fetch::Url,
@@ -23,6 +23,7 @@ use crate::{
     policy::hours::Hours,
 };
 
+mod clients;
 pub(super) mod limit;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,6 +44,7 @@ pub(super) struct File {
     pub(super) routes: Vec<Route>,
     pub(super) limits: Vec<limit::Limit>,
     pub(super) xdp: Xdp,
+    pub(super) clients: clients::Clients,
     pub(super) bans: Bans,
     pub(super) admin: Admin,
     pub(super) log: Log,
@@ -55,6 +57,9 @@ pub(super) struct Server {
     pub(super) drain_timeout: At<Duration>,
     pub(super) drain_delay: At<Duration>,
     pub(super) max_connections: At<usize>,
+    pub(super) max_connections_per_source: At<usize>,
+    pub(super) backlog: At<u32>,
+    pub(super) cpu_steering: At<bool>,
 }
 
 /// `[[listener]]`.
@@ -63,6 +68,8 @@ pub(super) struct Listener {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<SocketAddr>>,
     pub(super) protocols: Vec<Protocol>,
+    pub(super) proxy_protocol: At<ProxyProtocol>,
+    pub(super) trusted_proxies: Option<At<Vec<At<IpNet>>>>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -278,6 +285,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         routes: routes(&root, report),
         limits: limit::limits(&root),
         xdp: xdp(&table("xdp")),
+        clients: clients::read(&table("clients")),
         bans: bans(&table("bans")),
         admin: admin(&table("admin")),
         log: log(&table("log")),
@@ -299,6 +307,17 @@ fn server(section: &Section<'_>) -> Server {
             integer(1..=1_048_576, "each takes a file, and a process has at most 1048576"),
             100_000,
         ),
+        max_connections_per_source: section.or(
+            "max_connections_per_source",
+            integer(1..=1_048_576, "as many as max_connections is no bound for each"),
+            1_000,
+        ),
+        backlog: section.or(
+            "backlog",
+            integer(1..=65_535, "the kernel counts them in sixteen bits"),
+            4_096,
+        ),
+        cpu_steering: section.or("cpu_steering", boolean, false),
     }
 }
 
@@ -311,8 +330,6 @@ fn listeners(root: &Section<'_>) -> Vec<Listener> {
 }
 
 fn listener(section: &Section<'_>) -> Listener {
-    section.not_yet("proxy_protocol", Neutral::Word("off"), "write \"off\" or leave it out");
-    section.not_yet("trusted_proxies", Neutral::Empty, "leave it out");
     if !section.is_set("tls") {
         section.missing_table("listener.tls", "every listener speaks TLS");
     }
@@ -323,6 +340,12 @@ fn listener(section: &Section<'_>) -> Listener {
             || vec![Protocol::Http2, Protocol::Http1],
             |protocols| values(protocols.value),
         ),
+        proxy_protocol: section.or(
+            "proxy_protocol",
+            text(value::proxy_protocol),
+            ProxyProtocol::Off,
+        ),
+        trusted_proxies: section.list_or_empty("trusted_proxies", text(value::network)),
         tls: section.child("tls", "listener.tls").map(|section| tls(&section)),
     }
 }
@@ -814,8 +837,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
         let table: &[(&str, &[(&str, bool)])] = &[
-            ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
-            ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),

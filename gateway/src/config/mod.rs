@@ -19,6 +19,7 @@ use ipnet::IpNet;
 
 use crate::{
     fetch::Url,
+    http::guard::Limits,
     identity::{
         principal,
         token::{RefreshRules, TokenRules},
@@ -84,6 +85,8 @@ pub struct Config {
     pub limits: Vec<limit::Limit>,
     /// `None` when `[xdp].interfaces` is empty: no kernel half is loaded.
     pub xdp: Option<kernel::Settings>,
+    /// What a client may take of time and work: `[clients]`.
+    pub clients: Limits,
     /// What turns refusals into bans: `[bans]`.
     pub bans: Bans,
     /// Where operators and Prometheus ask: `[admin]`.
@@ -103,6 +106,12 @@ pub struct Server {
     pub drain_delay: Duration,
     /// Connections open at once, over all listeners and workers.
     pub max_connections: usize,
+    /// Connections of one source open at once.
+    pub max_connections_per_source: usize,
+    /// Connections that wait to be accepted, for each socket.
+    pub backlog: u32,
+    /// The kernel hands each connection to the worker of the CPU that its packets come in on.
+    pub cpu_steering: bool,
 }
 
 /// One `[[listener]]`.
@@ -114,6 +123,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// In the order of preference offered by ALPN; not empty.
     pub protocols: Vec<Protocol>,
+    /// The proxies that may connect, each with a PROXY header; `None`: clients connect themselves.
+    pub proxies: Option<Vec<IpNet>>,
     /// `[listener.tls]`.
     pub tls: ListenerTls,
 }

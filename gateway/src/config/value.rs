@@ -570,6 +570,21 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
+/// `proxy_protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyProtocol {
+    /// Clients connect themselves.
+    Off,
+    /// Only proxies connect, each with a header.
+    Required,
+}
+
+/// `off`, `required`.
+pub(super) fn proxy_protocol(text: &str) -> Result<ProxyProtocol, Refused> {
+    let words = [("off", ProxyProtocol::Off), ("required", ProxyProtocol::Required)];
+    word(text, &words, &[], "")
+}
+
 pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
     let words = [
         ("required", ClientAuth::Required),

@@ -7,7 +7,7 @@ pub(super) mod upstreams;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
@@ -47,10 +47,13 @@ use crate::{
     config::{self, Config, Disk, Issuer, KeySource},
     identity::token::Keys,
     kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
-    net::worker::{Command, Handle, Phase, Shared},
+    net::{
+        descriptors,
+        worker::{Command, Handle, Phase, Shared},
+    },
     policy::{
         Reason,
-        penalty::{self, Block, Evidence, Ledger, overlaps},
+        penalty::{self, Arrived, Block, Evidence, Ledger, overlaps},
     },
     snapshot::{Published, Snapshot},
     time,
@@ -242,6 +245,16 @@ impl Control {
         match kernel.bans() {
             Ok(bans) => {
                 let now = time::monotonic();
+                if self.has_proxies() {
+                    let again = |ban: &kernel::BanEntry| Ban {
+                        source: ban.source,
+                        lasts: ban.remaining,
+                        reason: ban.reason,
+                        origin: ban.origin,
+                        level: ban.level,
+                    };
+                    self.ban_in_user_space(&bans.iter().map(again).collect::<Vec<_>>());
+                }
                 let mut ledger = self.ledger.borrow_mut();
                 for ban in bans.iter().filter(|ban| ban.origin == ORIGIN_EVIDENCE) {
                     ledger.adopt(ban.source, ban.level, ban.remaining, now);
@@ -260,8 +273,12 @@ impl Control {
             Ok(found) => exempt.extend(found),
             Err(error) => tracing::error!(error = %error, "own addresses not read"),
         }
+        // Without a kernel half nobody has gathered them before.
+        let proxies = config.listeners.iter().filter_map(|listener| listener.proxies.as_ref());
+        exempt.extend(proxies.flatten().filter(|net| !exempt.contains(net)).collect::<Vec<_>>());
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
+        self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
@@ -276,17 +293,20 @@ impl Control {
         if blocks.is_empty() {
             return;
         }
-        let bans: Vec<Ban> = blocks
-            .iter()
-            .map(|block| Ban {
-                source: block.source,
-                lasts: block.lasts,
-                reason: block.reason as u32,
-                origin: ORIGIN_EVIDENCE,
-                level: block.level,
-            })
-            .collect();
-        let outcomes = self.ban(&bans);
+        let ban = |block: &Block| Ban {
+            source: block.source,
+            lasts: block.lasts,
+            reason: block.reason as u32,
+            origin: ORIGIN_EVIDENCE,
+            level: block.level,
+        };
+        // Who came through a proxy is kept out here: its packets bear the proxy's address, and its own
+        // address may be somebody else's on this side of the proxy.
+        let (direct, proxied): (Vec<Block>, Vec<Block>) =
+            blocks.into_iter().partition(|block| block.arrived == Arrived::Directly);
+        let mut outcomes = self.ban(&direct.iter().map(ban).collect::<Vec<_>>());
+        outcomes.extend(self.ban_in_user_space(&proxied.iter().map(ban).collect::<Vec<_>>()));
+        let blocks: Vec<Block> = direct.into_iter().chain(proxied).collect();
         let now = time::monotonic();
         let mut metrics = self.metrics.borrow_mut();
         for (block, (source, outcome)) in blocks.iter().zip(outcomes) {
@@ -319,12 +339,25 @@ impl Control {
                 BanOutcome::TableFull => Err("the kernel's table of bans is full".to_owned()),
                 BanOutcome::Failed(error) => Err(error.to_string()),
             };
+            if self.has_proxies() {
+                self.ban_in_user_space(bans);
+            }
             return kernel
                 .ban(bans)
                 .into_iter()
                 .map(|(source, outcome)| (source, result(outcome)))
                 .collect();
         }
+        self.ban_in_user_space(bans)
+    }
+
+    /// Whether clients come through proxies, whose packets the kernel must let in.
+    fn has_proxies(&self) -> bool {
+        self.config.borrow().listeners.iter().any(|listener| listener.proxies.is_some())
+    }
+
+    /// Bans that are enforced when a connection is accepted, or said to be whose it is.
+    fn ban_in_user_space(&self, bans: &[Ban]) -> Vec<(Source, Result<(), String>)> {
         let now = time::monotonic();
         let mut table = self.bans.borrow_mut();
         bans.iter()
@@ -343,14 +376,15 @@ impl Control {
     fn unban(&self, source: Source) -> Result<bool, String> {
         self.ledger.borrow_mut().forget(source);
         self.notes.borrow_mut().remove(&source.to_string());
+        self.shared.admission.unban(source);
+        let was_here = self.bans.borrow_mut().remove(&source).is_some();
         if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
             return kernel
                 .unban(&[source])
-                .map(|count| count > 0)
+                .map(|count| count > 0 || was_here)
                 .map_err(|error| error.to_string());
         }
-        self.shared.admission.unban(source);
-        Ok(self.bans.borrow_mut().remove(&source).is_some())
+        Ok(was_here)
     }
 
     fn ban_rows(&self) -> Result<Vec<BanRow>, String> {
@@ -363,6 +397,17 @@ impl Control {
             note: notes.get(&source).cloned(),
             source,
         };
+        let now = time::monotonic();
+        let table = self.bans.borrow();
+        // Those that user space enforces, as far as they are `wanted`.
+        let here = |wanted: &dyn Fn(&Source) -> bool| -> Vec<BanRow> {
+            let in_force = table.iter().filter(|(source, ban)| now < ban.until && wanted(source));
+            in_force
+                .map(|(source, ban)| {
+                    row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
+                })
+                .collect()
+        };
         if let Some(kernel) = self.kernel.borrow().as_ref() {
             let bans = kernel.bans().map_err(|error| error.to_string())?;
             let prefixes = kernel.prefix_bans().map_err(|error| error.to_string())?;
@@ -372,18 +417,12 @@ impl Control {
             let of_prefixes = prefixes
                 .iter()
                 .map(|ban| row(ban.net.to_string(), ban.reason, ban.origin, 0, ban.remaining));
-            return Ok(of_sources.chain(of_prefixes).collect());
+            let mut rows: Vec<BanRow> = of_sources.chain(of_prefixes).collect();
+            let kept: HashSet<Source> = bans.iter().map(|ban| ban.source).collect();
+            rows.extend(here(&|source| !kept.contains(source)));
+            return Ok(rows);
         }
-        let now = time::monotonic();
-        Ok(self
-            .bans
-            .borrow()
-            .iter()
-            .filter(|(_, ban)| now < ban.until)
-            .map(|(source, ban)| {
-                row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
-            })
-            .collect())
+        Ok(here(&|_| true))
     }
 
     /// Removes what has expired.
@@ -516,7 +555,14 @@ impl Control {
                 self.command(number % self.workers.len(), Command::Listen(socket));
             }
         }
-        self.shared.admission.set_open_max(config.server.max_connections);
+        let wanted = config.server.max_connections;
+        let fit = descriptors::make_room(wanted).map_or(wanted, |room| {
+            if let Some(shortage) = room.shortage() {
+                tracing::warn!(detail = %shortage, "descriptors");
+            }
+            room.connections_max
+        });
+        self.shared.admission.set_open_max(fit);
         self.shared.log.set_format(config.log.format);
         let before = self.config.borrow().token_cache.clone();
         if before != config.token_cache {
@@ -1284,6 +1330,11 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
+        (
+            "[server].backlog or cpu_steering",
+            (old.server.backlog, old.server.cpu_steering)
+                != (new.server.backlog, new.server.cpu_steering),
+        ),
         ("[xdp].pin, max_sources, or whether there are interfaces", xdp(old) != xdp(new)),
     ]
     .into_iter()

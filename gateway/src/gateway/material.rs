@@ -254,6 +254,7 @@ fn snapshot(
         routes: routes(config),
         limits: Limiters::new(&config.limits, time::monotonic()),
         upstreams,
+        clients: Arc::new(config.clients.clone()),
         access_log: config.log.access,
     }
 }
@@ -316,6 +317,7 @@ fn listener_tls(
 ) -> Option<ListenerTls> {
     let others = sites.split_off(1.min(sites.len()));
     Some(ListenerTls {
+        proxies: listener.proxies.as_ref().map(|proxies| proxies.as_slice().into()),
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
         provider: Arc::new(aws_lc_rs::default_provider()),

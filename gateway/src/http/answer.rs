@@ -102,6 +102,8 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::OverLimit(_) => "There were more requests from this address than it may make.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
         Refusal::Draining => "The gateway is about to end here; connect again.",
+        Refusal::BodyTooSlow => "The request's body did not come in time.",
+        Refusal::RequestTooLong => "The request took too long.",
         Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
             "The service behind the gateway failed."
         }

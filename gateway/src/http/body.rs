@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::guard::Upload;
 use crate::upstream::incoming::UpstreamBody;
 
 /// Why a body broke off; whoever passes it on breaks off too.
@@ -103,17 +104,19 @@ pub struct RequestBody {
     /// `None`: there is none.
     incoming: Option<Incoming>,
     passed_bytes: Rc<Cell<u64>>,
+    /// Sees whether the client keeps up.
+    upload: Option<Upload>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
-        RequestBody { incoming: Some(incoming), passed_bytes }
+    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>, upload: Upload) -> RequestBody {
+        RequestBody { incoming: Some(incoming), passed_bytes, upload: Some(upload) }
     }
 
     /// None.
     pub fn empty() -> RequestBody {
-        RequestBody { incoming: None, passed_bytes: Rc::default() }
+        RequestBody { incoming: None, passed_bytes: Rc::default(), upload: None }
     }
 }
 
@@ -126,7 +129,15 @@ impl HttpBody for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(incoming).poll_frame(context));
+        let polled = Pin::new(incoming).poll_frame(context);
+        if let Some(upload) = &self.upload {
+            upload.note(match &polled {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => Poll::Ready(frame.data_ref().map_or(0, Bytes::len)),
+                Poll::Ready(_) => Poll::Ready(0),
+            });
+        }
+        let frame = ready!(polled);
         if let Some(Ok(frame)) = &frame
             && frame.is_trailers()
         {

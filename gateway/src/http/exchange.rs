@@ -10,6 +10,7 @@ use super::{
     answer,
     body::{Body, RequestBody},
     connection::Connection,
+    guard::{Running, Upload},
     headers::{self, Origin},
     quota,
 };
@@ -21,7 +22,7 @@ use crate::{
     },
     net::worker::{Phase, Worker},
     policy::{
-        Refusal, admit,
+        Reason, Refusal, admit,
         facts::Facts,
         limit::{Counting, Decision, Verdict},
         permit,
@@ -56,13 +57,24 @@ struct Record {
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
-pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub async fn exchange(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+    running: Rc<Running>,
+) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
-    let body = RequestBody::new(incoming, record.bytes_in.clone());
-    let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
+    let body = RequestBody::new(incoming, record.bytes_in.clone(), Upload::new(running.clone()));
+    let outcome = tokio::select! {
+        biased;
+        outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,
+        reason = running.broken_off() => Err(match reason {
+            Reason::BodyTooSlow => Refusal::BodyTooSlow,
+            _ => Refusal::RequestTooLong,
+        }),
+    };
     let (mut response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
@@ -71,7 +83,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) ->
         Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
     };
     if let Some(refusal) = &refusal {
-        worker.report(connection.arrival.source, refusal.reason());
+        worker.report_of(&connection.arrival, refusal.reason());
     }
     quota::tell(&record.verdicts, response.headers_mut());
     record.finish(connection, response, refusal)
@@ -89,6 +101,9 @@ async fn serve(
         return Err(Refusal::Draining);
     }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
+    if fields.len() > snapshot.clients.fields_max {
+        return Err(Refusal::MalformedRequest("more fields than are taken"));
+    }
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
@@ -262,6 +277,7 @@ impl Record {
             line.field("request_id", &self.request_id)
                 .field("conn_id", &connection.arrival.id)
                 .field("source", connection.arrival.address)
+                .maybe("via", connection.arrival.via)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
                 .maybe("certificate", peer.map(CertificateFields::of))

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod addresses;
 pub mod admission;
+pub mod descriptors;
 pub mod executor;
 pub mod handover;
 pub mod listen;

@@ -60,6 +60,17 @@ pub struct Evidence {
     pub reason: Reason,
     /// When it was refused.
     pub at: Instant,
+    /// How it came here.
+    pub arrived: Arrived,
+}
+
+/// How a client's packets come here, which decides where it can be kept out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// From its own address.
+    Directly,
+    /// From a proxy's address, which the kernel must not drop; its own never reaches the kernel.
+    ThroughProxy,
 }
 
 /// A source to be dropped by the kernel from now on.
@@ -75,6 +86,8 @@ pub struct Block {
     pub lasts: Duration,
     /// When the deciding refusal happened.
     pub evidence_at: Instant,
+    /// How the source came here then.
+    pub arrived: Arrived,
 }
 
 /// Refusals that are remembered of one source, for an operator who asks why.
@@ -168,6 +181,7 @@ impl Ledger {
             level,
             lasts,
             evidence_at: now,
+            arrived: evidence.arrived,
         })
     }
 
@@ -265,7 +279,7 @@ mod tests {
     }
 
     fn evidence(source: Source, reason: Reason, at: Instant) -> Evidence {
-        Evidence { source, reason, at }
+        Evidence { source, reason, at, arrived: Arrived::Directly }
     }
 
     #[test]

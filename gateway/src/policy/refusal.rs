@@ -180,6 +180,32 @@ reasons! {
     /// An address that nobody was proven at is over a limit. It weighs little, see
     /// [`super::penalty::weight`].
     SourceRateLimited = 141, "source_rate_limited", 1;
+    // The door, and what a client may take of time and work.
+    /// Octets of a head beyond what is taken.
+    HeadTooLarge = 120, "head_too_large", 2;
+    /// As many connections of that source are open as it may have: perhaps many people behind one
+    /// address, and the bound itself is protection enough.
+    TooManyConnections = 121, "too_many_connections", 0;
+    /// A connection to a listener for proxies from somebody else.
+    ProxyUntrusted = 122, "proxy_untrusted", 2;
+    /// A trusted proxy's header is none.
+    ProxyHeaderMalformed = 123, "proxy_header_malformed", 0;
+    /// A trusted proxy's header was not whole in time.
+    ProxyHeaderTimeout = 124, "proxy_header_timeout", 0;
+    /// The connection of a client behind a proxy that is banned: told by the ban.
+    Banned = 125, "banned", 0;
+    /// The body drips.
+    BodyTooSlow = 126, "body_too_slow", 2;
+    /// The client does not take what it asked for: perhaps its link is gone.
+    AnswerStalled = 127, "answer_stalled", 1;
+    /// Longer than any request may take.
+    RequestTooLong = 128, "request_too_long", 0;
+    /// HTTP/2 frames that only make work.
+    ControlFlood = 129, "control_flood", 5;
+    /// HTTP/2 streams opened in order to be reset.
+    ResetFlood = 130, "reset_flood", 5;
+    /// Against the rules of HTTP/2.
+    Http2Error = 131, "http2_error", 3;
 }
 
 /// A request that goes no further, and why.
@@ -231,6 +257,10 @@ pub enum Refusal {
     OverLimit(Box<OverLimit>),
     /// The process, or the listener, is about to end and takes nothing new.
     Draining,
+    /// The client's body came too slowly.
+    BodyTooSlow,
+    /// The request took longer than any may.
+    RequestTooLong,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable {
         /// Why the last one tried does not.
@@ -305,6 +335,8 @@ impl Refusal {
             Refusal::OverLimit(over) if over.is_proven => Reason::RateLimited,
             Refusal::OverLimit(_) => Reason::SourceRateLimited,
             Refusal::Draining => Reason::Draining,
+            Refusal::BodyTooSlow => Reason::BodyTooSlow,
+            Refusal::RequestTooLong => Reason::RequestTooLong,
             Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -335,6 +367,8 @@ impl Refusal {
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             // RFC 6585 section 4.
             Refusal::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Refusal::RequestTooLong => StatusCode::GATEWAY_TIMEOUT,
             Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
                 StatusCode::BAD_GATEWAY
             }
@@ -377,6 +411,8 @@ impl Refusal {
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
             | Refusal::Draining
+            | Refusal::BodyTooSlow
+            | Refusal::RequestTooLong
             | Refusal::NoHealthyUpstream { .. }
             | Refusal::UpstreamOverloaded => None,
         }

@@ -8,6 +8,7 @@ pub mod sessions;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
+use ipnet::IpNet;
 use rustls::{
     ServerConfig,
     crypto::CryptoProvider,
@@ -42,6 +43,8 @@ pub struct ServerCertificate {
 /// What one listener's handshakes are made of.
 #[derive(Clone)]
 pub struct ListenerTls {
+    /// The proxies that may connect, each with a PROXY header; `None`: clients connect themselves.
+    pub proxies: Option<Arc<[IpNet]>>,
     /// Chosen by the host's name.
     pub sites: Sites,
     /// Offered by ALPN, in this order.
