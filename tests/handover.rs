@@ -78,7 +78,6 @@ fn neither_reloads_nor_hand_overs_cost_a_request() -> Result<()> {
     let mut running = site.start()?;
     let launch = site.launch()?;
     let crowd = Crowd { kept: 64, new: 8, pause: Duration::from_millis(400) };
-    let mut leaving = Vec::new();
     let outcome = beside_a_crowd(&site, crowd, || {
         let mut generation = 1;
         for number in 0..10_usize {
@@ -91,9 +90,7 @@ fn neither_reloads_nor_hand_overs_cost_a_request() -> Result<()> {
             with_workers(&site, &launch, 1 + number % 3)?;
             let next = successor(&launch)?;
             generation = 1;
-            leaving.push(std::mem::replace(&mut running, next));
-        }
-        for before in &mut leaving {
+            let mut before = std::mem::replace(&mut running, next);
             assert_eq!(before.wait_exit(GONE)?, Some(0), "it drains and ends well");
         }
         Ok(())

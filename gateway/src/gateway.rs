@@ -180,8 +180,8 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     // Everything that can be refused is asked for before the program is put on an interface.
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
-    let mut estate = Estate::gather(&config, passed, take_over)?;
     let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
+    let mut estate = Estate::gather(&config, passed, take_over)?;
     let mut listeners = Listeners::new(config.server.backlog, steered);
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
@@ -193,9 +193,6 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
     trace_to(&log);
     announce(&config, &warnings, workers);
-    for unused in &estate.unused {
-        tracing::warn!(detail = unused, "a socket that was passed has no use here and is closed");
-    }
     if let Some(shortage) = room.shortage() {
         tracing::warn!(detail = %shortage, "descriptors");
     }
@@ -203,6 +200,9 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         let detail =
             "cpu_steering does nothing: there is not one worker for each CPU; write workers = 0";
         tracing::warn!(detail, "configuration");
+    }
+    for unused in &estate.unused {
+        tracing::warn!(detail = unused, "a socket that was passed has no use here and is closed");
     }
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
