@@ -206,7 +206,7 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::MisplacedKey,
                     format!(
                         "{}:1: \"certificate\" does not belong in [server]; move it to [listener.tls] or \
-                         [[listener.tls.sni]]",
+                         [[listener.tls.sni]] or [upstream.tls]",
                         line("drain_timeout")
                     ),
                 ),
