@@ -98,6 +98,8 @@ impl Site {
             process: String::new(),
             xdp: String::new(),
             bans: String::new(),
+            listener_lines: String::new(),
+            clients: String::new(),
         };
         Ok(Site {
             config,
@@ -145,6 +147,7 @@ impl Site {
             namespace: Arc::clone(&self.gateway_host),
             metrics: self.config.metrics,
             core: None,
+            environment: Vec::new(),
         })
     }
 

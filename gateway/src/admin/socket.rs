@@ -5,7 +5,10 @@
 use std::{
     fmt,
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
 };
 
 /// Longest question, in bytes: the longest command with a sentence of reason.
@@ -62,6 +65,19 @@ pub enum Question {
     /// Frames that are dropped, as they come: after the answer one [`DropRow`] a line, until the
     /// asker goes.
     Drops,
+    /// Read the configuration anew, all or nothing.
+    Reload,
+    /// Drain and exit: after the answer one [`DrainRow`] a line, until it is over.
+    Drain,
+    /// Start the program that is installed now, to take over from this one.
+    Upgrade,
+    /// Hand the sockets over to the asker, then end: see [`crate::net::handover`].
+    TakeOver {
+        /// The language that the asker speaks.
+        protocol: u32,
+        /// The asker's version.
+        version: String,
+    },
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -164,6 +180,19 @@ pub struct DropRow {
     pub untold: u64,
 }
 
+/// How far a drain is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrainRow {
+    /// Connections that are open still.
+    pub open: usize,
+    /// Connections that have ended by themselves since the drain began.
+    pub ended: usize,
+    /// Until the others are cut, in seconds.
+    pub remaining_s: f64,
+    /// Whether this is the last row; `open` connections were cut then.
+    pub over: bool,
+}
+
 /// What is going on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Overview {
@@ -245,10 +274,39 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// Whether another process has been started to take over.
+    #[serde(default)]
+    pub takes_over: bool,
+    /// How far the drain is; `None` while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainRow>,
     /// What clients see and who signs for it.
     pub certificates: Vec<CertificateStatus>,
+    /// The servers that requests go to.
+    pub upstreams: Vec<UpstreamStatus>,
     /// Files that changed and are not good; what they are a part of is served as it was.
     pub refused_files: Vec<RefusedFile>,
+    /// Who issues tokens, and how their keys stand.
+    pub issuers: Vec<IssuerStatus>,
+}
+
+/// One issuer in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IssuerStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Where its keys come from: a file or an address.
+    pub keys_from: String,
+    /// Whether tokens of it can be verified now.
+    pub available: bool,
+    /// The names of its keys that can be used, `(no kid)` for one without.
+    pub keys: Vec<String>,
+    /// Time since it last gave its keys, in seconds; `None` for a file, and before the first answer.
+    pub age_s: Option<u64>,
+    /// Time until it is asked again, in seconds; `None` for a file, and while it is being asked.
+    pub next_fetch_s: Option<u64>,
+    /// Why the last question had no usable answer; `None` when it had one.
+    pub last_error: Option<String>,
 }
 
 /// The kernel half in [`Status`].
@@ -282,6 +340,28 @@ pub struct CertificateStatus {
     pub not_after_s: u64,
     /// Time left, in seconds; negative when it has ended.
     pub remaining_s: i64,
+}
+
+/// One upstream in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: String,
+    /// Each address of each configured server.
+    pub servers: Vec<UpstreamServerStatus>,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamServerStatus {
+    /// As configured.
+    pub server: String,
+    /// Where it is; `None` while its name has no address.
+    pub address: Option<String>,
+    /// `up`; `down` by the prober's word; `out` for a while after failed requests; `unresolved`.
+    pub state: String,
+    /// Requests it has now.
+    pub requests: usize,
 }
 
 /// One file of [`Status::refused_files`].
@@ -343,7 +423,7 @@ impl std::error::Error for AskError {}
 ///
 /// # Errors
 /// One sentence: what, where, what to do.
-pub fn bind(path: &Path) -> Result<UnixListener, String> {
+pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
@@ -351,14 +431,16 @@ pub fn bind(path: &Path) -> Result<UnixListener, String> {
     if path.exists() {
         if StdUnixStream::connect(path).is_ok() {
             return Err(format!(
-                "another daemon answers at {}; stop it, or set [admin].socket to another path",
+                "another daemon answers at {}; stop it, take over from it with --take-over, or set \
+                 [admin].socket to another path",
                 path.display()
             ));
         }
         std::fs::remove_file(path)
             .map_err(|error| format!("cannot replace {}: {error}", path.display()))?;
     }
-    let bound = UnixListener::bind(path).and_then(|listener| {
+    let bound = StdUnixListener::bind(path).and_then(|listener| {
+        listener.set_nonblocking(true)?;
         // The group is the operators'; everybody else stays out.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         Ok(listener)

@@ -1,12 +1,17 @@
 //! The control thread's state and what it does with it: bans, reloads, answers, the drain.
 
+mod drain;
 pub(super) mod drops;
+mod succession;
+pub(super) mod upstreams;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,28 +22,42 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
+use self::{drain::Drain, succession::Succession};
 use super::{
-    all_ended, kernel_settings, keys::IssuerKeys, load_snapshot, refresh::Followed, spared,
+    course::Course,
+    doors::Doors,
+    kernel_settings,
+    keys::IssuerKeys,
+    listeners::{Inherited, Listeners, Prepared},
+    load_snapshot,
+    refresh::Followed,
+    spared,
 };
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
+        notify::Notify,
         socket::{
-            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, Overview,
-            PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status, XdpInterface,
-            XdpStatus,
+            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
+            Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
+            XdpInterface, XdpStatus,
         },
     },
-    config::{self, Config, Disk},
+    config::{self, Config, Disk, Issuer, KeySource},
+    identity::token::Keys,
     kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
-    net::worker::{Handle, Phase, Shared},
+    net::{
+        descriptors,
+        worker::{Command, Handle, Phase, Shared},
+    },
     policy::{
         Reason,
-        penalty::{self, Block, Evidence, Ledger, overlaps},
+        penalty::{self, Arrived, Block, Evidence, Ledger, overlaps},
     },
-    snapshot::Snapshot,
+    snapshot::{Published, Snapshot},
     time,
+    upstream::resolve::{self, Addresses},
     watch::Watch,
 };
 
@@ -69,6 +88,17 @@ pub(super) struct Control {
     path: PathBuf,
     config: RefCell<Config>,
     shared: Shared,
+    listeners: RefCell<Listeners>,
+    doors: Doors,
+    /// Another process that takes over, if one does.
+    succession: RefCell<Succession>,
+    notify: Notify,
+    /// Names of sockets that the service manager keeps.
+    kept: RefCell<BTreeSet<String>>,
+    /// Where this program was started from; another may be there by now.
+    program: Result<PathBuf, String>,
+    /// The drain that is going on, if one is.
+    drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
     /// The last counts of each worker.
     counted: RefCell<Vec<WorkerMetrics>>,
@@ -93,7 +123,20 @@ pub(super) struct Control {
     generation: Cell<u64>,
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
+    /// Where the names of upstream servers lead to.
+    addresses: RefCell<Addresses>,
     started_at: Instant,
+}
+
+/// What serves.
+pub(super) struct Serving {
+    pub(super) listeners: Listeners,
+    pub(super) doors: Doors,
+    pub(super) notify: Notify,
+    pub(super) program: Result<PathBuf, String>,
+    /// Addresses whose sockets the service manager keeps for nobody.
+    pub(super) stale: Vec<SocketAddr>,
+    pub(super) workers: Vec<Handle>,
 }
 
 /// What workers and connections are told.
@@ -102,6 +145,14 @@ pub(super) struct Tell {
     pub(super) phase: watch::Sender<Phase>,
     /// That another state was published.
     pub(super) news: watch::Sender<()>,
+}
+
+/// What was looked at before anything was read.
+pub(super) struct Seen {
+    /// The files of the configuration.
+    pub(super) files: Watch,
+    /// Where the names of upstream servers lead to.
+    pub(super) addresses: Addresses,
 }
 
 /// A ban that user space keeps.
@@ -118,18 +169,19 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        workers: Vec<Handle>,
+        Serving { listeners, doors, workers, notify, program, stale }: Serving,
         kernel: Option<(Kernel, Vec<String>)>,
         tell: Tell,
-        files: Watch,
+        seen: Seen,
     ) -> Control {
+        let Seen { files, addresses } = seen;
         let kernel = kernel.map(|(kernel, notices)| {
             for notice in notices {
                 tracing::info!(detail = %notice, "xdp");
             }
             kernel
         });
-        let counted = vec![WorkerMetrics::new(shared.listeners); workers.len()];
+        let counted = vec![WorkerMetrics::new(0); workers.len()];
         let settings = penalty_settings(&config, &[]);
         // Digits that differ from run to run; when they are none, the spread is that of others too.
         let seed = u64::from_str_radix(&shared.run_id, 16).unwrap_or_default();
@@ -141,6 +193,13 @@ impl Control {
             never: RefCell::default(),
             config: RefCell::new(config),
             shared,
+            listeners: RefCell::new(listeners),
+            doors,
+            succession: RefCell::default(),
+            notify,
+            kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
+            program,
+            drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
             kernel: RefCell::new(kernel),
@@ -154,12 +213,22 @@ impl Control {
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
+            addresses: RefCell::new(addresses),
             started_at: time::monotonic(),
         }
     }
 
     /// Takes over what outlived an earlier process.
-    pub(super) fn started(&self) {
+    /// `is_alone` is false when the process before went on, and this one has to go at once.
+    pub(super) fn started(self: &Rc<Self>, is_alone: bool) {
+        if !is_alone {
+            self.succession.borrow_mut().is_done = true;
+            self.drain();
+            return;
+        }
+        self.doors.open(self);
+        self.keep_sockets();
+        self.notify.ready();
         self.set_never();
         let kernel = self.kernel.borrow();
         let Some(kernel) = kernel.as_ref() else { return };
@@ -176,6 +245,16 @@ impl Control {
         match kernel.bans() {
             Ok(bans) => {
                 let now = time::monotonic();
+                if self.has_proxies() {
+                    let again = |ban: &kernel::BanEntry| Ban {
+                        source: ban.source,
+                        lasts: ban.remaining,
+                        reason: ban.reason,
+                        origin: ban.origin,
+                        level: ban.level,
+                    };
+                    self.ban_in_user_space(&bans.iter().map(again).collect::<Vec<_>>());
+                }
                 let mut ledger = self.ledger.borrow_mut();
                 for ban in bans.iter().filter(|ban| ban.origin == ORIGIN_EVIDENCE) {
                     ledger.adopt(ban.source, ban.level, ban.remaining, now);
@@ -189,12 +268,17 @@ impl Control {
     fn set_never(&self) {
         let config = self.config.borrow();
         let mut exempt = config.xdp.as_ref().map_or_else(Vec::new, |xdp| xdp.exempt.clone());
+        exempt.extend(upstreams::networks(&self.addresses.borrow()));
         match crate::net::addresses::infrastructure() {
             Ok(found) => exempt.extend(found),
             Err(error) => tracing::error!(error = %error, "own addresses not read"),
         }
+        // Without a kernel half nobody has gathered them before.
+        let proxies = config.listeners.iter().filter_map(|listener| listener.proxies.as_ref());
+        exempt.extend(proxies.flatten().filter(|net| !exempt.contains(net)).collect::<Vec<_>>());
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
+        self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
@@ -209,17 +293,20 @@ impl Control {
         if blocks.is_empty() {
             return;
         }
-        let bans: Vec<Ban> = blocks
-            .iter()
-            .map(|block| Ban {
-                source: block.source,
-                lasts: block.lasts,
-                reason: block.reason as u32,
-                origin: ORIGIN_EVIDENCE,
-                level: block.level,
-            })
-            .collect();
-        let outcomes = self.ban(&bans);
+        let ban = |block: &Block| Ban {
+            source: block.source,
+            lasts: block.lasts,
+            reason: block.reason as u32,
+            origin: ORIGIN_EVIDENCE,
+            level: block.level,
+        };
+        // Who came through a proxy is kept out here: its packets bear the proxy's address, and its own
+        // address may be somebody else's on this side of the proxy.
+        let (direct, proxied): (Vec<Block>, Vec<Block>) =
+            blocks.into_iter().partition(|block| block.arrived == Arrived::Directly);
+        let mut outcomes = self.ban(&direct.iter().map(ban).collect::<Vec<_>>());
+        outcomes.extend(self.ban_in_user_space(&proxied.iter().map(ban).collect::<Vec<_>>()));
+        let blocks: Vec<Block> = direct.into_iter().chain(proxied).collect();
         let now = time::monotonic();
         let mut metrics = self.metrics.borrow_mut();
         for (block, (source, outcome)) in blocks.iter().zip(outcomes) {
@@ -252,12 +339,25 @@ impl Control {
                 BanOutcome::TableFull => Err("the kernel's table of bans is full".to_owned()),
                 BanOutcome::Failed(error) => Err(error.to_string()),
             };
+            if self.has_proxies() {
+                self.ban_in_user_space(bans);
+            }
             return kernel
                 .ban(bans)
                 .into_iter()
                 .map(|(source, outcome)| (source, result(outcome)))
                 .collect();
         }
+        self.ban_in_user_space(bans)
+    }
+
+    /// Whether clients come through proxies, whose packets the kernel must let in.
+    fn has_proxies(&self) -> bool {
+        self.config.borrow().listeners.iter().any(|listener| listener.proxies.is_some())
+    }
+
+    /// Bans that are enforced when a connection is accepted, or said to be whose it is.
+    fn ban_in_user_space(&self, bans: &[Ban]) -> Vec<(Source, Result<(), String>)> {
         let now = time::monotonic();
         let mut table = self.bans.borrow_mut();
         bans.iter()
@@ -276,14 +376,15 @@ impl Control {
     fn unban(&self, source: Source) -> Result<bool, String> {
         self.ledger.borrow_mut().forget(source);
         self.notes.borrow_mut().remove(&source.to_string());
+        self.shared.admission.unban(source);
+        let was_here = self.bans.borrow_mut().remove(&source).is_some();
         if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
             return kernel
                 .unban(&[source])
-                .map(|count| count > 0)
+                .map(|count| count > 0 || was_here)
                 .map_err(|error| error.to_string());
         }
-        self.shared.admission.unban(source);
-        Ok(self.bans.borrow_mut().remove(&source).is_some())
+        Ok(was_here)
     }
 
     fn ban_rows(&self) -> Result<Vec<BanRow>, String> {
@@ -296,6 +397,17 @@ impl Control {
             note: notes.get(&source).cloned(),
             source,
         };
+        let now = time::monotonic();
+        let table = self.bans.borrow();
+        // Those that user space enforces, as far as they are `wanted`.
+        let here = |wanted: &dyn Fn(&Source) -> bool| -> Vec<BanRow> {
+            let in_force = table.iter().filter(|(source, ban)| now < ban.until && wanted(source));
+            in_force
+                .map(|(source, ban)| {
+                    row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
+                })
+                .collect()
+        };
         if let Some(kernel) = self.kernel.borrow().as_ref() {
             let bans = kernel.bans().map_err(|error| error.to_string())?;
             let prefixes = kernel.prefix_bans().map_err(|error| error.to_string())?;
@@ -305,18 +417,12 @@ impl Control {
             let of_prefixes = prefixes
                 .iter()
                 .map(|ban| row(ban.net.to_string(), ban.reason, ban.origin, 0, ban.remaining));
-            return Ok(of_sources.chain(of_prefixes).collect());
+            let mut rows: Vec<BanRow> = of_sources.chain(of_prefixes).collect();
+            let kept: HashSet<Source> = bans.iter().map(|ban| ban.source).collect();
+            rows.extend(here(&|source| !kept.contains(source)));
+            return Ok(rows);
         }
-        let now = time::monotonic();
-        Ok(self
-            .bans
-            .borrow()
-            .iter()
-            .filter(|(_, ban)| now < ban.until)
-            .map(|(source, ban)| {
-                row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
-            })
-            .collect())
+        Ok(here(&|_| true))
     }
 
     /// Removes what has expired.
@@ -331,11 +437,19 @@ impl Control {
     }
 
     /// SIGHUP: all of it, or nothing and one line that says why.
-    pub(super) fn reload(&self) {
-        match self.try_reload() {
+    pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
+        self.notify.reloading(time::monotonic_us());
+        let outcome = self.try_reload();
+        if outcome.is_ok() {
+            self.keep_sockets();
+        }
+        // Whatever came of it: it serves.
+        self.notify.ready();
+        match outcome {
             Ok(()) => {
                 self.metrics.borrow_mut().reloads_applied += 1;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
+                Ok(self.generation.get())
             }
             Err(why) => {
                 self.metrics.borrow_mut().reloads_refused += 1;
@@ -345,11 +459,18 @@ impl Control {
                     detail = %why.replace('\n', "; "),
                     "reload"
                 );
+                Err(why)
             }
         }
     }
 
-    fn try_reload(&self) -> Result<(), String> {
+    fn try_reload(self: &Rc<Self>) -> Result<(), String> {
+        if self.drain.borrow().is_some() {
+            return Err("the daemon is draining; nothing is changed any more".to_owned());
+        }
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
         needs_restart(&self.config.borrow(), &config)?;
@@ -358,7 +479,18 @@ impl Control {
             .map_err(|errors| {
                 errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             })?;
-        let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
+        let mut addresses = self.addresses.borrow().clone();
+        upstreams::look_up_new(&config, &mut addresses);
+        let settings = kernel_settings(&config, &upstreams::networks(&addresses))
+            .map_err(|error| error.to_string())?;
+        let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
+        let listeners = self
+            .listeners
+            .borrow()
+            .prepare(&config.listeners, self.workers.len(), &mut Inherited::new())
+            .map_err(|error| error.to_string())?;
+        self.workers_listen(listeners.new_sockets())?;
+        // The last that may refuse.
         if let (Some(kernel), Some(settings)) =
             (self.kernel.borrow_mut().as_mut(), settings.as_ref())
         {
@@ -372,12 +504,81 @@ impl Control {
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
         self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
-        self.publish(snapshot);
+        *self.addresses.borrow_mut() = addresses;
+        self.publish(snapshot.at(&listeners.places(), &self.shared.published.load()));
+        self.apply(listeners, &config);
+        let before = self.config.replace(config);
+        self.doors.take(self, doors, &before.admin.socket);
         self.generation.set(self.generation.get() + 1);
         self.files.borrow_mut().replace(watch);
-        *self.config.borrow_mut() = config;
         self.set_never();
         Ok(())
+    }
+
+    /// Has the service manager keep the sockets, so that they outlive this process; none of those that
+    /// are listened on no longer, or what connects there would wait for nobody.
+    fn keep_sockets(&self) {
+        let mut names = BTreeMap::<String, Vec<RawFd>>::new();
+        let listeners = self.listeners.borrow();
+        for (address, socket) in listeners.sockets_held() {
+            names.entry(kept_name(address)).or_default().push(socket.as_raw_fd());
+        }
+        let mut kept = self.kept.borrow_mut();
+        for gone in kept.iter().filter(|name| !names.contains_key(*name)) {
+            self.notify.forget(gone);
+        }
+        for (name, sockets) in names.iter().filter(|(name, _)| !kept.contains(*name)) {
+            self.notify.keep(name, sockets);
+        }
+        *kept = names.into_keys().collect();
+    }
+
+    /// Whether every worker takes commands: one that does not is stuck, and would not listen.
+    fn workers_listen(&self, sockets: usize) -> Result<(), String> {
+        // One more than the sockets: the token cache's.
+        let commands = sockets.div_ceil(self.workers.len().max(1)) + 1;
+        let stuck = |(id, worker): (usize, &Handle)| {
+            (worker.commands.capacity() < commands).then(|| format!("worker {id}"))
+        };
+        match self.workers.iter().enumerate().find_map(stuck) {
+            None => Ok(()),
+            Some(worker) => Err(format!("{worker} does not take commands; restart the daemon")),
+        }
+    }
+
+    /// Tells workers what a new configuration means for them. The snapshot is published already: a
+    /// connection finds its listener in it.
+    fn apply(&self, listeners: Prepared, config: &Config) {
+        let course = Course::of_leave(time::monotonic(), config.server.drain_timeout);
+        for sockets in self.listeners.borrow_mut().make(listeners, course) {
+            for (number, socket) in sockets.into_iter().enumerate() {
+                self.command(number % self.workers.len(), Command::Listen(socket));
+            }
+        }
+        let wanted = config.server.max_connections;
+        let fit = descriptors::make_room(wanted).map_or(wanted, |room| {
+            if let Some(shortage) = room.shortage() {
+                tracing::warn!(detail = %shortage, "descriptors");
+            }
+            room.connections_max
+        });
+        self.shared.admission.set_open_max(fit);
+        self.shared.log.set_format(config.log.format);
+        let before = self.config.borrow().token_cache.clone();
+        if before != config.token_cache {
+            let entries = config.token_cache.entries.div_ceil(self.workers.len());
+            let ttl = config.token_cache.ttl;
+            for worker in 0..self.workers.len() {
+                self.command(worker, Command::TokenCache { entries, ttl });
+            }
+        }
+    }
+
+    fn command(&self, worker: usize, command: Command) {
+        // There is room: it was looked for before anything was changed, and nobody else sends.
+        if let Err(error) = self.workers[worker].commands.try_send(command) {
+            tracing::error!(worker, error = %error, "worker lost");
+        }
     }
 
     /// From now on this is what handshakes and requests are judged by.
@@ -387,11 +588,15 @@ impl Control {
     pub(super) fn publish(&self, mut snapshot: Snapshot) {
         let before = self.shared.published.load();
         snapshot.generation = before.generation + 1;
+        snapshot.limits = snapshot.limits.resume(&before.limits, time::monotonic());
         snapshot.issuers = self.issuer_keys.borrow().put_into(
             &snapshot.issuers,
             &before.issuers,
             snapshot.generation,
         );
+        let addresses = self.addresses.borrow();
+        let now = time::monotonic();
+        resolve::settle(&mut snapshot.upstreams, &addresses, &before.upstreams, now);
         self.shared.published.store(Arc::new(snapshot));
         // Connections judge their clients again; receivers live as long as the workers.
         let _ = self.tell.news.send(());
@@ -417,6 +622,11 @@ impl Control {
         act(&mut self.issuer_keys.borrow_mut())
     }
 
+    /// Where the state to serve by is published.
+    pub(super) fn published(&self) -> Published {
+        self.shared.published.clone()
+    }
+
     /// Configurations applied so far.
     pub(super) fn generation(&self) -> u64 {
         self.generation.get()
@@ -432,38 +642,25 @@ impl Control {
         act(&mut self.files.borrow_mut())
     }
 
-    pub(super) fn drain_timeout(&self) -> Duration {
-        self.config.borrow().server.drain_timeout
-    }
-
-    pub(super) fn drain(&self) {
-        tracing::info!(open = self.shared.admission.open(), "draining");
-        // Receivers live as long as the workers.
-        let _ = self.tell.phase.send(Phase::Draining);
-    }
-
-    pub(super) fn stop(&self) {
-        let _ = self.tell.phase.send(Phase::Stopping);
-    }
-
-    pub(super) fn all_workers_ended(&self) -> bool {
-        all_ended(&self.workers)
-    }
-
     /// The operators' socket goes with the daemon; the XDP program stays, on purpose.
     pub(super) fn close(&self) {
+        if self.succession.borrow().is_done {
+            return;
+        }
+        // That it is gone already is as good.
         let _ = std::fs::remove_file(&self.config.borrow().admin.socket);
     }
 
     /// Whether the node should get traffic.
     pub(super) fn readiness(&self) -> Readiness {
-        if *self.tell.phase.borrow() != Phase::Running {
+        if self.drain.borrow().is_some() {
             return Err("draining".to_owned());
         }
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
             return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
-        if self.config.borrow().xdp.is_none() {
+        // While another process takes over, the program filters on, and the other says how it is.
+        if self.config.borrow().xdp.is_none() || self.succession.borrow().is_under_way {
             return Ok(());
         }
         let kernel = self.kernel.borrow();
@@ -482,7 +679,7 @@ impl Control {
     }
 
     /// Answers the command line.
-    pub(super) fn answer(&self, question: Question) -> Answer<Value> {
+    pub(super) fn answer(self: &Rc<Self>, question: Question) -> Answer<Value> {
         let answered = match question {
             Question::Status => Ok(json!(self.status())),
             Question::Bans => self.ban_rows().map(|rows| json!(rows)),
@@ -490,7 +687,11 @@ impl Control {
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Explain { source } => self.explain(source).map(|told| json!(told)),
             // Answered where there is time to ask the workers, and to go on telling.
-            Question::Top | Question::Drops => Err("not answered at once".to_owned()),
+            Question::Upgrade => self.upgrade(),
+            Question::Top | Question::Drops | Question::Drain | Question::TakeOver { .. } => {
+                Err("not answered at once".to_owned())
+            }
+            Question::Reload => self.reload().map(|generation| json!({ "generation": generation })),
             Question::Detach => self.detach(),
             Question::Enforce { enforce, confirm_within_s } => {
                 self.enforce(enforce, confirm_within_s.map(Duration::from_secs))
@@ -639,6 +840,9 @@ impl Control {
     }
 
     fn detach(&self) -> Result<Value, String> {
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let Some(settings) = self.config.borrow().xdp.clone() else {
             return Err("no XDP program: [xdp].interfaces is empty".to_owned());
         };
@@ -732,7 +936,7 @@ impl Control {
         let certificates = config
             .listeners
             .iter()
-            .zip(&snapshot.listeners)
+            .zip(snapshot.listeners.configured())
             .flat_map(|(listener, tls)| {
                 let sites = listener.tls.sites.iter().zip(tls.sites.iter());
                 sites.map(move |(site, serving)| (listener, site, serving))
@@ -747,8 +951,15 @@ impl Control {
                 }
             })
             .collect();
+        let issuers = config
+            .issuers
+            .iter()
+            .zip(snapshot.issuers.iter())
+            .map(|(issuer, (_, keys))| self.issuer_status(issuer, keys))
+            .collect();
         let readiness = self.readiness();
         Status {
+            issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             ready: readiness.is_ok(),
@@ -759,7 +970,10 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            takes_over: self.succession.borrow().is_going_on(),
+            drain: self.drain_row(),
             certificates,
+            upstreams: self.upstream_status(),
             refused_files: self.followed(|files| {
                 let refused = files.refused().iter().map(|(file, detail)| RefusedFile {
                     file: file.clone(),
@@ -767,6 +981,28 @@ impl Control {
                 });
                 refused.collect()
             }),
+        }
+    }
+
+    fn issuer_status(&self, issuer: &Issuer, keys: &Keys) -> IssuerStatus {
+        let fetching = self.issuer_keys.borrow();
+        let standing = fetching.standing(&issuer.rules.name, time::monotonic());
+        IssuerStatus {
+            name: issuer.rules.name.clone(),
+            keys_from: match &issuer.keys {
+                KeySource::File(file) => file.display().to_string(),
+                KeySource::Remote(remote) => remote.location.url().to_string(),
+            },
+            available: matches!(keys, Keys::Known(_)),
+            keys: match keys {
+                Keys::Known(set) => {
+                    set.key_ids().map(|kid| kid.unwrap_or("(no kid)").to_owned()).collect()
+                }
+                Keys::Unavailable => Vec::new(),
+            },
+            age_s: standing.as_ref().and_then(|standing| Some(standing.age?.as_secs())),
+            next_fetch_s: standing.as_ref().and_then(|standing| Some(standing.next_in?.as_secs())),
+            last_error: standing.and_then(|standing| standing.last_error.map(str::to_owned)),
         }
     }
 
@@ -786,7 +1022,7 @@ impl Control {
                 self.counted.borrow_mut()[index] = counts;
             }
         }
-        let mut sum = WorkerMetrics::new(self.shared.listeners);
+        let mut sum = WorkerMetrics::new(0);
         for counts in self.counted.borrow().iter() {
             sum.add(counts);
         }
@@ -838,8 +1074,8 @@ impl Control {
 
     pub(super) async fn metrics(&self) -> String {
         let sum = self.counted().await;
-        let names: Vec<String> =
-            self.config.borrow().listeners.iter().map(|listener| listener.name.clone()).collect();
+        let is_open = |place: usize| sum.connections.get(place).is_some_and(|open| *open > 0);
+        let names = self.listeners.borrow().shown(is_open);
         metrics::page(
             &sum,
             &self.metrics.borrow(),
@@ -877,6 +1113,7 @@ impl Control {
         readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
+        readings.extend(self.upstream_readings());
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();
@@ -907,7 +1144,7 @@ fn tls_readings(config: &Config, snapshot: &Snapshot, now: UnixTime) -> [Reading
     let mut remaining = Vec::new();
     let mut updates = BTreeMap::new();
     let mut revoked = BTreeMap::new();
-    for (listener, tls) in config.listeners.iter().zip(&snapshot.listeners) {
+    for (listener, tls) in config.listeners.iter().zip(snapshot.listeners.configured()) {
         for site in tls.sites.iter() {
             let labels = vec![
                 ("listener", listener.name.clone()),
@@ -1083,28 +1320,21 @@ fn penalty_settings(config: &Config, never: &[IpNet]) -> penalty::Settings {
     }
 }
 
+/// The name under which an address' sockets are kept; a colon would end it.
+fn kept_name(address: SocketAddr) -> String {
+    format!("tcp-{address}").replace(':', "_")
+}
+
 /// What a reload cannot change. Each is said, so that nobody believes a setting is in force that is not.
 fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
-    let listeners = |config: &Config| -> Vec<_> {
-        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
-    };
-    let sessions = |config: &Config| -> Vec<_> {
-        config.listeners.iter().map(|listener| listener.tls.sessions).collect()
-    };
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
-        ("[server].max_connections", old.server.max_connections != new.server.max_connections),
-        ("names or addresses of [[listener]]", listeners(old) != listeners(new)),
         (
-            "[token_cache]",
-            (old.token_cache.entries, old.token_cache.ttl)
-                != (new.token_cache.entries, new.token_cache.ttl),
+            "[server].backlog or cpu_steering",
+            (old.server.backlog, old.server.cpu_steering)
+                != (new.server.backlog, new.server.cpu_steering),
         ),
-        ("[listener.tls].sessions", sessions(old) != sessions(new)),
-        ("[admin].socket", old.admin.socket != new.admin.socket),
-        ("[admin].metrics", old.admin.metrics != new.admin.metrics),
-        ("[log].format", old.log.format != new.log.format),
         ("[xdp].pin, max_sources, or whether there are interfaces", xdp(old) != xdp(new)),
     ]
     .into_iter()
@@ -1113,5 +1343,8 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(format!("{} changed; restart the daemon to apply that", changed.join(", ")))
+    Err(format!(
+        "{} changed; `portcullis upgrade` applies that without a lost connection, as a restart does",
+        changed.join(", ")
+    ))
 }

@@ -3,28 +3,38 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
+use rustls::{
+    RootCertStore,
+    crypto::aws_lc_rs,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{
     config::{
         self, Config, Content, Disk, Files, KeySource, Listener, MATERIAL_MAX_BYTES,
         REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, TlsClients, TlsSite,
     },
+    fetch::system_authorities,
     identity::{
         certificate::{
-            Anchors, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
+            Anchors, Hosts, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
-    policy::route::{Route, Routes},
-    snapshot::Snapshot,
+    policy::{
+        limit::Limiters,
+        route::{Route, Routes},
+    },
+    snapshot::{Listeners, Snapshot},
     time,
-    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn},
-    upstream::Upstream,
+    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, sessions::Sessions},
+    upstream::{Upstream, tls::ClientTls},
 };
 
 /// A file that is not what the configuration takes it for.
@@ -52,7 +62,9 @@ pub fn files(config: &Config) -> BTreeSet<PathBuf> {
         let clients = site.clients.iter().flat_map(trust_files);
         certificate_files(site).chain(clients)
     });
-    of_sites.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
+    let of_upstreams = config.upstreams.iter().flat_map(upstream_files);
+    let others = issuer_files(config).chain(revoked_file(config)).chain(of_upstreams);
+    of_sites.chain(others).cloned().collect()
 }
 
 fn certificate_files(site: &TlsSite) -> impl Iterator<Item = &PathBuf> {
@@ -67,6 +79,13 @@ fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
     config.issuers.iter().filter_map(|issuer| match &issuer.keys {
         KeySource::File(file) => Some(file),
         KeySource::Remote(_) => None,
+    })
+}
+
+fn upstream_files(upstream: &config::Upstream) -> impl Iterator<Item = &PathBuf> {
+    upstream.tls.iter().flat_map(|tls| {
+        let pair = tls.identity.iter().flat_map(|(chain, key)| [chain, key]);
+        tls.ca.iter().chain(pair)
     })
 }
 
@@ -99,15 +118,22 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
                     Some(tls_site(site, Arc::new(certificate?), trust))
                 })
                 .collect();
-            listener_tls(listener, sites.into_iter().collect::<Option<_>>()?)
+            let room = NonZeroUsize::new(listener.tls.sessions);
+            let sessions = room.map(Sessions::new).map(Arc::new);
+            listener_tls(listener, sites.into_iter().collect::<Option<_>>()?, sessions)
         })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
     let revoked = revoked_tokens(config).map_err(|more| errors.extend(more)).ok();
+    let mut upstreams = Vec::new();
+    for written in &config.upstreams {
+        let tls = written.tls.as_ref().map(|tls| keep(client_tls(written, tls), &mut errors));
+        upstreams.push(upstream(written, tls.flatten().map(Arc::new)));
+    }
     match (issuers, revoked) {
         (Some(issuers), Some(revoked)) if errors.is_empty() => {
             let tokens = (Arc::new(issuers), Arc::new(revoked));
-            Ok(snapshot(config, generation, listeners, tokens))
+            Ok(snapshot(config, generation, Listeners::new(listeners), tokens, upstreams))
         }
         _ => Err(errors),
     }
@@ -135,7 +161,7 @@ pub fn refresh(
     let mut part = Parts { changed, read: BTreeSet::new(), errors: Vec::new(), renewed: 0 };
     let mut listeners = Vec::new();
     // A reload replaces configuration and snapshot together, so these are the same listeners.
-    for (listener, before) in config.listeners.iter().zip(&before.listeners) {
+    for (listener, before) in config.listeners.iter().zip(before.listeners.configured()) {
         let mut sites = Vec::new();
         for (site, before) in listener.tls.sites.iter().zip(before.sites.iter()) {
             let certificate = part.renewed(
@@ -153,14 +179,27 @@ pub fn refresh(
             });
             sites.push(tls_site(site, certificate, trust));
         }
-        listeners.extend(listener_tls(listener, sites));
+        listeners.extend(listener_tls(listener, sites, before.sessions.clone()));
     }
     let issuers =
         part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
     let revoked =
         part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
+    let mut upstreams = Vec::new();
+    for (written, before) in config.upstreams.iter().zip(&before.upstreams) {
+        let tls = written.tls.as_ref().zip(before.tls.as_ref()).map(|(tls, before)| {
+            let read = || client_tls(written, tls).map_err(|error| vec![error]);
+            part.renewed(upstream_files(written), read, before)
+        });
+        upstreams.push(upstream(written, tls));
+    }
     let Parts { read, errors, renewed, .. } = part;
-    let next = || snapshot(config, generation, listeners, (issuers, revoked));
+    let places = before.listeners.places();
+    let listeners = before.listeners.placed(&Listeners::new(listeners), places);
+    let next = || Snapshot {
+        limits: before.limits.clone(),
+        ..snapshot(config, generation, listeners, (issuers, revoked), upstreams)
+    };
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -202,8 +241,9 @@ impl Parts<'_> {
 fn snapshot(
     config: &Config,
     generation: u64,
-    listeners: Vec<ListenerTls>,
+    listeners: Listeners,
     (issuers, revoked_tokens): (Arc<Issuers>, Arc<RevokedTokens>),
+    upstreams: Vec<Upstream>,
 ) -> Snapshot {
     Snapshot {
         generation,
@@ -212,7 +252,9 @@ fn snapshot(
         identities: config.identities.clone(),
         revoked_tokens,
         routes: routes(config),
-        upstreams: upstreams(config),
+        limits: Limiters::new(&config.limits, time::monotonic()),
+        upstreams,
+        clients: Arc::new(config.clients.clone()),
         access_log: config.log.access,
     }
 }
@@ -268,13 +310,19 @@ pub fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialErro
 }
 
 /// `None` without a site, which no configuration is.
-fn listener_tls(listener: &Listener, mut sites: Vec<Site>) -> Option<ListenerTls> {
+fn listener_tls(
+    listener: &Listener,
+    mut sites: Vec<Site>,
+    sessions: Option<Arc<Sessions>>,
+) -> Option<ListenerTls> {
     let others = sites.split_off(1.min(sites.len()));
     Some(ListenerTls {
+        proxies: listener.proxies.as_ref().map(|proxies| proxies.as_slice().into()),
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
         provider: Arc::new(aws_lc_rs::default_provider()),
-        tickets: if listener.tls.sessions == 0 { 0 } else { TICKETS },
+        tickets: if sessions.is_none() { 0 } else { TICKETS },
+        sessions,
     })
 }
 
@@ -318,18 +366,14 @@ fn authorities(path: &Path) -> Result<Anchors, MaterialError> {
 }
 
 fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError> {
-    let chain = read(&site.certificate)?;
-    let key = contents(&site.private_key, MATERIAL_MAX_BYTES)?;
-    // Whoever renews a key may forget its permissions.
-    config::private(&key, Disk::new().daemon()).map_err(|open| wrong(&site.private_key, open))?;
-    let certified =
-        server_key(&chain, &key.bytes).map_err(|error| wrong(&site.certificate, error))?;
+    let certified = certified_key(&site.certificate, &site.private_key)?;
     // `server_key` parsed the leaf, so it has a validity.
     let (not_before, not_after) =
         validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
     let rsa_bits = rsa_bits(&certified);
+    let hosts = Hosts::of(&certified);
     let resolver = Arc::new(SingleCertAndKey::from(certified));
-    Ok(ServerCertificate { not_before, not_after, rsa_bits, resolver })
+    Ok(ServerCertificate { not_before, not_after, rsa_bits, hosts, resolver })
 }
 
 fn routes(config: &Config) -> Routes {
@@ -342,21 +386,66 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        limits: route.limits.clone(),
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }
 
-fn upstreams(config: &Config) -> Vec<Upstream> {
-    config
-        .upstreams
-        .iter()
-        .map(|upstream| Upstream {
-            name: upstream.name.as_str().into(),
-            servers: upstream.servers.iter().cloned().map(Arc::new).collect(),
-            connect_timeout: upstream.connect_timeout,
-            response_timeout: upstream.response_timeout,
-        })
-        .collect()
+/// Its servers are put in when it is published, by what their names lead to then.
+fn upstream(written: &config::Upstream, tls: Option<Arc<ClientTls>>) -> Upstream {
+    Upstream {
+        name: written.name.as_str().into(),
+        endpoints: written.servers.clone(),
+        servers: Vec::new(),
+        protocol: written.protocol,
+        balance: written.balance,
+        connect_timeout: written.connect_timeout,
+        response_timeout: written.response_timeout,
+        idle_timeout: written.idle_timeout,
+        max_requests: written.max_requests,
+        max_waiting: written.max_waiting,
+        health: written.health.clone(),
+        tls,
+    }
+}
+
+fn client_tls(
+    upstream: &config::Upstream,
+    written: &config::UpstreamTls,
+) -> Result<ClientTls, MaterialError> {
+    let roots = match &written.ca {
+        Some(path) => file_authorities(path)?,
+        None => {
+            let system = system_authorities();
+            system.map_err(|error| wrong(Path::new("the system's authorities"), error))?
+        }
+    };
+    let identity = match &written.identity {
+        Some((chain, key)) => Some(certified_key(chain, key)?),
+        None => None,
+    };
+    // What the library could refuse is a matter of the files, of which the first is named.
+    let file = written.identity.as_ref().map(|(chain, _)| chain).or(written.ca.as_ref());
+    ClientTls::new(roots, identity, upstream.protocol, written.server_name.clone())
+        .map_err(|error| wrong(file.map_or(Path::new("upstream.tls"), PathBuf::as_path), error))
+}
+
+fn file_authorities(path: &Path) -> Result<RootCertStore, MaterialError> {
+    let bytes = read(path)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
+        let certificate = certificate.map_err(|error| wrong(path, error))?;
+        roots.add(certificate).map_err(|error| wrong(path, error))?;
+    }
+    if roots.is_empty() { Err(wrong(path, "holds no certificate")) } else { Ok(roots) }
+}
+
+fn certified_key(chain: &Path, key: &Path) -> Result<CertifiedKey, MaterialError> {
+    let certificates = read(chain)?;
+    let content = contents(key, MATERIAL_MAX_BYTES)?;
+    // Whoever renews a key may forget its permissions.
+    config::private(&content, Disk::new().daemon()).map_err(|open| wrong(key, open))?;
+    server_key(&certificates, &content.bytes).map_err(|error| wrong(chain, error))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {

@@ -11,7 +11,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::upstream::pool::Lease;
+use super::guard::Upload;
+use crate::upstream::incoming::UpstreamBody;
+
+/// Why a body broke off; whoever passes it on breaks off too.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An answer's body, and what is to be done when it has ended.
 pub struct Body {
@@ -24,7 +28,7 @@ enum Content {
     /// Ours, whole.
     Full(Option<Bytes>),
     /// An upstream's, passed on as it comes; the connection is reused once all has been read.
-    Upstream(Incoming, Option<Lease>),
+    Upstream(UpstreamBody),
 }
 
 impl Body {
@@ -33,9 +37,9 @@ impl Body {
         Body::new(Content::Full((!bytes.is_empty()).then_some(bytes)))
     }
 
-    /// An upstream's body, from the leased connection.
-    pub fn upstream(incoming: Incoming, lease: Lease) -> Body {
-        Body::new(Content::Upstream(incoming, Some(lease)))
+    /// An upstream's body.
+    pub fn upstream(body: UpstreamBody) -> Body {
+        Body::new(Content::Upstream(body))
     }
 
     fn new(content: Content) -> Body {
@@ -59,23 +63,15 @@ impl Drop for Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match &mut self.content {
             Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::Upstream(incoming, lease) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(context));
-                if frame.is_none()
-                    && let Some(lease) = lease.take()
-                {
-                    lease.give_back();
-                }
-                frame
-            }
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context)),
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -88,9 +84,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Full(bytes) => bytes.is_none(),
-            // Once the end is known without polling again, `poll_frame` is not called any more: the
-            // lease then goes back when this is dropped, see `Lease`.
-            Content::Upstream(incoming, _) => incoming.is_end_stream(),
+            Content::Upstream(body) => body.is_end_stream(),
         }
     }
 
@@ -99,7 +93,7 @@ impl HttpBody for Body {
             Content::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
             }
-            Content::Upstream(incoming, _) => incoming.size_hint(),
+            Content::Upstream(body) => body.size_hint(),
         }
     }
 }
@@ -107,14 +101,26 @@ impl HttpBody for Body {
 /// A client's body on its way to the upstream, counted as it passes. Its trailers end here: a field
 /// that comes after the body comes after every check (RFC 9110 section 6.5.1 lets a proxy drop them).
 pub struct RequestBody {
-    incoming: Incoming,
+    /// `None`: there is none.
+    incoming: Option<Incoming>,
     passed_bytes: Rc<Cell<u64>>,
+    /// Sees whether the client keeps up.
+    upload: Option<Upload>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
-        RequestBody { incoming, passed_bytes }
+    pub fn new(
+        incoming: Incoming,
+        passed_bytes: Rc<Cell<u64>>,
+        upload: Option<Upload>,
+    ) -> RequestBody {
+        RequestBody { incoming: Some(incoming), passed_bytes, upload }
+    }
+
+    /// None.
+    pub fn empty() -> RequestBody {
+        RequestBody { incoming: None, passed_bytes: Rc::default(), upload: None }
     }
 }
 
@@ -126,7 +132,16 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let polled = Pin::new(incoming).poll_frame(context);
+        if let Some(upload) = &self.upload {
+            upload.note(match &polled {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => Poll::Ready(frame.data_ref().map_or(0, Bytes::len)),
+                Poll::Ready(_) => Poll::Ready(0),
+            });
+        }
+        let frame = ready!(polled);
         if let Some(Ok(frame)) = &frame
             && frame.is_trailers()
         {
@@ -141,10 +156,10 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.incoming.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }

@@ -12,15 +12,20 @@ use std::{
 };
 
 use gateway_ebpf::Source;
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper::{
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::watch, time::sleep};
+use tokio::{net::TcpStream, sync::watch};
 
-use super::exchange::exchange;
+use super::{
+    body::Body,
+    exchange::exchange,
+    guard::{Flood, Guarded, Verdict, Watch},
+};
 use crate::{
     admin::audit::{CertificateFields, Line},
     identity::{
@@ -38,24 +43,9 @@ use crate::{
     },
 };
 
-/// From the handshake to the first request, and for each further head over HTTP/1.1: a head is a few
-/// packets, and browsers keep an idle connection about that long.
-const HEAD_MAX: Duration = Duration::from_secs(30);
-
-/// A client that opens a connection and then asks nothing for this long is cut, and it is evidence.
-const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
-
-/// Bytes of an HTTP/1.1 head: an 8 KiB token, the usual cookies, and as much again.
-const HEAD_MAX_BYTES: usize = 32 * 1024;
-
-/// Fields of an HTTP/1.1 head.
-const FIELDS_MAX: usize = 100;
-
-/// Bytes of an HTTP/2 field list, as [`HEAD_MAX_BYTES`].
-const FIELD_LIST_MAX_BYTES: u32 = 32 * 1024;
-
-/// Requests at once on one HTTP/2 connection; browsers use up to 100.
-const STREAMS_MAX: u32 = 128;
+/// Fields that are parsed beyond those that are taken, so that a few too many are answered with a
+/// problem that says so; still more are answered by the parser itself.
+const FIELDS_MORE: usize = 28;
 
 /// Streams that a client opened and reset before they were served (rapid reset, CVE-2023-44487).
 const RESET_PENDING_MAX: usize = 32;
@@ -76,8 +66,12 @@ pub struct Arrival {
     pub port: u16,
     /// What bans and limits know it by.
     pub source: Source,
+    /// The proxy that its packets come from.
+    pub via: Option<IpAddr>,
     /// Joins the log lines of the connection.
     pub id: String,
+    /// Whether it is to go on, by the address that it came in at.
+    pub phase: watch::Receiver<Phase>,
 }
 
 /// A connection whose handshake is done; its requests share it.
@@ -90,6 +84,8 @@ pub struct Connection {
     pub peer: Option<Arc<Peer>>,
     /// The host that the handshake named.
     pub server_name: Option<String>,
+    /// Sees what passes, and when it has been too long.
+    pub watch: Rc<Watch>,
     /// Requests so far.
     requests: Cell<u64>,
     /// The last judgement of the peer's certificate.
@@ -98,6 +94,8 @@ pub struct Connection {
     mapped: RefCell<(u64, Option<Mapped>)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
+    /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
+    phase: Cell<Phase>,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
@@ -114,6 +112,11 @@ impl Connection {
         let number = self.requests.get() + 1;
         self.requests.set(number);
         number
+    }
+
+    /// What the connection is to do, as far as it has heard.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
     }
 
     /// Whether the client would still be let in: it may have been revoked since the handshake, its
@@ -149,7 +152,7 @@ impl Connection {
         }
     }
 
-    /// Listeners are the same in every snapshot of a run; a reload that would change them is refused.
+    /// A listener keeps its place in every snapshot of a run.
     fn sites<'s>(&self, snapshot: &'s Snapshot) -> &'s Sites {
         &snapshot.listeners[self.arrival.listener].sites
     }
@@ -189,9 +192,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let mut news = worker.shared.news.clone();
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
-    let sessions = worker.shared.sessions[arrival.listener].as_ref();
+    let limits = snapshot.clients.clone();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, sessions).await {
+    let sessions = listener.sessions.as_ref();
+    // In memory of its own, which is given back: an idle connection must not keep it.
+    let secured = match Box::pin(handshake(stream, listener, sessions, limits.handshake)).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };
@@ -202,8 +207,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
         counts[arrival.listener] += 1;
     }
+    let phase = *arrival.phase.borrow();
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let watch = Watch::new(limits.clone(), is_http2, time::monotonic());
     let connection = Rc::new(Connection {
+        watch: watch.clone(),
         mapped: RefCell::new((
             snapshot.generation,
             peer.as_deref().map(|peer| snapshot.identities.map(peer)),
@@ -215,37 +223,57 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         }),
         bans_seen: Cell::new(worker.shared.admission.bans_version()),
         requests: Cell::new(0),
+        phase: Cell::new(phase),
         worker,
         arrival,
         peer,
         server_name,
     });
     drop(snapshot);
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Guarded::new(stream, watch.clone()));
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
-        async move { Ok::<_, Infallible>(exchange(connection, request).await) }
+        let ticket = connection.watch.begin(time::monotonic());
+        async move {
+            let running = ticket.running().clone();
+            let mut response = exchange(connection.clone(), request, running).await;
+            if !is_http2 {
+                dismiss(&connection, &mut response);
+            }
+            Ok::<_, Infallible>(response.map(|body| ticket.hold(body)))
+        }
     });
     if is_http2 {
-        let mut builder = http2::Builder::new(Local);
+        let mut builder = http2::Builder::new(Local(watch));
         builder
             .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(FIELD_LIST_MAX_BYTES)
+            .max_concurrent_streams(limits.streams_max)
+            .max_header_list_size(u32::try_from(limits.head_max_bytes).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(RESET_PENDING_MAX)
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        let served = builder.serve_connection(io, service);
+        // GOAWAY tells a client in time, first for all streams and then with the last one.
+        Box::pin(drive(&connection, served, Phase::Draining, news)).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_MAX)
-            .max_buf_size(HEAD_MAX_BYTES)
-            .max_headers(FIELDS_MAX);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+            // The watch has deadlines of its own for a head and for the wait before it.
+            .header_read_timeout(None)
+            .max_buf_size(limits.head_max_bytes)
+            .max_headers(limits.fields_max + FIELDS_MORE);
+        Box::pin(drive(&connection, builder.serve_connection(io, service), Phase::Closing, news))
+            .await;
+    }
+}
+
+/// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
+fn dismiss(connection: &Connection, response: &mut Response<Body>) {
+    if connection.phase() > Phase::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -284,41 +312,59 @@ where
 }
 
 /// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
-/// to be let in, or no request comes.
-async fn drive(connection: &Connection, served: impl Served, mut news: watch::Receiver<()>) {
+/// to be let in, or no request comes. From `winds_down` on it takes no further request.
+async fn drive(
+    connection: &Connection,
+    served: impl Served,
+    winds_down: Phase,
+    mut news: watch::Receiver<()>,
+) {
     let mut served = pin!(served);
-    let mut phase = connection.worker.shared.phase.clone();
-    let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
-    let mut waits_for_first = true;
-    let mut draining = false;
+    let mut phase = connection.arrival.phase.clone();
+    let mut is_winding_down = false;
+    let mut is_retiring = false;
+    let watch = &connection.watch;
     loop {
         tokio::select! {
+            // What was read may have been what was waited for, so first of all it is looked at.
+            biased;
             ended = &mut served => {
                 if let Err(error) = ended {
                     broken(connection, &error);
                 }
                 return;
             }
-            now = wait_for_news(&mut phase, draining) => match now {
-                Phase::Running => {}
-                Phase::Draining => {
-                    draining = true;
+            now = later_phase(&mut phase, connection.phase()) => {
+                connection.phase.set(now);
+                if now == Phase::Stopping {
+                    return;
+                }
+                if now >= winds_down && !is_winding_down {
+                    is_winding_down = true;
                     served.as_mut().wind_down();
                 }
-                Phase::Stopping => return,
-            },
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot) {
                     return withdrawn(connection, &error);
                 }
             }
-            () = &mut first_request, if waits_for_first => {
-                waits_for_first = false;
-                if connection.requests.get() == 0 {
-                    let detail = "no request after the handshake";
-                    evidence(connection, Reason::RequestTimeout, detail);
-                    return;
+            verdict = watch.verdict() => {
+                for reason in watch.take_broken_off() {
+                    evidence(connection, reason, "an answer was broken off");
+                }
+                match verdict {
+                    Verdict::Wait(_) => {}
+                    Verdict::Retire if is_retiring => return,
+                    Verdict::Retire => {
+                        is_retiring = true;
+                        watch.retire(time::monotonic());
+                        served.as_mut().wind_down();
+                    }
+                    Verdict::Refuse(reason, detail) => {
+                        return evidence(connection, reason, detail);
+                    }
                 }
             }
         }
@@ -328,10 +374,9 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
     }
 }
 
-/// The phase once it is worth acting on: the first change, and after that only the stop.
-async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
-    let seen = if draining { Phase::Draining } else { Phase::Running };
-    match phase.wait_for(|phase| *phase != seen).await {
+/// The phase once it is another than what was heard of before.
+pub async fn later_phase(phase: &mut watch::Receiver<Phase>, heard: Phase) -> Phase {
+    match phase.wait_for(|phase| *phase > heard).await {
         Ok(phase) => *phase,
         // The control thread is gone.
         Err(_) => Phase::Stopping,
@@ -346,7 +391,7 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
         *metrics.handshake_failures.entry(reason).or_default() += 1;
         metrics.handshakes_failed[arrival.listener] += 1;
     }
-    worker.report(arrival.source, reason);
+    worker.report_of(arrival, reason);
     if !worker.may_log_handshake(arrival.source, reason) {
         return;
     }
@@ -354,6 +399,7 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
         let mut line = log.line(buffer, "warn", "handshake_refused", time::wall());
         line.field("conn_id", &arrival.id)
             .field("source", arrival.address)
+            .maybe("via", arrival.via)
             .field("source_port", arrival.port)
             .maybe("sni", failure.server_name.as_deref())
             .maybe("certificate", failure.certificate.as_ref().map(CertificateFields::of_refused))
@@ -384,25 +430,49 @@ fn connection_fields(line: &mut Line<'_>, connection: &Connection) {
     let peer = connection.peer.as_deref();
     line.field("conn_id", &connection.arrival.id)
         .field("source", connection.arrival.address)
+        .maybe("via", connection.arrival.via)
         .maybe("sni", connection.server_name.as_deref())
         .maybe("certificate", peer.map(CertificateFields::of))
         .maybe("principal", connection.principal());
 }
 
-/// hyper ended the connection with an error; what the client did wrong before any request could be
-/// read is a refusal like any other.
+/// The connection ended with an error; what the client did wrong before any request could be read is
+/// a refusal like any other.
 fn broken(connection: &Connection, error: &hyper::Error) {
-    if error.is_parse() {
-        evidence(connection, Reason::MalformedRequest, &error.to_string());
-    } else if error.is_timeout() && connection.requests.get() == 0 {
-        evidence(connection, Reason::RequestTimeout, &error.to_string());
+    let (reason, detail) = match connection.watch.flood() {
+        Some(Flood::Control) => (Reason::ControlFlood, "frames that carry nothing".to_owned()),
+        Some(Flood::Resets) => (Reason::ResetFlood, "streams reset at once".to_owned()),
+        None if error.is_parse_too_large() => (Reason::HeadTooLarge, error.to_string()),
+        None if error.is_parse() => (Reason::MalformedRequest, error.to_string()),
+        None => match http2_error(error) {
+            Some(found) => found,
+            None => return,
+        },
+    };
+    evidence(connection, reason, &detail);
+}
+
+/// What a client did against the rules of HTTP/2, as far as the library found it; `None` for what ends
+/// by itself.
+fn http2_error(error: &hyper::Error) -> Option<(Reason, String)> {
+    use std::error::Error as _;
+    let found = error.source()?.downcast_ref::<h2::Error>()?;
+    if found.is_io() || found.is_remote() {
+        return None;
     }
+    let reason = match found.reason()? {
+        h2::Reason::NO_ERROR => return None,
+        // Its own bounds: pending resets, streams reset for errors, CONTINUATION, empty frames.
+        h2::Reason::ENHANCE_YOUR_CALM => Reason::ResetFlood,
+        _ => Reason::Http2Error,
+    };
+    Some((reason, found.to_string()))
 }
 
 fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
-    worker.report(connection.arrival.source, reason);
+    worker.report_of(&connection.arrival, reason);
     if !worker.may_log(connection.arrival.source, reason) {
         return;
     }
@@ -414,12 +484,22 @@ fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     });
 }
 
-/// Runs HTTP/2 streams on the worker's own thread.
-#[derive(Clone, Copy)]
-struct Local;
+/// Runs HTTP/2 streams on the worker's own thread, each until its answer has gone or is broken off.
+#[derive(Clone)]
+struct Local(Rc<Watch>);
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        // A stream is executed right after its request was handed to the service, which began it.
+        let running = self.0.latest();
+        tokio::task::spawn_local(async move {
+            let Some(running) = running else { return future.await };
+            tokio::select! {
+                biased;
+                () = future => {}
+                // Dropping the stream resets it.
+                () = running.aborted() => {}
+            }
+        });
     }
 }

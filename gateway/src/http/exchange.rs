@@ -10,7 +10,9 @@ use super::{
     answer,
     body::{Body, RequestBody},
     connection::Connection,
+    guard::{Running, Upload},
     headers::{self, Origin},
+    quota,
 };
 use crate::{
     admin::audit::{CertificateFields, TokenFields},
@@ -18,8 +20,14 @@ use crate::{
         Identity,
         token::{Claims, TokenError},
     },
-    net::worker::Worker,
-    policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
+    net::worker::{Phase, Worker},
+    policy::{
+        Reason, Refusal, admit,
+        facts::Facts,
+        limit::{Counting, Decision, Verdict},
+        permit,
+        refusal::token_reason,
+    },
     snapshot::Snapshot,
     time,
     upstream::forward,
@@ -44,17 +52,31 @@ struct Record {
     auth: Duration,
     upstream_wait: Option<Duration>,
     access_log: bool,
+    /// What its route's limits said.
+    verdicts: Vec<Verdict>,
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
-pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub async fn exchange(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+    running: Rc<Running>,
+) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
-    let body = RequestBody::new(incoming, record.bytes_in.clone());
-    let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
-    let (response, refusal) = match outcome {
+    let upload = Upload::of(running.clone(), &parts.headers);
+    let body = RequestBody::new(incoming, record.bytes_in.clone(), upload);
+    let outcome = tokio::select! {
+        biased;
+        outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,
+        reason = running.broken_off() => Err(match reason {
+            Reason::BodyTooSlow => Refusal::BodyTooSlow,
+            _ => Refusal::RequestTooLong,
+        }),
+    };
+    let (mut response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
             (response, None)
@@ -62,8 +84,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) ->
         Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
     };
     if let Some(refusal) = &refusal {
-        worker.report(connection.arrival.source, refusal.reason());
+        worker.report_of(&connection.arrival, refusal.reason());
     }
+    quota::tell(&record.verdicts, response.headers_mut());
     record.finish(connection, response, refusal)
 }
 
@@ -75,16 +98,28 @@ async fn serve(
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
+    if connection.phase() >= Phase::Closing {
+        return Err(Refusal::Draining);
+    }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
+    if fields.len() > snapshot.clients.fields_max {
+        return Err(Refusal::MalformedRequest("more fields than are taken"));
+    }
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
+    let counting = Counting {
+        limiters: &snapshot.limits,
+        address: connection.arrival.address,
+        now: record.started,
+    };
+    let arrived = counting.arrive(route, connection.peer.is_some(), &mut record.verdicts)?;
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
     let certificate = connection.certified(snapshot);
     record.know(&Identity::new(certificate.clone(), None));
-    let admitted = admit(route, connection.arrival.address, certificate, now)?;
+    let admitted = admit(route, &arrived, certificate, now)?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
             Some(identify(worker, snapshot, token, now).map_err(Refusal::Token)?)
@@ -95,7 +130,7 @@ async fn serve(
     record.know(candidate.identity());
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
-    let permit = permit(candidate)?;
+    let permit = permit(candidate, &counting, &mut record.verdicts)?;
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -174,6 +209,7 @@ impl Record {
             auth: Duration::ZERO,
             upstream_wait: None,
             access_log,
+            verdicts: Vec::new(),
         }
     }
 
@@ -200,6 +236,7 @@ impl Record {
             let mut metrics = worker.metrics.borrow_mut();
             *metrics.requests.entry((consumer, self.route.clone(), status)).or_default() += 1;
             metrics.request_duration.observe(took);
+            metrics.count_limits(&self.verdicts);
             if let Some(refusal) = &refusal {
                 *metrics.refusals.entry(refusal.reason()).or_default() += 1;
             }
@@ -219,6 +256,12 @@ impl Record {
         })
     }
 
+    /// The limit that decided so, by its name.
+    fn said(&self, decision: Decision) -> Option<&str> {
+        let mut said = self.verdicts.iter().filter(|verdict| verdict.decision == Some(decision));
+        said.next().map(|verdict| &*verdict.limit.name)
+    }
+
     fn write(
         &self,
         connection: &Connection,
@@ -235,6 +278,7 @@ impl Record {
             line.field("request_id", &self.request_id)
                 .field("conn_id", &connection.arrival.id)
                 .field("source", connection.arrival.address)
+                .maybe("via", connection.arrival.via)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
                 .maybe("certificate", peer.map(CertificateFields::of))
@@ -248,6 +292,8 @@ impl Record {
                 .field("status", status)
                 .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
                 .maybe("detail", refusal.and_then(Refusal::detail))
+                .maybe("limit", self.said(Decision::Refused))
+                .maybe("limit_observed", self.said(Decision::WouldRefuse))
                 .maybe("token", refusal.and_then(TokenFields::of))
                 .maybe("upstream", self.upstream.as_deref())
                 .field("bytes_in", self.bytes_in.get())

@@ -135,10 +135,28 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// some make a `_` of every sign.
 fn remove_identity(headers: &mut HeaderMap) {
     let doomed: Vec<HeaderName> =
-        headers.keys().filter(|name| is_identity(name.as_str())).cloned().collect();
+        headers.keys().filter(|name| is_doomed(name.as_str())).cloned().collect();
     for name in doomed {
         headers.remove(name);
     }
+}
+
+fn is_doomed(name: &str) -> bool {
+    is_identity(name) || is_framing_in_disguise(name)
+}
+
+/// Whether a field of that (lower-case) name is one of those that say where a message ends, to who
+/// reads other signs as `-`. By its own name each has been judged.
+pub fn is_framing_in_disguise(name: &str) -> bool {
+    const FRAMING: [&str; 2] = ["transfer-encoding", "content-length"];
+    let is_it = |known: &&str| {
+        known.len() == name.len()
+            && known.bytes().zip(name.bytes()).all(|(known, byte)| {
+                byte == known || (known == b'-' && !byte.is_ascii_alphanumeric())
+            })
+    };
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    !is_plain && FRAMING.iter().any(is_it)
 }
 
 /// Whether a field of that (lower-case) name could tell an upstream who is asking, or for what.
@@ -234,7 +252,13 @@ pub fn is_request_id(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{admit, authorize::Demands, permit, route::Route};
+    use crate::policy::{
+        admit,
+        authorize::Demands,
+        limit::{Counting, Limiters},
+        permit,
+        route::Route,
+    };
 
     #[test]
     fn identity_fields_are_known_in_every_spelling() {
@@ -263,6 +287,21 @@ mod tests {
             ("accept", false),
         ] {
             assert_eq!(is_identity(name), known, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_says_where_a_message_ends_says_it_by_its_own_name() {
+        for (name, disguised) in [
+            ("transfer_encoding", true),
+            ("content_length", true),
+            ("content.length", true),
+            ("content-length", false),
+            ("transfer-encoding", false),
+            ("content_type", false),
+            ("content_lengths", false),
+        ] {
+            assert_eq!(is_framing_in_disguise(name), disguised, "{name}");
         }
     }
 
@@ -323,10 +362,18 @@ mod tests {
             upstream: 0,
             demands: Demands::default(),
             pass_authorization,
+            limits: vec![],
         };
         let now = rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::ZERO);
-        let admitted = admit(&route, [192, 0, 2, 1].into(), None, now).unwrap();
-        check(&permit(admitted.join(None)).unwrap());
+        let limiters = Limiters::default();
+        let counting = Counting {
+            limiters: &limiters,
+            address: [192, 0, 2, 1].into(),
+            now: crate::time::monotonic(),
+        };
+        let arrived = counting.arrive(&route, false, &mut vec![]).unwrap();
+        let admitted = admit(&route, &arrived, None, now).unwrap();
+        check(&permit(admitted.join(None), &counting, &mut vec![]).unwrap());
     }
 
     #[test]

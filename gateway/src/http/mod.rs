@@ -4,4 +4,6 @@ pub mod answer;
 pub mod body;
 pub mod connection;
 pub mod exchange;
+pub mod guard;
 pub mod headers;
+pub mod quota;

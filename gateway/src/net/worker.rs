@@ -5,13 +5,14 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    net::{IpAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
     thread::JoinHandle,
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use gateway_ebpf::Source;
 use nix::sched::{CpuSet, sched_setaffinity};
 use tokio::{
@@ -20,19 +21,24 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::admission::{Admission, Denied};
+use super::{
+    admission::{Admission, Admitted, Denied},
+    proxy_protocol::{self, Header, ReadError},
+};
 use crate::{
     admin::{
         audit::Log,
         metrics::{Consumer, Consumers, WorkerMetrics},
         repeats::{Repeated, Repeats},
     },
-    http::connection,
+    http::connection::{self, Arrival},
     identity::token::Cache,
-    policy::{Reason, penalty::Evidence},
+    policy::{
+        Reason,
+        penalty::{Arrived, Evidence},
+    },
     snapshot::Published,
     time,
-    tls::sessions::Sessions,
     upstream::forward::Forwarder,
 };
 
@@ -54,15 +60,53 @@ const HANDSHAKE_LINES_PER_S: u32 = 50;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// What the process is doing; workers and connections follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Serving.
     Running,
-    /// No new connections; the open ones end after their current request.
+    /// No new connections. Open ones are told to go with the answer to their next request; over
+    /// HTTP/1.1 nobody can be told otherwise, and one that is closed just when its client asks costs
+    /// a request.
     Draining,
+    /// That wait is over: idle connections are closed, the others end after their current request,
+    /// and what is asked now is refused.
+    Closing,
     /// Everything ends now.
     Stopping,
 }
+
+/// One socket that a worker accepts connections from.
+#[derive(Debug)]
+pub struct Listening {
+    /// The listener's place in the snapshot and among counts.
+    pub listener: usize,
+    /// Where connections come from. Others hold the same socket, so closing it closes nothing.
+    pub socket: StdListener,
+    /// The process' phase, or a later one when this address is given up before.
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// What the control thread tells a worker to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept connections from one more socket.
+    Listen(Listening),
+    /// Remember tokens otherwise.
+    TokenCache {
+        /// So many of them; 0: none.
+        entries: usize,
+        /// For so long.
+        ttl: Duration,
+    },
+}
+
+/// Commands under way to one worker: a configuration has fewer listeners, and one that does not take
+/// them is stuck.
+pub const COMMANDS_MAX: usize = 256;
+
+/// Connections that are still accepted from a socket that is given up: what waits in its queue, whose
+/// length the kernel cuts to `net.core.somaxconn` (4096 by default).
+const LAST_ACCEPTS_MAX: usize = 4_096;
 
 /// What every worker is given.
 #[derive(Clone)]
@@ -75,8 +119,6 @@ pub struct Shared {
     pub evidence: mpsc::Sender<Evidence>,
     /// Tells connections that another state was published.
     pub news: watch::Receiver<()>,
-    /// Sessions that clients may resume, for each listener that has any.
-    pub sessions: Arc<[Option<Arc<Sessions>>]>,
     /// Issuers of tokens whose key is not known go here, and the sender never waits.
     pub unknown_keys: mpsc::Sender<Arc<str>>,
     /// What the process is doing.
@@ -91,8 +133,6 @@ pub struct Shared {
     pub token_cache_entries: usize,
     /// Age at which they are verified again.
     pub token_cache_ttl: Duration,
-    /// Number of listeners.
-    pub listeners: usize,
 }
 
 /// A request to a worker for a copy of its counts.
@@ -102,6 +142,8 @@ pub type Scrape = oneshot::Sender<WorkerMetrics>;
 pub struct Handle {
     /// Asks for counts.
     pub scrape: mpsc::Sender<Scrape>,
+    /// Tells it what to do; never waits.
+    pub commands: mpsc::Sender<Command>,
     /// Ends when the worker has drained or was stopped.
     pub thread: JoinHandle<()>,
 }
@@ -122,6 +164,8 @@ pub struct Worker {
     consumers: RefCell<HashMap<String, Consumer>>,
     connections: Cell<u64>,
     open: Cell<usize>,
+    /// Sockets that connections are accepted from.
+    accepting: Cell<usize>,
     handshake_lines: Cell<u32>,
     handshake_lines_suppressed: Cell<u64>,
     repeats: RefCell<Repeats>,
@@ -134,20 +178,21 @@ pub struct Worker {
 pub fn start(
     id: usize,
     cpu: Option<usize>,
-    sockets: Vec<StdListener>,
+    sockets: Vec<Listening>,
     shared: Shared,
 ) -> io::Result<Handle> {
     // A scrape a second from a few monitors never finds more than this waiting.
     let (scrape, scrapes) = mpsc::channel(16);
+    let (commands, told) = mpsc::channel(COMMANDS_MAX);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         if let Some(cpu) = cpu {
             pin(cpu);
         }
         let worker = Rc::new(Worker::new(id, shared));
-        LocalSet::new().block_on(&runtime, serve(worker, sockets, scrapes));
+        LocalSet::new().block_on(&runtime, serve(worker, sockets, scrapes, told));
     })?;
-    Ok(Handle { scrape, thread })
+    Ok(Handle { scrape, commands, thread })
 }
 
 /// A worker that stays on its CPU finds its data in that CPU's cache. Not being allowed to is no harm.
@@ -160,20 +205,26 @@ fn pin(cpu: usize) {
     }
 }
 
-async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc::Receiver<Scrape>) {
-    for (listener, socket) in sockets.into_iter().enumerate() {
-        match TcpListener::from_std(socket) {
-            Ok(socket) => {
-                tokio::task::spawn_local(accept_all(worker.clone(), listener, socket));
-            }
-            Err(error) => tracing::error!(listener, error = %error, "listener lost"),
-        }
+async fn serve(
+    worker: Rc<Worker>,
+    sockets: Vec<Listening>,
+    mut scrapes: mpsc::Receiver<Scrape>,
+    mut commands: mpsc::Receiver<Command>,
+) {
+    for listening in sockets {
+        worker.listen(listening);
     }
     let mut phase = worker.shared.phase.clone();
     let mut flush = tokio::time::interval(LOG_FLUSH_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
+            Some(command) = commands.recv() => match command {
+                Command::Listen(listening) => worker.listen(listening),
+                Command::TokenCache { entries, ttl } => {
+                    worker.tokens.borrow_mut().resize(entries, ttl);
+                }
+            },
             Some(scrape) = scrapes.recv() => {
                 // Who asked may have given up.
                 let _ = scrape.send(worker.counts());
@@ -182,8 +233,8 @@ async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc:
                 worker.flush_log();
                 match *phase.borrow() {
                     Phase::Running => {}
-                    Phase::Draining if worker.open.get() > 0 => {}
-                    Phase::Draining | Phase::Stopping => break,
+                    Phase::Draining | Phase::Closing if worker.is_busy() => {}
+                    Phase::Draining | Phase::Closing | Phase::Stopping => break,
                 }
             }
             _ = sweep.tick() => {
@@ -202,20 +253,30 @@ async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc:
     worker.flush_log();
 }
 
-async fn accept_all(worker: Rc<Worker>, listener: usize, socket: TcpListener) {
-    let mut phase = worker.shared.phase.clone();
+async fn accept_all(
+    worker: Rc<Worker>,
+    listener: usize,
+    socket: TcpListener,
+    phase: watch::Receiver<Phase>,
+) {
+    let mut news = phase.clone();
     loop {
         tokio::select! {
             accepted = socket.accept() => match accepted {
-                Ok((stream, address)) => worker.admit(listener, stream, address.ip(), address.port()),
+                Ok((stream, address)) => worker.accept(listener, stream, address, &phase),
                 Err(error) => {
                     tracing::warn!(error = %error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            // The sender lives as long as the process.
-            _ = phase.wait_for(|phase| *phase != Phase::Running) => return,
+            // An error is the control thread's end.
+            _ = news.wait_for(|phase| *phase != Phase::Running) => break,
         }
+    }
+    // What the kernel has accepted already would be reset when the last holder closes the socket.
+    for _ in 0..LAST_ACCEPTS_MAX {
+        let Some(Ok((stream, address))) = socket.accept().now_or_never() else { return };
+        worker.accept(listener, stream, address, &phase);
     }
 }
 
@@ -223,13 +284,14 @@ impl Worker {
     fn new(id: usize, shared: Shared) -> Worker {
         Worker {
             id,
-            metrics: RefCell::new(WorkerMetrics::new(shared.listeners)),
+            metrics: RefCell::new(WorkerMetrics::new(0)),
             tokens: RefCell::new(Cache::new(shared.token_cache_entries, shared.token_cache_ttl)),
             forwarder: Forwarder::default(),
             log_buffer: RefCell::default(),
             consumers: RefCell::default(),
             connections: Cell::new(0),
             open: Cell::new(0),
+            accepting: Cell::new(0),
             handshake_lines: Cell::new(0),
             handshake_lines_suppressed: Cell::new(0),
             repeats: RefCell::default(),
@@ -237,44 +299,183 @@ impl Worker {
         }
     }
 
-    fn admit(self: &Rc<Self>, listener: usize, stream: TcpStream, address: IpAddr, port: u16) {
+    fn listen(self: &Rc<Self>, listening: Listening) {
+        let Listening { listener, socket, phase } = listening;
+        self.metrics.borrow_mut().grow(listener + 1);
+        match TcpListener::from_std(socket) {
+            Ok(socket) => {
+                let worker = self.clone();
+                self.accepting.set(self.accepting.get() + 1);
+                tokio::task::spawn_local(async move {
+                    accept_all(worker.clone(), listener, socket, phase).await;
+                    worker.accepting.set(worker.accepting.get() - 1);
+                });
+            }
+            Err(error) => tracing::error!(listener, error = %error, "listener lost"),
+        }
+    }
+
+    /// Whether there is anything that has still to end.
+    fn is_busy(&self) -> bool {
+        self.open.get() > 0 || self.accepting.get() > 0
+    }
+
+    fn accept(
+        self: &Rc<Self>,
+        listener: usize,
+        stream: TcpStream,
+        peer: SocketAddr,
+        phase: &watch::Receiver<Phase>,
+    ) {
         // An IPv4 client on an IPv6 socket is the IPv4 client.
-        let address = address.to_canonical();
-        let source = Source::from(address);
-        let admitted = match self.shared.admission.admit(source, time::monotonic()) {
-            Ok(admitted) => admitted,
-            Err(Denied::Banned) => return,
-            Err(Denied::TooMany) => {
-                self.metrics.borrow_mut().connections_over_limit += 1;
-                return;
+        let address = peer.ip().to_canonical();
+        let arrival = Arrival {
+            listener,
+            address,
+            port: peer.port(),
+            source: Source::from(address),
+            via: None,
+            id: self.connection_id(),
+            phase: phase.clone(),
+        };
+        let snapshot = self.shared.published.load();
+        let admission = &self.shared.admission;
+        let admitted = match &snapshot.listeners[listener].proxies {
+            None => admission.admit(arrival.source, time::monotonic()),
+            Some(trusted) if trusted.iter().any(|net| net.contains(&address)) => admission.enter(),
+            Some(_) => {
+                let detail = "only trusted_proxies may connect to this listener";
+                return self.refuse(&arrival, Reason::ProxyUntrusted, detail);
             }
         };
+        match admitted {
+            Ok(admitted) => {
+                let is_proxied = snapshot.listeners[listener].proxies.is_some();
+                self.spawn(stream, arrival, admitted, is_proxied);
+            }
+            Err(denied) => self.deny(&arrival, denied),
+        }
+    }
+
+    /// Differs from that of every other connection.
+    fn connection_id(&self) -> String {
         let number = self.connections.get();
         self.connections.set(number + 1);
+        format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number)
+    }
+
+    fn spawn(
+        self: &Rc<Self>,
+        mut stream: TcpStream,
+        mut arrival: Arrival,
+        mut admitted: Admitted,
+        is_proxied: bool,
+    ) {
+        let listener = arrival.listener;
         self.open.set(self.open.get() + 1);
         self.metrics.borrow_mut().connections[listener] += 1;
         let worker = self.clone();
-        let arrival = connection::Arrival {
-            listener,
-            address,
-            port,
-            source,
-            id: format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number),
-        };
         tokio::task::spawn_local(async move {
-            connection::serve(worker.clone(), stream, arrival).await;
+            let goes_on =
+                !is_proxied || worker.introduce(&mut stream, &mut arrival, &mut admitted).await;
+            if goes_on {
+                connection::serve(worker.clone(), stream, arrival).await;
+            }
             worker.metrics.borrow_mut().connections[listener] -= 1;
             worker.open.set(worker.open.get() - 1);
             drop(admitted);
         });
     }
 
-    /// Tells the feedback path, without waiting.
+    /// Reads from a trusted proxy whose connection it carries. False: it is refused.
+    async fn introduce(
+        &self,
+        stream: &mut TcpStream,
+        arrival: &mut Arrival,
+        admitted: &mut Admitted,
+    ) -> bool {
+        let within = self.shared.published.load().clients.proxy_header;
+        match proxy_protocol::read(stream, within).await {
+            Ok(Header::Client { source, .. }) => {
+                arrival.via = Some(arrival.address);
+                arrival.address = source.ip().to_canonical();
+                arrival.port = source.port();
+                arrival.source = Source::from(arrival.address);
+            }
+            Ok(Header::Own) => {}
+            Err(error) => {
+                let reason = match error {
+                    ReadError::Malformed(_) => Reason::ProxyHeaderMalformed,
+                    ReadError::TooSlow(_) => Reason::ProxyHeaderTimeout,
+                    // As balancers do that only look whether somebody listens.
+                    ReadError::Broken(_) => Reason::HandshakeAborted,
+                };
+                self.refuse(arrival, reason, &error.to_string());
+                return false;
+            }
+        }
+        match admitted.claim(arrival.source, time::monotonic()) {
+            Ok(()) => true,
+            Err(denied) => {
+                self.deny(arrival, denied);
+                false
+            }
+        }
+    }
+
+    fn deny(&self, arrival: &Arrival, denied: Denied) {
+        match denied {
+            // The ban was told of when it was set; behind a proxy no packet of it is dropped, so here it
+            // is counted.
+            Denied::Banned if arrival.via.is_none() => {}
+            Denied::Banned => self.refuse(arrival, Reason::Banned, "the client is banned"),
+            Denied::TooMany => self.metrics.borrow_mut().connections_over_limit += 1,
+            Denied::TooManyOfSource => {
+                let detail = "max_connections_per_source are open";
+                self.refuse(arrival, Reason::TooManyConnections, detail);
+            }
+        }
+    }
+
+    /// A connection that ends before its handshake: one count, one piece of evidence, one line.
+    fn refuse(&self, arrival: &Arrival, reason: Reason, detail: &str) {
+        *self.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
+        self.report_of(arrival, reason);
+        if !self.may_log_handshake(arrival.source, reason) {
+            return;
+        }
+        self.log(|log, buffer| {
+            let mut line = log.line(buffer, "warn", "connection_refused", time::wall());
+            line.field("conn_id", &arrival.id)
+                .field("source", arrival.address)
+                .maybe("via", arrival.via)
+                .field("source_port", arrival.port)
+                .field("reason", reason.word())
+                .field("detail", detail)
+                .field("worker", self.id);
+            line.end();
+        });
+    }
+
+    /// Tells the feedback path of a client, without waiting.
+    pub fn report_of(&self, arrival: &Arrival, reason: Reason) {
+        let arrived = match arrival.via {
+            None => Arrived::Directly,
+            Some(_) => Arrived::ThroughProxy,
+        };
+        self.tell(arrival.source, reason, arrived);
+    }
+
+    /// Tells the feedback path of a source that came directly, without waiting.
     pub fn report(&self, source: Source, reason: Reason) {
+        self.tell(source, reason, Arrived::Directly);
+    }
+
+    fn tell(&self, source: Source, reason: Reason, arrived: Arrived) {
         if reason.points() == 0 {
             return;
         }
-        let evidence = Evidence { source, reason, at: time::monotonic() };
+        let evidence = Evidence { source, reason, at: time::monotonic(), arrived };
         if self.shared.evidence.try_send(evidence).is_err() {
             self.metrics.borrow_mut().evidence_lost += 1;
         }
@@ -365,6 +566,8 @@ impl Worker {
         counts.token_cache_hits = tokens.counts().hits;
         counts.token_cache_misses = tokens.counts().misses;
         counts.token_cache_entries = tokens.len() as u64;
+        counts.upstream_repeated = self.forwarder.repeated().into_iter().collect();
+        counts.upstream_cut = self.forwarder.cut_bodies();
         counts
     }
 }

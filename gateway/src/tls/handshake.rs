@@ -16,10 +16,6 @@ use crate::{
     time,
 };
 
-/// A handshake takes two round trips and a signature at each end; a client that needs longer than
-/// this either is on a link that no request would get through, or holds the connection on purpose.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-
 /// A completed handshake.
 pub struct Secured {
     /// Decrypts and encrypts.
@@ -53,12 +49,13 @@ pub async fn handshake(
     stream: TcpStream,
     listener: &ListenerTls,
     sessions: Option<&Arc<Sessions>>,
+    within: Duration,
 ) -> Result<Secured, Failure> {
-    match timeout(HANDSHAKE_MAX, negotiate(stream, listener, sessions)).await {
+    match timeout(within, negotiate(stream, listener, sessions)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure {
             reason: Reason::HandshakeTimeout,
-            detail: format!("no handshake within {} s", HANDSHAKE_MAX.as_secs()),
+            detail: format!("no handshake within {}", humantime::format_duration(within)),
             certificate: None,
             server_name: None,
         }),

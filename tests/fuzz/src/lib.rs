@@ -12,6 +12,7 @@ mod config;
 mod headers;
 mod packet;
 mod path;
+mod proxy;
 mod token;
 
 /// One reader under test.
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "token",
         reads: "a token as it comes, or header and claims under a good signature",
@@ -55,6 +56,12 @@ pub const TARGETS: [Target; 9] = [
         run: headers::headers,
     },
     Target { name: "path", reads: "a request's target and host", max_bytes: 512, run: path::path },
+    Target {
+        name: "proxy",
+        reads: "a PROXY header, in both versions",
+        max_bytes: 512,
+        run: proxy::proxy,
+    },
     Target { name: "config", reads: "a configuration file", max_bytes: 4_096, run: config::config },
     Target {
         name: "values",

@@ -1,0 +1,257 @@
+//! A crowd that holds on: slow heads, stalled bodies, idle connections, all at once, and a good client
+//! among them. The good one is served; the others are closed by their deadlines; what they took is given
+//! back.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    binary,
+    harness::{
+        clock,
+        gateway::{Gateway, SOON},
+        site::{HOST, SERVER, Site},
+    },
+};
+
+/// Handshakes at once: more would wait for each other beyond the gateway's deadline for one.
+const AT_ONCE: usize = 32;
+/// Good requests before the crowd, and in it.
+const GOOD: usize = 200;
+/// For anything that a loaded machine has to get done.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+type Stream = TlsStream<TcpStream>;
+
+/// How somebody holds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Half a head.
+    SlowHead,
+    /// A head and a piece of its body.
+    StalledBody,
+    /// A whole request, and then nothing.
+    Idle,
+    /// Nothing but the handshake.
+    Silent,
+}
+
+fn connector(site: &Site) -> Result<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(site.authority.certificate())? {
+        roots.add(certificate?)?;
+    }
+    let chain = CertificateDer::pem_file_iter(&site.client.certificate)?;
+    let chain = chain.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&site.client.key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Each is a stranger; and thousands of kept tickets would be this process' memory, not the other's.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+async fn connect(connector: &TlsConnector) -> Result<Stream> {
+    let connected = async {
+        let plain = TcpStream::connect(SERVER).await?;
+        Ok(connector.connect(ServerName::try_from(HOST)?, plain).await?)
+    };
+    timeout(PATIENCE, connected).await.context("a handshake")?
+}
+
+/// Sends a request and reads its answer, which says its length.
+async fn ask(stream: &mut Stream) -> Result<String> {
+    let request = format!("GET /public HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let count = timeout(PATIENCE, stream.read(&mut buffer)).await??;
+        ensure!(count > 0, "closed: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&buffer[..count]);
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_ascii_lowercase();
+            let length = head.split("content-length: ").nth(1).context("a length")?;
+            if body.len() >= length.lines().next().unwrap_or_default().parse::<usize>()? {
+                return Ok(text.into_owned());
+            }
+        }
+    }
+}
+
+async fn hold(connector: &TlsConnector, manner: Manner) -> Result<Stream> {
+    let mut stream = connect(connector).await?;
+    let sent = match manner {
+        Manner::SlowHead => format!("GET /public HTTP/1.1\r\nHost: {HOST}\r\nX: "),
+        Manner::StalledBody => {
+            format!("POST /public HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000000\r\n\r\nx")
+        }
+        Manner::Idle => {
+            let answer = ask(&mut stream).await?;
+            ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            return Ok(stream);
+        }
+        Manner::Silent => return Ok(stream),
+    };
+    stream.write_all(sent.as_bytes()).await?;
+    Ok(stream)
+}
+
+/// So many who hold on in one way.
+async fn crowd(connector: &TlsConnector, manner: Manner, count: usize) -> Result<Vec<Stream>> {
+    let held = stream::iter(0..count).map(|_| hold(connector, manner)).buffer_unordered(AT_ONCE);
+    held.try_collect().await.with_context(|| format!("{manner:?}"))
+}
+
+/// Waits until the gateway has closed it.
+async fn closed(mut stream: Stream) -> Result<()> {
+    let mut buffer = [0; 1024];
+    let ended = async {
+        // An end without a farewell is an end.
+        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+    };
+    timeout(PATIENCE, ended).await.context("a connection is still open")
+}
+
+/// What a good client waits for its answers: the median and the worst but one percent.
+async fn good(connector: &TlsConnector) -> Result<(Duration, Duration)> {
+    let mut waits = Vec::new();
+    let mut stream = connect(connector).await?;
+    for number in 0..GOOD {
+        // Every tenth is somebody new.
+        if number % 10 == 9 {
+            stream = connect(connector).await?;
+        }
+        let asked: Instant = clock::now();
+        let answer = ask(&mut stream).await?;
+        waits.push(asked.elapsed());
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    waits.sort_unstable();
+    Ok((waits[waits.len() / 2], waits[waits.len() * 99 / 100]))
+}
+
+fn many_descriptors() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
+/// Runs it in the client's namespace, whose sockets it makes.
+fn within<T: Send>(site: &Site, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+    site.client_host.within(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(work())
+    })?
+}
+
+fn patient(label: &str, clients: &str) -> Result<(Site, Gateway)> {
+    many_descriptors()?;
+    let mut site = Site::new(binary(), label)?;
+    site.config.process = "max_connections_per_source = 30000".to_owned();
+    site.config.bans = "enabled = false".to_owned();
+    site.config.clients = format!("[clients]\nhandshake = \"1m\"\n{clients}");
+    let gateway = site.start()?;
+    Ok((site, gateway))
+}
+
+fn survive(label: &str, count: usize, deadline: &str) -> Result<()> {
+    let clients =
+        format!("head = \"{deadline}\"\nbody = {{ grace = \"{deadline}\", rate = \"1KiB/s\" }}\n");
+    let (site, gateway) = patient(label, &clients)?;
+    let connector = connector(&site)?;
+    let start_kib = gateway.resident_kib()?;
+    let (slow, stalled, idle) = (count / 2, count / 4, count / 4);
+    let (alone, among, full_kib, idle) = within(&site, async || {
+        let alone = good(&connector).await?;
+        let idle = crowd(&connector, Manner::Idle, idle).await?;
+        let slow = crowd(&connector, Manner::SlowHead, slow).await?;
+        let stalled = crowd(&connector, Manner::StalledBody, stalled).await?;
+        let full_kib = gateway.resident_kib()?;
+        let among = good(&connector).await?;
+        for stream in slow.into_iter().chain(stalled) {
+            closed(stream).await?;
+        }
+        Ok((alone, among, full_kib, idle))
+    })?;
+    let refused = |reason| gateway.metric("gateway_http_refusals_total", &[("reason", reason)]);
+    clock::wait_for("the slow to be counted", SOON, || {
+        let all = refused("request_timeout")? >= slow as f64
+            && refused("body_too_slow")? >= stalled as f64;
+        Ok(all.then_some(()))
+    })?;
+    drop(idle);
+    clock::wait_for("nobody to be left", SOON, || {
+        Ok((gateway.metric("gateway_connections", &[])? == 0.0).then_some(()))
+    })?;
+    let end_kib = gateway.resident_kib()?;
+    println!(
+        "{count} connections: a good client waits {:?} (99 %: {:?}) alone, {:?} ({:?}) among them; \
+         resident {start_kib} KiB at the start, {full_kib} KiB full, {end_kib} KiB in the end",
+        alone.0, alone.1, among.0, among.1
+    );
+    // A connection has its TLS session and a few small buffers, not its own stack or thread.
+    ensure!(full_kib.saturating_sub(start_kib) < 96 * count as u64 + 65_536, "{full_kib} KiB");
+    ensure!(end_kib <= full_kib + 16_384, "memory grows after the crowd has gone");
+    Ok(())
+}
+
+#[test]
+fn a_good_client_is_served_among_a_crowd_that_holds_on() -> Result<()> {
+    privileged!();
+    survive("crowd", 1_200, "8s")
+}
+
+#[test]
+#[ignore = "takes minutes and 20,000 descriptors: --ignored"]
+fn a_good_client_is_served_among_twelve_thousand() -> Result<()> {
+    privileged!();
+    survive("crowd-12000", 12_000, "2m")
+}
+
+#[test]
+#[ignore = "takes minutes and 20,000 descriptors: --ignored"]
+fn an_idle_connection_costs_little() -> Result<()> {
+    privileged!();
+    let (site, gateway) = patient("idle-18000", "head = \"10m\"\nidle = \"10m\"\n")?;
+    let connector = connector(&site)?;
+    for (manner, count) in [(Manner::Silent, 18_000), (Manner::Idle, 9_000)] {
+        within(&site, async || {
+            good(&connector).await?;
+            let start_kib = gateway.resident_kib()?;
+            let held = crowd(&connector, manner, count).await?;
+            let kib = gateway.resident_kib()?.saturating_sub(start_kib);
+            println!(
+                "{count} connections, {manner:?}: {:.2} KiB each ({kib} KiB)",
+                kib as f64 / count as f64
+            );
+            ensure!(gateway.metric("gateway_connections", &[])? >= count as f64);
+            drop(held);
+            Ok(())
+        })?;
+        clock::wait_for("nobody to be left", PATIENCE, || {
+            Ok((gateway.metric("gateway_connections", &[])? == 0.0).then_some(()))
+        })?;
+    }
+    Ok(())
+}
