@@ -590,7 +590,11 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
     let (kernel, notices) = Kernel::start(&larger).unwrap();
     assert_eq!(
         notices,
-        [Notice::Wiped { map: "SOURCES" }, Notice::Adopted { interfaces: 1, bans: 1 }]
+        [
+            Notice::Wiped { map: "SOURCES" },
+            Notice::Wiped { map: "OTHERS" },
+            Notice::Adopted { interfaces: 1, bans: 1 }
+        ]
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
     assert!(pair.sockets().is_silent());
@@ -626,6 +630,13 @@ fn an_earlier_layouts_bans_stay_in_force_without_a_gap() {
     if !may_load_programs() {
         return;
     }
+    for layout in [2, 3] {
+        bans_stay_in_force_from(layout);
+    }
+}
+
+/// The bans and classes of an earlier layout, which a new version finds in force.
+fn bans_stay_in_force_from(layout: u32) {
     let pair = Pair::new();
     let (mut kernel, _) = Kernel::start(&pair.settings()).unwrap();
     let hour = Duration::from_secs(3600);
@@ -637,9 +648,9 @@ fn an_earlier_layouts_bans_stay_in_force_without_a_gap() {
     assert!(kernel.set_class(other, Class::doubled(2).unwrap(), hour).unwrap());
     drop(kernel);
     // As the version before made it: these maps were the same then, the others were not there.
-    let old = pair.pin.join("v2");
+    let old = pair.pin.join(format!("v{layout}"));
     fs::rename(pair.pin.join(format!("v{LAYOUT_VERSION}")), &old).unwrap();
-    for name in ["RULES", "SOURCES", "COUNTERS", "EVENTS", "INTERFACES"] {
+    for name in ["RULES", "SOURCES", "OTHERS", "COUNTERS", "EVENTS", "INTERFACES"] {
         fs::remove_file(old.join(name)).unwrap();
     }
     let wire = pair.sockets();

@@ -26,7 +26,7 @@ use gateway::kernel::{
 use gateway_ebpf::{
     Outcome, Source,
     abi::{self, Ban, Budget},
-    bucket::{self, Limit, SET_WORDS, Set},
+    bucket::{self, Limit, Others, SET_WORDS, Set},
     packet::{Address, Target},
     verdict::{self, Listed, Quota, Standing, Tables, judge},
 };
@@ -40,9 +40,9 @@ pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
 /// Not the first, so that a program that ignores its slot is noticed.
 pub const SLOT: u32 = 5;
-const SECRET: u64 = 0x5eed_cafe_f00d_1234;
+const SECRET: u64 = 0x5eed_cafe_f00d_1235;
 const MAX_SOURCES: u32 = 1024;
-const SET_MASK: u64 = abi::bucket_sets(MAX_SOURCES) as u64 - 1;
+const SETS: u32 = abi::bucket_sets(MAX_SOURCES);
 /// Far longer than a test takes in jiffies.
 pub const LONG_NS: u64 = 1 << 40;
 
@@ -103,7 +103,7 @@ impl Loaded {
         }
         let mut loaded = Self { object, maps, settings: abi::Settings::default(), sources_id };
         loaded.write(rules);
-        loaded.settings.set_mask = u64::from(abi::bucket_sets(max_sources)) - 1;
+        loaded.settings.set_shift = abi::set_shift(abi::bucket_sets(max_sources));
         loaded.maps.write_settings(&loaded.settings);
         loaded
     }
@@ -118,7 +118,7 @@ impl Loaded {
             newcomers: rules.newcomers,
             ns_per_jiffy: 1,
             secret: SECRET,
-            set_mask: SET_MASK,
+            set_shift: abi::set_shift(SETS),
             enforce: u64::from(rules.enforce),
         };
         self.maps.write_settings(&self.settings);
@@ -202,16 +202,20 @@ impl Loaded {
 /// User space's own tables for the same rules.
 pub struct Oracle {
     pub rules: Rules,
-    pub sets: Vec<Set>,
+    pub sets: Vec<(Set, Others)>,
     pub budget: Budget,
     pub evictions: Cell<u32>,
 }
 
 impl Oracle {
     pub fn new(rules: &Rules) -> Self {
-        let sets = (0..=SET_MASK).map(|_| Set::default()).collect();
+        let sets = (0..SETS).map(|_| Default::default()).collect();
         let (budget, evictions) = (Budget::default(), Cell::new(0));
         Self { rules: rules.clone(), sets, budget, evictions }
+    }
+
+    fn place(&self, hash: u64) -> Option<&(Set, Others)> {
+        self.sets.get(abi::bucket_set(hash, abi::set_shift(SETS)) as usize)
     }
 
     /// The action and the cell that the program should come to.
@@ -288,7 +292,11 @@ impl Tables for Oracle {
     }
 
     fn set(&self, hash: u64) -> Option<&Set> {
-        self.sets.get(abi::bucket_set(hash, SET_MASK) as usize)
+        self.place(hash).map(|(set, _)| set)
+    }
+
+    fn others(&self, hash: u64) -> Option<&Others> {
+        self.place(hash).map(|(_, others)| others)
     }
 
     fn evicted(&self) {
@@ -600,14 +608,14 @@ fn a_source_gets_its_burst_then_its_rate_to_the_packet() {
     let other = Packet::to_port("192.0.2.2", 17, 443).frame();
     assert_eq!(loaded.run(&other, 150).1, HashMap::from([(within, 100), (over, 50)]));
 
-    // Ten tokens' time passes for every bucket: each moves into the past. The first half of a set
-    // holds owners and their buckets of packets, in turns.
+    // Ten tokens' time passes for every bucket: each moves into the past. A set holds sources and
+    // their buckets of packets, in turns.
     let sources = MapData::from_id(loaded.sources_id).unwrap();
     let mut sources: Array<_, [u64; SET_WORDS]> = Map::Array(sources).try_into().unwrap();
     let mut pass_time = |tokens: u64| {
         for index in 0..sources.len() {
             let mut set = sources.get(&index, 0).unwrap();
-            for way in set[..SET_WORDS / 2].chunks_exact_mut(2).filter(|way| way[0] != 0) {
+            for way in set.chunks_exact_mut(2).filter(|way| way[0] != 0) {
                 way[1] = way[1].saturating_sub(tokens * limit.cost_ns);
             }
             sources.set(index, set, 0).unwrap();
@@ -974,7 +982,7 @@ fn the_maps_are_made_as_the_loader_expects_to_find_them() {
         let info = map.info().unwrap();
         assert!(layout.describes(&info), "{layout:?} is made otherwise: {info:?}");
         let smaller = maps::layouts(500_000).into_iter().find(|other| other.name == layout.name);
-        let is_sized_for_sources = layout.name == abi::SOURCES_MAP;
+        let is_sized_for_sources = [abi::SOURCES_MAP, abi::OTHERS_MAP].contains(&layout.name);
         assert_eq!(smaller.unwrap().describes(&info), !is_sized_for_sources, "{}", layout.name);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Changes whenever a map or a value changes its meaning; the directory of pinned maps carries it.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Name of the XDP program that judges frames.
 pub const PROGRAM: &str = "portcullis_xdp";
@@ -37,6 +37,8 @@ pub const DENY_MAP: &str = "DENY";
 pub const EXEMPT_MAP: &str = "EXEMPT";
 /// Name of the array of [`bucket::Set`].
 pub const SOURCES_MAP: &str = "SOURCES";
+/// Name of the array of [`bucket::Others`], of as many.
+pub const OTHERS_MAP: &str = "OTHERS";
 /// Name of the per-CPU array of [`Counters`], one for each interface slot.
 pub const COUNTERS_MAP: &str = "COUNTERS";
 /// Name of the ring buffer of [`Event`].
@@ -140,8 +142,8 @@ pub struct Settings {
     pub ns_per_jiffy: u64,
     /// Key of [`bucket::hash`], drawn when the maps are made.
     pub secret: u64,
-    /// Number of sets in the table of sources less one; they are a power of two.
-    pub set_mask: u64,
+    /// How many bits a hash loses to become the number of a set ([`set_shift`]).
+    pub set_shift: u64,
     /// 1: drop what is to be dropped. 0: count it and let it pass.
     pub enforce: u64,
 }
@@ -394,12 +396,17 @@ pub const fn ban_bit(hash: u64) -> u32 {
 
 /// The set of buckets for a source, from its [`bucket::hash`].
 #[inline(always)]
-pub const fn bucket_set(hash: u64, set_mask: u64) -> u32 {
-    (hash >> 32 & set_mask) as u32
+pub const fn bucket_set(hash: u64, set_shift: u64) -> u32 {
+    (hash >> (set_shift & 63)) as u32
+}
+
+/// How many bits the hash loses where there are so many sets, a power of two above 1.
+pub const fn set_shift(sets: u32) -> u64 {
+    (u64::BITS - sets.ilog2()) as u64
 }
 
 /// Sets of buckets that remember `sources` at once: a power of two, at least 256, at most 2^23
-/// (1 GiB of kernel memory).
+/// (1 GiB of kernel memory, half of it for the other buckets).
 pub const fn bucket_sets(sources: u32) -> u32 {
     let wanted = sources.div_ceil(bucket::WAYS as u32);
     let (least, most) = BUCKET_SETS_RANGE;
@@ -495,6 +502,6 @@ mod tests {
             assert!((prefix_place(address) as usize) < PREFIX_PLACES);
         }
         assert!(ban_bit(u64::MAX) < BAN_FILTER_WORDS * 64);
-        assert_eq!(bucket_set(u64::MAX, 255), 255);
+        assert_eq!(bucket_set(u64::MAX, set_shift(256)), 255);
     }
 }

@@ -177,40 +177,69 @@ impl Bucket {
 /// Sources of one [`Set`]: as many as fit one 64-byte cache line with one bucket each.
 pub const WAYS: usize = 4;
 
-/// Four sources that share a place in the table, each with its buckets.
+/// Four sources that share a place in the table, each with its bucket of packets: one cache line.
 ///
 /// The table is an array of sets; a source's hash names its set, and within the set the source is
-/// looked for exactly, so no source ever pays for another one. The first cache line has what every
-/// packet asks for, the second the rest, and a source's place is the same in both: it is searched
-/// once, whatever is limited.
+/// looked for exactly, so no source ever pays for another one.
 ///
 /// The words are atomic, because the program runs on every CPU at once and user space may read the
 /// table while it does; they are only loaded, stored and added to without asking for the result,
 /// because Linux before 5.12 can do no more.
 #[derive(Debug, Default)]
-#[repr(C, align(128))]
+#[repr(C, align(64))]
 pub struct Set {
-    owners: [Owner; WAYS],
-    rest: [Rest; WAYS],
+    ways: [Way; WAYS],
 }
 
 /// A source and its bucket of packets. All zeroes is a free place: source `::/64`, full since ever.
 #[derive(Debug, Default)]
 #[repr(C)]
-struct Owner {
+struct Way {
     source: Word,
+    /// When it is full again, in 63 bits, and above them [`HAS_OTHERS`].
     packets: Word,
+}
+
+const _: () = assert!(size_of::<Set>() == 64 && align_of::<Set>() == 64);
+
+/// The other buckets of the sources in the [`Set`] of the same number. Most packets ask for none of
+/// them, so they lie in an array of their own, which half of the memory that is reached at random is
+/// spared by.
+///
+/// A place in it means nothing until the source that has the same place in the set says that the
+/// buckets are its own ([`HAS_OTHERS`]): then a source can take the place of another one without a
+/// look here, and has full buckets all the same.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Others {
+    ways: [OtherBuckets; WAYS],
 }
 
 /// The other buckets of a source.
 #[derive(Debug, Default)]
 #[repr(C)]
-struct Rest {
+struct OtherBuckets {
     connections: Word,
     bytes: Word,
 }
 
-const _: () = assert!(size_of::<Set>() == 128 && align_of::<Set>() == 128);
+const _: () = assert!(size_of::<Others>() == 64 && align_of::<Others>() == 64);
+
+/// In the word of a source's packets: the buckets in [`Others`] are this source's. A moment is told
+/// in the other 63 bits, which is three centuries from the machine's start.
+const HAS_OTHERS: u64 = 1 << 63;
+
+/// How far ahead of `now_ns` the moment is that a word of packets tells.
+#[inline(always)]
+const fn packets_ahead_ns(word: u64, now_ns: u64) -> i64 {
+    (word.wrapping_sub(now_ns) << 1) as i64 >> 1
+}
+
+/// The moment as a word of packets tells it, without the bit.
+#[inline(always)]
+const fn packets_moment(ns: u64) -> u64 {
+    ns << 1 >> 1
+}
 
 /// What one packet costs its source: of each quota [`Limit::NONE`] where it is not charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,72 +315,151 @@ impl Place {
 }
 
 impl Set {
-    /// Looks for a source.
+    /// Looks for a source. The other buckets of this set are asked for only where it is not there.
     #[inline(always)]
-    pub fn find(&self, source: Source, now_ns: u64) -> Place {
+    pub fn find<'a>(
+        &self,
+        source: Source,
+        now_ns: u64,
+        others: impl FnOnce() -> Option<&'a Others>,
+    ) -> Place {
         let word = source.word();
-        for (way, owner) in self.owners.iter().enumerate() {
+        for (way, owner) in self.ways.iter().enumerate() {
             if owner.source.load() == word {
                 return Place::Known(any_way(way, owner.packets.load()));
             }
         }
+        let packets = [0, 1, 2, 3].map(|way| self.ways[way].packets.load());
+        let someone_has = (packets[0] | packets[1] | packets[2] | packets[3]) & HAS_OTHERS != 0;
+        let others = if someone_has { others() } else { None };
         let mut soonest = 0;
         let mut soonest_ahead_ns = i64::MAX;
-        for (way, (owner, rest)) in self.owners.iter().zip(&self.rest).enumerate() {
-            let ahead_ns = |bucket: &Word| bucket.load().wrapping_sub(now_ns) as i64;
-            let packets_ns = ahead_ns(&owner.packets);
-            let connections_ns = ahead_ns(&rest.connections);
-            let bytes_ns = ahead_ns(&rest.bytes);
-            if packets_ns <= 0 && connections_ns <= 0 && bytes_ns <= 0 {
-                return Place::Free(any_way(way, owner.packets.load()));
+        for (way, word) in packets.into_iter().enumerate() {
+            let packets_ns = packets_ahead_ns(word, now_ns);
+            let longest_ns = match others {
+                Some(others) if word & HAS_OTHERS != 0 => {
+                    longer(packets_ns, others.ways[way].ahead_ns(now_ns))
+                }
+                _ => packets_ns,
+            };
+            if longest_ns <= 0 {
+                return Place::Free(any_way(way, word));
             }
-            let longest_ns = longer(packets_ns, longer(connections_ns, bytes_ns));
             if longest_ns < soonest_ahead_ns {
                 soonest_ahead_ns = longest_ns;
                 soonest = way;
             }
         }
-        Place::Taken(any_way(soonest, self.rest[0].bytes.load()))
+        Place::Taken(any_way(soonest, packets[0]))
     }
 
-    /// Whether the source at this place has too little left for this price. Nothing is written, so a
-    /// flood of refused packets writes nothing.
+    /// Whether the source at this place has too few packets left for this price. Nothing is written,
+    /// so a flood of refused packets writes nothing.
     #[inline(always)]
-    pub fn refuses(&self, way: usize, quota: Quota, price: &Limit, now_ns: u64) -> bool {
-        let (owner, rest) = self.way(way);
+    pub fn refuses(&self, way: usize, price: &Limit, now_ns: u64) -> bool {
+        if price.is_none() {
+            return false;
+        }
+        // As in `Limit::step`.
+        let ahead_ns = packets_ahead_ns(self.way(way).packets.load(), now_ns);
+        ahead_ns > 0 && ahead_ns as u64 > price.tolerance_ns
+    }
+
+    /// The same of another quota. A source that has none of those buckets yet has full ones.
+    #[inline(always)]
+    pub fn refuses_other(
+        &self,
+        way: usize,
+        others: Option<&Others>,
+        quota: Quota,
+        price: &Limit,
+        now_ns: u64,
+    ) -> bool {
+        let Some(others) = others else { return false };
+        if price.is_none() || self.way(way).packets.load() & HAS_OTHERS == 0 {
+            return false;
+        }
+        let buckets = &others.ways[way % WAYS];
         match quota {
-            Quota::Packets => &owner.packets,
-            Quota::Connections => &rest.connections,
-            Quota::Bytes => &rest.bytes,
+            Quota::Packets => return false,
+            Quota::Connections => &buckets.connections,
+            Quota::Bytes => &buckets.bytes,
         }
         .refuses(price, now_ns)
     }
 
-    /// Lets the source at this place pay. CPUs that race for a token may take one more each, and
-    /// pay for it, so the sustained rate holds; CPUs that race to restart a full bucket may forget
-    /// what the other charged meanwhile, which is less than a burst.
+    /// Lets the source at this place pay; what it pays of other quotas only where `others` are given.
+    /// CPUs that race for a token may take one more each, and pay for it, so the sustained rate holds;
+    /// CPUs that race to restart a full bucket, or to begin with the others, may forget what the other
+    /// charged meanwhile, which is less than a burst.
     #[inline(always)]
-    pub fn charge(&self, way: usize, price: &Price, now_ns: u64) {
-        let (owner, rest) = self.way(way);
-        owner.packets.charge(&price.packets, now_ns);
-        rest.connections.charge(&price.connections, now_ns);
-        rest.bytes.charge(&price.bytes, now_ns);
+    pub fn charge(&self, way: usize, others: Option<&Others>, price: &Price, now_ns: u64) {
+        let packets = &self.way(way).packets;
+        let word = packets.load();
+        if let Some(others) = others {
+            let buckets = &others.ways[way % WAYS];
+            if word & HAS_OTHERS == 0 {
+                buckets.begin(price, now_ns);
+                let from_ns = if packets_ahead_ns(word, now_ns) < 0 { now_ns } else { word };
+                let cost_ns = price.packets.cost_ns;
+                packets.store(packets_moment(from_ns.wrapping_add(cost_ns)) | HAS_OTHERS);
+                return;
+            }
+            buckets.connections.charge(&price.connections, now_ns);
+            buckets.bytes.charge(&price.bytes, now_ns);
+        }
+        if price.packets.is_none() {
+            return;
+        }
+        if packets_ahead_ns(word, now_ns) < 0 {
+            let restarted_ns = packets_moment(now_ns.wrapping_add(price.packets.cost_ns));
+            packets.store(restarted_ns | word & HAS_OTHERS);
+        } else {
+            packets.add(price.packets.cost_ns);
+        }
     }
 
     /// Gives this place to another source, which had full buckets and pays its first packet.
     #[inline(always)]
-    pub fn replace(&self, way: usize, source: Source, price: &Price, now_ns: u64) {
-        let (owner, rest) = self.way(way);
-        owner.packets.store(now_ns.wrapping_add(price.packets.cost_ns));
-        rest.connections.store(now_ns.wrapping_add(price.connections.cost_ns));
-        rest.bytes.store(now_ns.wrapping_add(price.bytes.cost_ns));
+    pub fn replace(
+        &self,
+        way: usize,
+        source: Source,
+        others: Option<&Others>,
+        price: &Price,
+        now_ns: u64,
+    ) {
+        let owner = self.way(way);
+        let packets = packets_moment(now_ns.wrapping_add(price.packets.cost_ns));
+        if let Some(others) = others {
+            others.ways[way % WAYS].begin(price, now_ns);
+            owner.packets.store(packets | HAS_OTHERS);
+        } else {
+            owner.packets.store(packets);
+        }
         owner.source.store(source.word());
     }
 
     #[inline(always)]
-    fn way(&self, way: usize) -> (&Owner, &Rest) {
+    fn way(&self, way: usize) -> &Way {
         // No way is beyond the last; the remainder only saves the compiler a check.
-        (&self.owners[way % WAYS], &self.rest[way % WAYS])
+        &self.ways[way % WAYS]
+    }
+}
+
+impl OtherBuckets {
+    /// How far ahead of `now_ns` the later of them is full.
+    #[inline(always)]
+    fn ahead_ns(&self, now_ns: u64) -> i64 {
+        let ahead_ns = |bucket: &Word| bucket.load().wrapping_sub(now_ns) as i64;
+        longer(ahead_ns(&self.connections), ahead_ns(&self.bytes))
+    }
+
+    /// Both were full, and pay this.
+    #[inline(always)]
+    fn begin(&self, price: &Price, now_ns: u64) {
+        self.connections.store(now_ns.wrapping_add(price.connections.cost_ns));
+        self.bytes.store(now_ns.wrapping_add(price.bytes.cost_ns));
     }
 }
 
@@ -404,17 +512,22 @@ pub struct WayState {
     pub bytes_full_at_ns: u64,
 }
 
-/// Words of a [`Set`].
+/// Words of a [`Set`], and of its [`Others`].
 pub const SET_WORDS: usize = size_of::<Set>() / size_of::<u64>();
 
 impl WayState {
-    /// The ways of a set, from its words in the order of memory.
-    pub fn of_set(words: &[u64; SET_WORDS]) -> [Self; WAYS] {
-        core::array::from_fn(|way| Self {
-            source: words[2 * way],
-            packets_full_at_ns: words[2 * way + 1],
-            connections_full_at_ns: words[2 * (WAYS + way)],
-            bytes_full_at_ns: words[2 * (WAYS + way) + 1],
+    /// The ways of a set, from its words and those of its other buckets in the order of memory.
+    pub fn of_set(words: &[u64; SET_WORDS], others: &[u64; SET_WORDS]) -> [Self; WAYS] {
+        core::array::from_fn(|way| {
+            let [source, packets] = [words[2 * way], words[2 * way + 1]];
+            // What is not its own yet is full since ever.
+            let other = |at: usize| if packets & HAS_OTHERS == 0 { 0 } else { others[at] };
+            Self {
+                source,
+                packets_full_at_ns: packets_moment(packets),
+                connections_full_at_ns: other(2 * way),
+                bytes_full_at_ns: other(2 * way + 1),
+            }
         })
     }
 
@@ -535,9 +648,11 @@ impl Word {
     }
 }
 
-/// A source's hash, keyed by `secret`: the lower bits of its upper half choose the [`Set`], the
-/// upper ones the place in the filter of banned sources. Whoever does not know the secret cannot
-/// choose sources that meet in one set.
+/// A source's hash, keyed by `secret`: its upper bits choose the [`Set`] and the
+/// place in the filter of banned sources. Whoever does not know the secret cannot
+/// choose sources that meet in one set. One multiplication less would do for that, but would deal
+/// addresses that follow each other out to the sets in turn, and so a scan would push out a limited
+/// source as surely as a queue does.
 #[inline(always)]
 pub const fn hash(source: Source, secret: u64) -> u64 {
     // Two odd multipliers of the 64-bit finalizer family; each spreads low bits upwards,
@@ -659,47 +774,87 @@ mod tests {
 
     const FREE: Price = Price::NOTHING;
 
-    /// As the program does: true when the packet may pass.
-    fn admit(set: &Set, source: Source, price: &Price, now_ns: u64) -> bool {
-        match set.find(source, now_ns) {
-            Place::Known(way) => {
-                let prices = [
-                    (Quota::Connections, price.connections),
-                    (Quota::Packets, price.packets),
-                    (Quota::Bytes, price.bytes),
-                ];
-                let passes =
-                    !prices.iter().any(|(quota, price)| set.refuses(way, *quota, price, now_ns));
-                if passes {
-                    set.charge(way, price, now_ns);
+    /// A set with its other buckets.
+    #[derive(Default)]
+    struct Table {
+        set: Set,
+        others: Others,
+    }
+
+    impl Table {
+        fn find(&self, source: Source, now_ns: u64) -> Place {
+            self.set.find(source, now_ns, || Some(&self.others))
+        }
+
+        /// The other buckets, where the price asks for them.
+        fn others(&self, price: &Price) -> Option<&Others> {
+            let asks = !(price.connections.is_none() && price.bytes.is_none());
+            asks.then_some(&self.others)
+        }
+
+        fn replace(&self, way: usize, source: Source, price: &Price, now_ns: u64) {
+            self.set.replace(way, source, self.others(price), price, now_ns);
+        }
+
+        fn refuses(&self, way: usize, quota: Quota, price: &Limit, now_ns: u64) -> bool {
+            match quota {
+                Quota::Packets => self.set.refuses(way, price, now_ns),
+                _ => self.set.refuses_other(way, Some(&self.others), quota, price, now_ns),
+            }
+        }
+
+        /// As the program does: true when the packet may pass.
+        fn admit(&self, source: Source, price: &Price, now_ns: u64) -> bool {
+            match self.find(source, now_ns) {
+                Place::Known(way) => {
+                    let prices = [
+                        (Quota::Connections, price.connections),
+                        (Quota::Packets, price.packets),
+                        (Quota::Bytes, price.bytes),
+                    ];
+                    let passes = !prices
+                        .iter()
+                        .any(|(quota, price)| self.refuses(way, *quota, price, now_ns));
+                    if passes {
+                        self.set.charge(way, self.others(price), price, now_ns);
+                    }
+                    passes
                 }
-                passes
+                Place::Free(way) | Place::Taken(way) => {
+                    self.replace(way, source, price, now_ns);
+                    true
+                }
             }
-            Place::Free(way) | Place::Taken(way) => {
-                set.replace(way, source, price, now_ns);
-                true
-            }
+        }
+
+        fn ways(&self) -> [WayState; WAYS] {
+            let words = |words: [&Word; SET_WORDS]| words.map(Word::load);
+            let set: Vec<_> =
+                self.set.ways.iter().flat_map(|way| [&way.source, &way.packets]).collect();
+            let others = self.others.ways.iter().flat_map(|way| [&way.connections, &way.bytes]);
+            let others: Vec<_> = others.collect();
+            WayState::of_set(&words(set.try_into().unwrap()), &words(others.try_into().unwrap()))
         }
     }
 
     #[test]
     fn a_set_keeps_its_sources_apart_and_forgets_the_fullest_first() {
         let price = Price { packets: Limit::new(1, S, 2), ..FREE };
-        let set = Set::default();
+        let table = Table::default();
         let source = |n: u32| Source::ipv4(n);
         for n in 1..=4 {
-            assert_eq!(set.find(source(n), 0), Place::Free(n as usize - 1));
-            assert!(admit(&set, source(n), &price, 0));
+            assert_eq!(table.find(source(n), 0), Place::Free(n as usize - 1));
+            assert!(table.admit(source(n), &price, 0));
         }
         for n in 2..=4 {
-            assert!(admit(&set, source(n), &price, 0));
-            assert!(!admit(&set, source(n), &price, 0));
+            assert!(table.admit(source(n), &price, 0));
+            assert!(!table.admit(source(n), &price, 0));
         }
         // 1 is full again at 1 s; a fifth source takes its place without loss then, not before.
-        assert_eq!(set.find(source(5), S / 2), Place::Taken(0));
-        assert!(admit(&set, source(5), &price, S / 2));
-        assert!(!admit(&set, source(2), &price, S / 2));
-        assert_eq!(set.find(source(6), 3 * S), Place::Free(0));
+        assert_eq!(table.find(source(5), S / 2), Place::Taken(0));
+        assert!(table.admit(source(5), &price, S / 2));
+        assert!(!table.admit(source(2), &price, S / 2));
+        assert_eq!(table.find(source(6), 3 * S), Place::Free(0));
     }
 
     #[test]
@@ -710,34 +865,58 @@ mod tests {
             (Price { connections: limit, ..FREE }, Quota::Connections),
             (Price { bytes: limit, ..FREE }, Quota::Bytes),
         ] {
-            let set = Set::default();
+            let table = Table::default();
             for n in 0..WAYS {
-                set.replace(n, Source::ipv4(n as u32), &price, n as u64 * S);
+                table.replace(n, Source::ipv4(n as u32), &price, n as u64 * S);
             }
-            assert_eq!(set.find(Source::ipv4(9), S / 2), Place::Taken(0), "{quota:?}");
-            assert_eq!(set.find(Source::ipv4(9), 2 * S), Place::Free(0), "{quota:?}");
+            assert_eq!(table.find(Source::ipv4(9), S / 2), Place::Taken(0), "{quota:?}");
+            assert_eq!(table.find(Source::ipv4(9), 2 * S), Place::Free(0), "{quota:?}");
             for _ in 0..4 {
-                assert!(admit(&set, Source::ipv4(0), &price, 0), "{quota:?}");
+                assert!(table.admit(Source::ipv4(0), &price, 0), "{quota:?}");
             }
             for other in Quota::ALL {
-                assert_eq!(set.refuses(0, other, &limit, 0), other == quota);
+                assert_eq!(table.refuses(0, other, &limit, 0), other == quota);
             }
-            assert!(!set.refuses(0, quota, &Limit::NONE, 0));
+            assert!(!table.refuses(0, quota, &Limit::NONE, 0));
         }
     }
 
     #[test]
+    fn who_takes_a_place_has_full_buckets_whatever_lies_there() {
+        let limit = Limit::new(1, S, 2);
+        let connection = Price { connections: limit, packets: limit, ..FREE };
+        let packet = Price { packets: limit, ..FREE };
+        let table = Table::default();
+        let (first, second) = (Source::ipv4(1), Source::ipv4(2));
+        for _ in 0..2 {
+            assert!(table.admit(first, &connection, 0));
+        }
+        assert!(table.refuses(0, Quota::Connections, &limit, 0));
+        // The second takes the place by a packet that asks for no connection, then asks for two.
+        table.replace(0, second, &packet, 0);
+        assert_eq!(table.ways()[0].connections_full_at_ns, 0);
+        assert!(!table.refuses(0, Quota::Connections, &limit, 0));
+        assert!(table.admit(second, &Price { connections: limit, ..FREE }, 0));
+        assert_eq!(table.ways()[0].connections_full_at_ns, S);
+        assert_eq!(table.ways()[0].packets_full_at_ns, S);
+        assert!(table.admit(second, &connection, 0));
+        assert!(!table.admit(second, &connection, 0));
+        // What it has used of connections keeps its place, and comes to no other source.
+        assert_eq!(table.ways()[0].packets_full_at_ns, 2 * S);
+        assert!(!table.admit(second, &packet, 0));
+        assert!(table.admit(second, &packet, 5 * S));
+        assert!(table.ways()[0].connections_full_at_ns == 2 * S);
+    }
+
+    #[test]
     fn user_space_reads_what_the_program_writes() {
-        let set = Set::default();
+        let table = Table::default();
         let price = |connections, packets, bytes| {
             let limit = |cost_ns| Limit { cost_ns, tolerance_ns: 0 };
             Price { connections: limit(connections), packets: limit(packets), bytes: limit(bytes) }
         };
-        set.replace(2, Source::ipv4(7), &price(1, 2, 3), 100);
-        let owners = set.owners.iter().flat_map(|owner| [&owner.source, &owner.packets]);
-        let rest = set.rest.iter().flat_map(|rest| [&rest.connections, &rest.bytes]);
-        let words: Vec<u64> = owners.chain(rest).map(Word::load).collect();
-        let ways = WayState::of_set(words.as_slice().try_into().unwrap());
+        table.replace(2, Source::ipv4(7), &price(1, 2, 3), 100);
+        let ways = table.ways();
         assert_eq!(ways[0], WayState::default());
         assert_eq!(
             ways[2],
@@ -757,7 +936,7 @@ mod tests {
     fn the_hash_spreads_neighbours_and_depends_on_the_secret() {
         let mut sets = BTreeMap::<u64, u32>::new();
         for n in 0..4096 {
-            *sets.entry(hash(Source::ipv4(0x0a00_0000 + n), 7) >> 32 & 0xfff).or_default() += 1;
+            *sets.entry(hash(Source::ipv4(0x0a00_0000 + n), 7) >> 52).or_default() += 1;
         }
         // 4096 balls in 4096 bins: about 63 % of the bins are used, and 12 in one are unheard of.
         assert!((2_400..2_800).contains(&sets.len()), "{}", sets.len());
@@ -785,17 +964,45 @@ mod tests {
         }
 
         #[test]
+        fn whoever_sends_from_a_set_never_pays_for_another(
+            asked in prop::collection::vec((0u32..9, any::<bool>(), 0u64..2 * S), 1..200),
+        ) {
+            // At random sources that take each other's places: nobody is refused that has not sent as
+            // much since the beginning as a bucket of its own would refuse.
+            let limit = Limit::new(1, S, 2);
+            let table = Table::default();
+            let mut alone = [[Bucket::full(S); 2]; 9];
+            let mut now_ns = S;
+            for (n, opens, gap_ns) in asked {
+                now_ns += gap_ns;
+                let connections = if opens { limit } else { Limit::NONE };
+                let price = Price { packets: limit, connections, ..FREE };
+                let admitted = table.admit(Source::ipv4(n), &price, now_ns);
+                let [packets, connections] = &mut alone[n as usize];
+                let would = packets.wait_ns(&limit, now_ns) == 0
+                    && (!opens || connections.wait_ns(&limit, now_ns) == 0);
+                prop_assert!(admitted || !would, "{} at {}", n, now_ns);
+                if would {
+                    packets.take(&limit, now_ns);
+                    if opens {
+                        connections.take(&limit, now_ns);
+                    }
+                }
+            }
+        }
+
+        #[test]
         fn a_set_judges_like_a_bucket_for_each_source(
             asked in prop::collection::vec((0u32..WAYS as u32, 0u64..50 * MS), 1..200),
         ) {
             let limit = Limit::new(100, S, 5);
             let price = Price { packets: limit, ..FREE };
-            let set = Set::default();
+            let table = Table::default();
             let mut alone: Vec<Bucket> = (0..WAYS).map(|_| Bucket::full(S)).collect();
             let mut now_ns = S;
             for (n, gap_ns) in asked {
                 now_ns += gap_ns;
-                let admitted = admit(&set, Source::ipv4(n), &price, now_ns);
+                let admitted = table.admit(Source::ipv4(n), &price, now_ns);
                 prop_assert_eq!(admitted, alone[n as usize].take(&limit, now_ns));
             }
         }

@@ -18,6 +18,28 @@ pub trait Frame {
     /// The `N` pairs of octets that start `at` octets into the frame, in network byte order as
     /// they lie in memory; `None` when the frame ends before them.
     fn pairs<const N: usize>(&self, at: usize) -> Option<[u16; N]>;
+
+    /// The frame's start, when it has so many octets.
+    fn start(&self, octets: usize) -> Option<Self::Start<'_>>;
+
+    /// What [`Frame::start`] gives.
+    type Start<'a>: Start
+    where
+        Self: 'a;
+}
+
+/// The first octets of a frame, of which it is known how many there are: whoever reads beyond them gets
+/// zeroes in user space, and is refused by the kernel's verifier there.
+///
+/// Machines that run BPF programs read from any address, so here numbers may begin anywhere. All are
+/// as they lie in memory.
+pub trait Start: Copy {
+    /// Two octets.
+    fn two(self, at: usize) -> u16;
+    /// Four octets.
+    fn four(self, at: usize) -> u32;
+    /// Eight octets.
+    fn eight(self, at: usize) -> u64;
 }
 
 /// User space reads frames from slices.
@@ -35,6 +57,32 @@ impl Frame for [u8] {
         }
         Some(pairs)
     }
+
+    fn start(&self, octets: usize) -> Option<&[u8]> {
+        self.get(..octets)
+    }
+
+    type Start<'a> = &'a [u8];
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Start for &[u8] {
+    fn two(self, at: usize) -> u16 {
+        u16::from_ne_bytes(octets(self, at))
+    }
+
+    fn four(self, at: usize) -> u32 {
+        u32::from_ne_bytes(octets(self, at))
+    }
+
+    fn eight(self, at: usize) -> u64 {
+        u64::from_ne_bytes(octets(self, at))
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn octets<const N: usize>(start: &[u8], at: usize) -> [u8; N] {
+    start.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
 /// What a frame turned out to be.
@@ -101,6 +149,8 @@ impl Address {
     pub const fn is_link_scoped_ipv6(self) -> bool {
         match self {
             Self::V4(_) => false,
+            // What is routed lies in 2000::/3, so one look is enough for nearly all.
+            Self::V6(upper, _) if upper >> 61 == 1 => false,
             Self::V6(0, 0) => true,
             Self::V6(upper, _) => upper >> 54 == 0xfe80 >> 6 || upper >> 56 == 0xff,
         }
@@ -144,64 +194,87 @@ const SHIM6: u8 = 140;
 /// Reads a frame from its Ethernet header on.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Parsed {
-    match parse_plain(frame) {
+    match plain_ipv4(frame).or_else(|| plain_ipv6(frame)) {
         Some(flow) => Parsed::Flow(flow),
         None => parse_any(frame),
     }
 }
 
-/// Pairs of octets from the start to the end of a TCP header's flags, or of a QUIC version, where
-/// there is no VLAN tag and no option in the way.
-const PLAIN_IPV4_PAIRS: usize = 24;
-const PLAIN_IPV6_PAIRS: usize = 34;
+/// Octets from the start to the end of a TCP header's flags, or of a QUIC version, where there is no
+/// VLAN tag and no option in the way.
+const PLAIN_IPV4_OCTETS: usize = 48;
+const PLAIN_IPV6_OCTETS: usize = 68;
 
 /// What nearly every frame is: no tags, no options, no later fragment. Everything lies in a fixed
-/// place then and one comparison with the frame's end is enough. [`parse_any`] comes to the same.
+/// place then, and a few comparisons of several octets at once are enough. [`parse_any`] comes to the
+/// same.
 #[inline(always)]
-fn parse_plain<F: Frame + ?Sized>(frame: &F) -> Option<Flow> {
-    let start = frame.pairs::<PLAIN_IPV4_PAIRS>(0)?;
-    if start[6] == ETHERTYPE_IPV4.to_be() {
-        if upper(start[7]) != 0x45 || start[10] & 0x1fff_u16.to_be() != 0 {
-            return None;
-        }
-        let (target, opens) = plain_transport(lower(start[11]), start, 17)?;
-        let address = (u16::from_be(start[13]) as u32) << 16 | u16::from_be(start[14]) as u32;
-        return Some(Flow { address: Address::V4(address), target, opens });
-    }
-    if start[6] != ETHERTYPE_IPV6.to_be() {
+pub fn plain_ipv4<F: Frame + ?Sized>(frame: &F) -> Option<Flow> {
+    let start = frame.start(PLAIN_IPV4_OCTETS)?;
+    // The type of what follows; version and length of the header.
+    if start.four(12) & number([0xff, 0xff, 0xff, 0]) != number([8, 0, 0x45, 0]) {
         return None;
     }
-    let start = frame.pairs::<PLAIN_IPV6_PAIRS>(0)?;
-    if upper(start[7]) >> 4 != 6 {
+    // The fragment's place, and the protocol.
+    let (target, opens) = match start.four(20) & number([0x1f, 0xff, 0, 0xff]) {
+        PLAIN_UDP => plain_udp(start, 34),
+        PLAIN_TCP => plain_tcp(start, 34),
+        _ => return None,
+    };
+    Some(Flow { address: Address::V4(u32::from_be(start.four(26))), target, opens })
+}
+
+const PLAIN_UDP: u32 = number([0, 0, 0, UDP]);
+const PLAIN_TCP: u32 = number([0, 0, 0, TCP]);
+
+/// The same of IPv6, where no extension header is in the way.
+#[inline(always)]
+pub fn plain_ipv6<F: Frame + ?Sized>(frame: &F) -> Option<Flow> {
+    let start = frame.start(PLAIN_IPV6_OCTETS)?;
+    if start.four(12) & number([0xff, 0xff, 0xf0, 0]) != number([0x86, 0xdd, 0x60, 0]) {
         return None;
     }
-    let upper_half = number([start[11], start[12], start[13], start[14]]);
-    let lower_half = number([start[15], start[16], start[17], start[18]]);
+    let upper_half = u64::from_be(start.eight(22));
+    // The unspecified address, and what is no sender's.
     if upper_half == 0 {
         return None;
     }
-    let (target, opens) = plain_transport(upper(start[10]), start, 27)?;
-    Some(Flow { address: Address::V6(upper_half, lower_half), target, opens })
+    let (target, opens) = match upper(start.two(20)) {
+        UDP => plain_udp(start, 54),
+        TCP => plain_tcp(start, 54),
+        _ => return None,
+    };
+    let address = Address::V6(upper_half, u64::from_be(start.eight(30)));
+    Some(Flow { address, target, opens })
 }
 
-/// What a transport header says that begins with the pair `at`.
+/// A TCP header that begins there.
 #[inline(always)]
-fn plain_transport<const N: usize>(
-    protocol: u8,
-    start: [u16; N],
-    at: usize,
-) -> Option<(Target, bool)> {
-    let port = u16::from_be(start[at + 1]);
-    match protocol {
-        TCP => Some((Target::Tcp(port), lower(start[at + 6]) & (SYN | ACK) == SYN)),
-        UDP => Some((Target::Udp(port), is_initial([start[at + 4], start[at + 5], start[at + 6]]))),
-        _ => None,
+fn plain_tcp<S: Start>(start: S, at: usize) -> (Target, bool) {
+    let flags = lower(start.two(at + 12));
+    (Target::Tcp(u16::from_be(start.two(at + 2))), flags & (SYN | ACK) == SYN)
+}
+
+/// A UDP header that begins there.
+#[inline(always)]
+fn plain_udp<S: Start>(start: S, at: usize) -> (Target, bool) {
+    let target = Target::Udp(u16::from_be(start.two(at + 2)));
+    let first = upper(start.two(at + 8));
+    // Only of a long header does the version matter.
+    if first & 0x80 == 0 {
+        return (target, false);
     }
+    (target, is_initial(first, u32::from_be(start.four(at + 9))))
+}
+
+/// Four octets as they lie in memory.
+const fn number(octets: [u8; 4]) -> u32 {
+    u32::from_ne_bytes(octets)
 }
 
 /// Any frame, one header after the other.
 #[inline(always)]
-fn parse_any<F: Frame + ?Sized>(frame: &F) -> Parsed {
+pub fn parse_any<F: Frame + ?Sized>(frame: &F) -> Parsed {
     let Some(ethernet) = frame.pairs::<7>(0) else { return Parsed::Malformed };
     let mut ethertype = u16::from_be(ethernet[6]);
     let mut at = 14;
@@ -247,8 +320,8 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Parsed {
     if upper(header[0]) >> 4 != 6 {
         return Parsed::Malformed;
     }
-    let source_upper = number([header[4], header[5], header[6], header[7]]);
-    let source_lower = number([header[8], header[9], header[10], header[11]]);
+    let source_upper = half([header[4], header[5], header[6], header[7]]);
+    let source_lower = half([header[8], header[9], header[10], header[11]]);
     // An IPv4-mapped address is a notation of the socket interface and never a sender's; Linux
     // drops such packets too (since 5.1), and so an IPv4 rule cannot be borrowed through IPv6.
     if source_upper == 0 && source_lower >> 32 == 0xffff {
@@ -344,18 +417,18 @@ fn initial<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
             None => true,
         };
     };
-    is_initial([start[4], start[5], start[6]])
+    let version = (lower(start[4]) as u32) << 24
+        | (u16::from_be(start[5]) as u32) << 8
+        | upper(start[6]) as u32;
+    is_initial(upper(start[4]), version)
 }
 
-/// Whether a datagram's first octets are those of a QUIC Initial.
+/// Whether a datagram that begins with this octet and, behind it, this version is a QUIC Initial.
 #[inline(always)]
-fn is_initial(data: [u16; 3]) -> bool {
-    let first = upper(data[0]);
+const fn is_initial(first: u8, version: u32) -> bool {
     if first & 0x80 == 0 {
         return false;
     }
-    let version =
-        (lower(data[0]) as u32) << 24 | (u16::from_be(data[1]) as u32) << 8 | upper(data[2]) as u32;
     let kind = first >> 4 & 3;
     match version {
         QUIC_NEGOTIATION => false,
@@ -378,7 +451,7 @@ const fn lower(pair: u16) -> u8 {
 }
 
 #[inline(always)]
-const fn number(pairs: [u16; 4]) -> u64 {
+const fn half(pairs: [u16; 4]) -> u64 {
     (u16::from_be(pairs[0]) as u64) << 48
         | (u16::from_be(pairs[1]) as u64) << 32
         | (u16::from_be(pairs[2]) as u64) << 16
@@ -625,8 +698,9 @@ mod tests {
                     *place = octet;
                 }
             }
-            if let Some(flow) = parse_plain(frame.as_slice()) {
-                prop_assert_eq!(parse_any(frame.as_slice()), Parsed::Flow(flow));
+            let frame = frame.as_slice();
+            if let Some(flow) = plain_ipv4(frame).or_else(|| plain_ipv6(frame)) {
+                prop_assert_eq!(parse_any(frame), Parsed::Flow(flow));
             }
         }
 

@@ -25,8 +25,8 @@ use gateway_ebpf::{
         self, Ban, Budget, Class, Counters, Event, Interface, PrefixBan, PrefixData, Rules, Tick,
         ban_bit, bucket_set, cell, prefix_data, prefix_place,
     },
-    bucket::{self, Limit, Set, Step},
-    packet::{Address, Frame, Target},
+    bucket::{self, Limit, Others, Set, Step},
+    packet::{Address, Frame, Start, Target},
     verdict::{Listed, Quota, Service, Standing, Tables, judge},
 };
 
@@ -37,6 +37,9 @@ static RULES: Array<Rules, 1, { abi::MMAPABLE as usize }> = Array::new();
 /// As many sets as the smallest table has; the loader asks for what the configuration says.
 #[btf_map]
 static SOURCES: Array<Set, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
+static OTHERS: Array<Others, { abi::bucket_sets(0) as usize }, { abi::MMAPABLE as usize }> =
     Array::new();
 #[btf_map]
 static BANS: HashMap<u64, Ban, { abi::BANS_MAX as usize }> = HashMap::new();
@@ -64,6 +67,7 @@ static SLOT: u32 = 0;
 
 /// Judges a frame, counts it, and answers with the action.
 #[xdp]
+#[inline(always)]
 pub fn portcullis_xdp(context: XdpContext) -> u32 {
     // There always are.
     let Some(rules) = RULES.get(0) else { return XDP_PASS };
@@ -193,6 +197,38 @@ impl Frame for Received {
         // `at` are even, so the pairs are aligned.
         Some(unsafe { ptr::read(start as *const [u16; N]) })
     }
+
+    #[inline(always)]
+    fn start(&self, octets: usize) -> Option<Beginning> {
+        if self.data.wrapping_add(octets) > self.end { None } else { Some(Beginning(self.data)) }
+    }
+
+    type Start<'a> = Beginning;
+}
+
+/// The address of a frame of which it was made sure how long it is.
+#[derive(Clone, Copy)]
+struct Beginning(usize);
+
+impl Start for Beginning {
+    #[inline(always)]
+    fn two(self, at: usize) -> u16 {
+        // SAFETY: who asks has made sure of the frame's length, which the verifier checks once more;
+        // BPF's loads from frames need not be aligned.
+        unsafe { ptr::read_volatile((self.0 + at) as *const u16) }
+    }
+
+    #[inline(always)]
+    fn four(self, at: usize) -> u32 {
+        // SAFETY: as above.
+        unsafe { ptr::read_volatile((self.0 + at) as *const u32) }
+    }
+
+    #[inline(always)]
+    fn eight(self, at: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { ptr::read_volatile((self.0 + at) as *const u64) }
+    }
 }
 
 /// The maps, as the library asks for them.
@@ -208,7 +244,7 @@ impl Tables for Maps<'_> {
             Target::Udp(port) => (port, false),
             Target::Fragment | Target::Other | Target::Unreadable => return Service::Other,
         };
-        let marks = self.rules.ports[usize::from(port)];
+        let marks = self.rules.ports[below::<{ abi::PORTS }>(u64::from(port))];
         let management = if is_tcp { abi::PORT_MANAGEMENT_TCP } else { abi::PORT_MANAGEMENT_UDP };
         if marks == abi::PORT_GUARDED {
             Service::Guarded
@@ -257,8 +293,8 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn marks(&self, address: Address) -> u8 {
-        // No place is beyond the filter; the remainder only says so, as elsewhere here.
-        self.rules.prefixes[prefix_place(address) as usize % abi::PREFIX_PLACES]
+        let place = below::<{ abi::PREFIX_PLACES }>(u64::from(prefix_place(address)));
+        self.rules.prefixes[place]
     }
 
     #[inline(always)]
@@ -305,7 +341,12 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn set(&self, hash: u64) -> Option<&Set> {
-        SOURCES.get(bucket_set(hash, self.rules.settings.set_mask))
+        SOURCES.get(bucket_set(hash, self.rules.settings.set_shift))
+    }
+
+    #[inline(always)]
+    fn others(&self, hash: u64) -> Option<&Others> {
+        OTHERS.get(bucket_set(hash, self.rules.settings.set_shift))
     }
 
     #[inline(always)]
@@ -317,10 +358,35 @@ impl Tables for Maps<'_> {
     }
 }
 
+/// The number, which is below `N`, a power of two; said once more, because kernels before 6.3 do not
+/// know how large a number is that was brought into another order of octets, and the compiler, which
+/// does, would leave the mask out.
+#[inline(always)]
+fn below<const N: usize>(number: u64) -> usize {
+    const { assert!(N.is_power_of_two()) };
+    let mut number = number;
+    // SAFETY: computes with a register only.
+    unsafe {
+        core::arch::asm!(
+            "{number} &= {mask}",
+            number = inout(reg) number,
+            mask = const N - 1,
+            options(nostack, nomem, pure),
+        );
+    }
+    // No number is beyond it; the remainder says so to the compiler.
+    number as usize % N
+}
+
 /// A trie's key that only prefixes of this very address match.
 #[inline(always)]
 fn whole_address(address: Address) -> Key<PrefixData> {
-    Key::new(8 * size_of::<PrefixData>() as u32, prefix_data(address))
+    let zero: u32;
+    // SAFETY: sets a register. The compiler does not know to what: it would call a function that fills
+    // memory with zeroes where an address ends in many, and there is none here.
+    unsafe { core::arch::asm!("{0} = 0", out(reg) zero, options(nostack, nomem, pure)) };
+    let data = prefix_data(address).map(|word| word | zero);
+    Key::new(8 * size_of::<PrefixData>() as u32, data)
 }
 
 /// What this CPU counts for this instance's interface.

@@ -3,7 +3,7 @@
 use crate::{
     Source,
     abi::Budget,
-    bucket::{Limit, Place, Price, Set, forgotten},
+    bucket::{Limit, Others, Place, Price, Set, forgotten},
     packet::{self, Address, Flow, Frame, Parsed, Target},
 };
 
@@ -168,6 +168,8 @@ pub trait Tables {
     fn newcomers(&self) -> (Limit, &Budget);
     /// Where in the table a source of this hash has its place.
     fn set(&self, hash: u64) -> Option<&Set>;
+    /// The other buckets of that place.
+    fn others(&self, hash: u64) -> Option<&Others>;
     /// A source was forgotten before its buckets were full.
     fn evicted(&self);
 }
@@ -179,11 +181,29 @@ pub trait Tables {
 /// first, and ordinary traffic does not pay for it.
 #[inline(always)]
 pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -> Outcome {
-    let flow = match packet::parse(frame) {
-        Parsed::NotIp => return Outcome::NotIp,
-        Parsed::Malformed => return Outcome::Malformed,
-        Parsed::Flow(flow) => flow,
+    // Written out once for what nearly every packet is, so that nobody asks later what it was, and once
+    // for the rest: each more would cost the kernel's verifier as much again.
+    if let Some(flow) = packet::plain_ipv4(frame) {
+        return judge_flow(frame, &flow, tables, now_ns);
+    }
+    let parsed = match packet::plain_ipv6(frame) {
+        Some(flow) => Parsed::Flow(flow),
+        None => packet::parse_any(frame),
     };
+    match parsed {
+        Parsed::NotIp => Outcome::NotIp,
+        Parsed::Malformed => Outcome::Malformed,
+        Parsed::Flow(flow) => judge_flow(frame, &flow, tables, now_ns),
+    }
+}
+
+#[inline(always)]
+fn judge_flow<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    flow: &Flow,
+    tables: &T,
+    now_ns: u64,
+) -> Outcome {
     match flow.target {
         Target::Other => return Outcome::OtherPort,
         Target::Tcp(_) | Target::Udp(_) => match tables.service(flow.target) {
@@ -194,7 +214,7 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
         Target::Fragment | Target::Unreadable => {}
     }
     let marks = tables.marks(flow.address);
-    let outcome = judge_guarded(frame, &flow, marks, tables, now_ns);
+    let outcome = judge_guarded(frame, flow, marks, tables, now_ns);
     if outcome.drops() && tables.is_exempt(flow.address, marks) { Outcome::Exempt } else { outcome }
 }
 
@@ -228,27 +248,43 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
     // Whatever way led here, from here on it is one.
     let opens = forgotten(u64::from(flow.opens), now_ns) != 0;
     let doublings = forgotten(doublings as u64, now_ns) as i32;
-    let prices = Prices { opens, doublings, tables };
-    if prices.packets().is_none() && prices.are_nothing() {
+    judge_limited(frame, source, hash, &Prices { opens, doublings, tables }, now_ns)
+}
+
+/// A packet of a source that is on no list.
+#[inline(always)]
+fn judge_limited<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    source: Source,
+    hash: u64,
+    prices: &Prices<'_, T>,
+    now_ns: u64,
+) -> Outcome {
+    let Prices { opens, doublings, tables } = *prices;
+    if prices.are_nothing() {
         return Outcome::WithinLimit;
     }
     let Some(set) = tables.set(hash) else { return Outcome::WithinLimit };
-    let place = set.find(source, now_ns);
+    let place = set.find(source, now_ns, || tables.others(hash));
     // First everything is asked, then everything is paid: a packet that is refused for one thing
     // costs nothing of another, so a flood of connections does not also end those that a source
     // has. A price is looked up when it is asked for: a flood that is refused costs the less.
+    let connections = prices.connections();
+    let mut others = if connections.is_none() { None } else { tables.others(hash) };
     let price = match place {
         Place::Known(way) => {
-            let connections = prices.connections();
-            if set.refuses(way, Quota::Connections, &connections, now_ns) {
+            if set.refuses_other(way, others, Quota::Connections, &connections, now_ns) {
                 return Outcome::OverConnections;
             }
             let packets = prices.packets();
-            if set.refuses(way, Quota::Packets, &packets, now_ns) {
+            if set.refuses(way, &packets, now_ns) {
                 return Outcome::OverLimit;
             }
             let bytes = prices.bytes(frame);
-            if set.refuses(way, Quota::Bytes, &bytes, now_ns) {
+            if !bytes.is_none() {
+                others = tables.others(hash);
+            }
+            if set.refuses_other(way, others, Quota::Bytes, &bytes, now_ns) {
                 return Outcome::OverBytes;
             }
             Price { connections, packets, bytes }
@@ -258,8 +294,11 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
             if budget.bucket.refuses(&limit, now_ns) {
                 return Outcome::OverNewSources;
             }
-            let (connections, packets) = (prices.connections(), prices.packets());
-            Price { connections, packets, bytes: prices.bytes(frame) }
+            let bytes = prices.bytes(frame);
+            if !bytes.is_none() {
+                others = tables.others(hash);
+            }
+            Price { connections, packets: prices.packets(), bytes }
         }
     };
     let (place, price) = match source.network() {
@@ -273,11 +312,11 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
         }
     };
     match place {
-        Place::Known(way) => set.charge(way, &price, now_ns),
+        Place::Known(way) => set.charge(way, others, &price, now_ns),
         Place::Free(way) | Place::Taken(way) => {
             let (limit, budget) = tables.newcomers();
             budget.bucket.charge(&limit, now_ns);
-            set.replace(way, source, &price, now_ns);
+            set.replace(way, source, others, &price, now_ns);
             if matches!(place, Place::Taken(_)) {
                 tables.evicted();
             }
@@ -313,9 +352,9 @@ impl<T: Tables> Prices<'_, T> {
     /// Whether nothing is limited that this packet could be too much of.
     #[inline(always)]
     fn are_nothing(&self) -> bool {
-        self.connections().is_none()
-            && self.tables.limit(Quota::Packets).is_none()
+        self.tables.limit(Quota::Packets).is_none()
             && self.tables.limit(Quota::Bytes).is_none()
+            && self.connections().is_none()
             && self.tables.newcomers().0.is_none()
     }
 
@@ -347,21 +386,22 @@ fn charge_network<T: Tables>(
     if price.is_nothing() {
         return None;
     }
-    let set = tables.set(tables.hash(network))?;
-    match set.find(network, now_ns) {
+    let hash = tables.hash(network);
+    let set = tables.set(hash)?;
+    let others = if price.connections.is_none() { None } else { tables.others(hash) };
+    match set.find(network, now_ns, || tables.others(hash)) {
         Place::Known(way) => {
-            for (quota, price) in
-                [(Quota::Connections, price.connections), (Quota::Packets, price.packets)]
-            {
-                if set.refuses(way, quota, &price, now_ns) {
-                    return Some(quota);
-                }
+            if set.refuses_other(way, others, Quota::Connections, &price.connections, now_ns) {
+                return Some(Quota::Connections);
             }
-            set.charge(way, &price, now_ns);
+            if set.refuses(way, &price.packets, now_ns) {
+                return Some(Quota::Packets);
+            }
+            set.charge(way, others, &price, now_ns);
         }
-        Place::Free(way) => set.replace(way, network, &price, now_ns),
+        Place::Free(way) => set.replace(way, network, others, &price, now_ns),
         Place::Taken(way) => {
-            set.replace(way, network, &price, now_ns);
+            set.replace(way, network, others, &price, now_ns);
             tables.evicted();
         }
     }
@@ -394,6 +434,7 @@ mod tests {
         bytes: Limit,
         newcomers: (Limit, Budget),
         set: Set,
+        others: Others,
         exempt_asked: Cell<u32>,
         evictions: Cell<u32>,
     }
@@ -409,6 +450,7 @@ mod tests {
                 bytes: MANY,
                 newcomers: (Limit::NONE, Budget::default()),
                 set: Set::default(),
+                others: Others::default(),
                 exempt_asked: Cell::new(0),
                 evictions: Cell::new(0),
             }
@@ -418,12 +460,12 @@ mod tests {
     impl Fixed {
         /// What the buckets hold of the only IPv4 source there is, in nanoseconds from 0.
         fn charged(&self) -> [u64; 3] {
-            let place = self.set.find(Source::ipv4(0xc000_0207), 0);
+            let place = self.set.find(Source::ipv4(0xc000_0207), 0, || Some(&self.others));
             let Place::Known(way) = place else { return [0; 3] };
-            let words: &[u64; SET_WORDS] =
-                // SAFETY: a set is made of so many words, and nobody writes to it now.
-                unsafe { &*(&raw const self.set).cast() };
-            let way = WayState::of_set(words)[way];
+            // SAFETY: both are made of so many words, and nobody writes to them now.
+            let (set, others): (&[u64; SET_WORDS], &[u64; SET_WORDS]) =
+                unsafe { (&*(&raw const self.set).cast(), &*(&raw const self.others).cast()) };
+            let way = WayState::of_set(set, others)[way];
             Quota::ALL.map(|quota| way.full_at_ns(quota))
         }
     }
@@ -467,6 +509,9 @@ mod tests {
         }
         fn set(&self, _: u64) -> Option<&Set> {
             Some(&self.set)
+        }
+        fn others(&self, _: u64) -> Option<&Others> {
+            Some(&self.others)
         }
         fn evicted(&self) {
             self.evictions.set(self.evictions.get() + 1);
@@ -552,7 +597,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(judge(tcp(8443).as_slice(), &tables, 0), Outcome::WithinLimit);
         }
-        assert_eq!(tables.set.find(Source::ipv4(0xc000_0207), 0), Place::Free(0));
+        assert_eq!(tables.set.find(Source::ipv4(0xc000_0207), 0, || None), Place::Free(0));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! a loader. Layouts are those of `union bpf_attr` in Linux's `include/uapi/linux/bpf.h`.
 
 use std::{
+    collections::BTreeSet,
     ffi::{CStr, c_char},
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -18,6 +19,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
@@ -281,6 +283,28 @@ struct TestRunAttributes {
     _pad: u32,
 }
 
+/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[derive(Default)]
+#[repr(C)]
+struct InfoAttributes {
+    program: u32,
+    info_bytes: u32,
+    info: u64,
+}
+
+/// The first fields of `struct bpf_prog_info`.
+#[derive(Default)]
+#[repr(C)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: u64,
+    machine_code_bytes: u32,
+    translated_bytes: u32,
+    machine_code: u64,
+    translated: u64,
+}
+
 /// `union bpf_attr` for `BPF_LINK_CREATE`.
 #[derive(Default)]
 #[repr(C)]
@@ -446,6 +470,37 @@ pub fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Ran
     };
     bpf(BPF_PROG_TEST_RUN, &mut attributes)?;
     Ok(Ran { action: attributes.returned, ns_per_frame: attributes.duration })
+}
+
+/// The functions of the kernel that a loaded program calls, by the kernel's numbers for them: what it
+/// did not put into the program itself instead of a call.
+///
+/// # Errors
+/// The kernel's.
+pub fn called(program: BorrowedFd<'_>) -> io::Result<BTreeSet<i32>> {
+    /// `BPF_JMP | BPF_CALL` (RFC 9669 section 4.3).
+    const CALL: u8 = 0x85;
+    let ask = |info: &mut ProgramInfo| {
+        let mut attributes = InfoAttributes {
+            program: program.as_raw_fd().unsigned_abs(),
+            info_bytes: u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?,
+            info: std::ptr::from_mut(info).addr() as u64,
+        };
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)
+    };
+    let mut info = ProgramInfo::default();
+    ask(&mut info)?;
+    let count = info.translated_bytes as usize / size_of::<Instruction>();
+    let mut translated = vec![Instruction::new(0, R0, R0, 0, 0); count];
+    let mut info = ProgramInfo {
+        translated_bytes: info.translated_bytes,
+        translated: translated.as_mut_ptr().addr() as u64,
+        ..ProgramInfo::default()
+    };
+    ask(&mut info)?;
+    // The upper half of the registers says what kind of function: 0 is one of the kernel's.
+    let calls = translated.iter().filter(|at| at.opcode == CALL && at.registers >> 4 == 0);
+    Ok(calls.map(|call| call.immediate).collect())
 }
 
 /// A map; gone when dropped, unless a program holds it.

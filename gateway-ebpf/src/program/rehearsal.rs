@@ -23,6 +23,7 @@ const _: () = assert!(SENDERS <= 4 && size_of::<Sender>().is_power_of_two());
 /// Sends the next packet of the sender who is due, judges it, and writes down what became of it.
 /// Nothing is counted but in the frame.
 #[xdp]
+#[inline(always)]
 pub fn portcullis_rehearsal(context: XdpContext) -> u32 {
     let (data, end) = (context.data(), context.data_end());
     let start = data.wrapping_add(size_of::<Stage>());

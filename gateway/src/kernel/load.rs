@@ -118,7 +118,7 @@ impl Kernel {
             in_kernel.ns_per_jiffy = tick::ns_per_jiffy()?;
             in_kernel.secret = draw_secret()?;
         }
-        in_kernel.set_mask = u64::from(abi::bucket_sets(settings.max_sources) - 1);
+        in_kernel.set_shift = abi::set_shift(abi::bucket_sets(settings.max_sources));
         // The sets of bans are found by it.
         maps.write_settings(&in_kernel);
         // From what an earlier version left: its program runs on until ours takes its place below.
@@ -535,7 +535,7 @@ impl Kernel {
         now_ns: u64,
     ) -> Vec<Allowance> {
         let hash = bucket::hash(owner, self.in_kernel.secret);
-        let set = abi::bucket_set(hash, self.in_kernel.set_mask) as usize;
+        let set = abi::bucket_set(hash, self.in_kernel.set_shift) as usize;
         let way = self.maps.ways(set).into_iter().find(|way| way.source == owner.word());
         let limits = quotas.iter().map(|&quota| (quota, self.in_kernel.limit(quota)));
         limits
@@ -564,13 +564,13 @@ impl Kernel {
     /// What the kernel said.
     pub fn top(&mut self, max: usize) -> Result<Vec<TopSource>, KernelError> {
         let now_ns = self.now_ns()?;
-        let abi::Settings { secret, set_mask, .. } = self.in_kernel;
+        let abi::Settings { secret, set_shift, .. } = self.in_kernel;
         let maps = &self.maps;
         let turn = self.survey.turn(maps.sets()).flat_map(|set| maps.ways(set));
         let seen: Vec<u64> = self.survey.seen().to_vec();
         let again = seen.iter().flat_map(|&word| {
             let hash = bucket::hash(Source::from_word(word), secret);
-            let ways = maps.ways(abi::bucket_set(hash, set_mask) as usize).into_iter();
+            let ways = maps.ways(abi::bucket_set(hash, set_shift) as usize).into_iter();
             ways.filter(move |way| way.source == word)
         });
         let limits = Limits::of(&self.in_kernel);

@@ -26,7 +26,7 @@ use gateway_ebpf::{
         self, BAN_WAYS, Ban, Class, Count, Counters, Event, Interface, PrefixBan, PrefixData,
         Rules, Settings,
     },
-    bucket::{self, Limit, SET_WORDS, Set, WAYS, WayState},
+    bucket::{self, Limit, Others, SET_WORDS, Set, WAYS, WayState},
 };
 
 use super::{
@@ -52,7 +52,7 @@ pub struct Layout {
 }
 
 /// How every map must be made for so many sources.
-pub fn layouts(max_sources: u32) -> [Layout; 10] {
+pub fn layouts(max_sources: u32) -> [Layout; 11] {
     let array = |name, value_bytes, entries| Layout {
         name,
         kind: MapType::Array,
@@ -73,6 +73,7 @@ pub fn layouts(max_sources: u32) -> [Layout; 10] {
     [
         shared(array(abi::RULES_MAP, size_of::<Rules>(), 1)),
         shared(array(abi::SOURCES_MAP, size_of::<Set>(), abi::bucket_sets(max_sources))),
+        shared(array(abi::OTHERS_MAP, size_of::<Others>(), abi::bucket_sets(max_sources))),
         Layout {
             name: abi::BANS_MAP,
             kind: MapType::Hash,
@@ -141,7 +142,9 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
     }
     let mut loader = EbpfLoader::new();
     loader.override_global(abi::SLOT_SYMBOL, &slot, true);
-    loader.map_max_entries(abi::SOURCES_MAP, abi::bucket_sets(max_sources));
+    for name in [abi::SOURCES_MAP, abi::OTHERS_MAP] {
+        loader.map_max_entries(name, abi::bucket_sets(max_sources));
+    }
     if let Some(directory) = pins {
         for layout in layouts(max_sources) {
             loader.map_pin_path(layout.name, directory.join(layout.name));
@@ -154,6 +157,7 @@ pub fn load(pins: Option<&Path>, slot: u32, max_sources: u32) -> Result<Ebpf, Ke
 pub struct Maps {
     rules: RulesMemory,
     sources: SharedWords,
+    others: SharedWords,
     bans: HashMap<MapData, u64, Ban>,
     classes: HashMap<MapData, u64, Class>,
     ban_prefixes: LpmTrie<MapData, PrefixData, PrefixBan>,
@@ -177,6 +181,7 @@ impl Maps {
         Ok(Self {
             rules: RulesMemory(rules),
             sources: memory(object, abi::SOURCES_MAP, size_of::<Set>(), Access::Read)?,
+            others: memory(object, abi::OTHERS_MAP, size_of::<Others>(), Access::Read)?,
             bans: take(object, abi::BANS_MAP)?,
             classes: take(object, abi::CLASSES_MAP)?,
             ban_prefixes: take(object, abi::BAN_PREFIXES_MAP)?,
@@ -403,9 +408,11 @@ impl Maps {
 
     /// The sources that share a set of the table.
     pub fn ways(&self, set: usize) -> [WayState; WAYS] {
-        let words = self.sources.words().get(set * SET_WORDS..).unwrap_or_default();
-        let words = array::from_fn(|at| words.get(at).map_or(0, |word| word.load(Relaxed)));
-        WayState::of_set(&words)
+        let words = |memory: &SharedWords| {
+            let words = memory.words().get(set * SET_WORDS..).unwrap_or_default();
+            array::from_fn(|at| words.get(at).map_or(0, |word| word.load(Relaxed)))
+        };
+        WayState::of_set(&words(&self.sources), &words(&self.others))
     }
 
     /// Sets of the table of sources.
@@ -503,7 +510,7 @@ impl RulesMemory {
             newcomers: limit(10),
             ns_per_jiffy: word(12),
             secret: word(13),
-            set_mask: word(14),
+            set_shift: word(14),
             enforce: word(15),
         }
     }
@@ -521,7 +528,7 @@ impl RulesMemory {
             newcomers,
             ns_per_jiffy,
             secret,
-            set_mask,
+            set_shift,
             enforce,
         } = *settings;
         let limits = [packets, connections, bytes, network_packets, network_connections, newcomers];
@@ -537,7 +544,7 @@ impl RulesMemory {
             }
         }
         let rest = words.get(2 * limits.len()..).unwrap_or_default();
-        for (word, value) in rest.iter().zip([ns_per_jiffy, secret, set_mask, enforce]) {
+        for (word, value) in rest.iter().zip([ns_per_jiffy, secret, set_shift, enforce]) {
             word.store(value, Release);
         }
     }
@@ -638,7 +645,7 @@ fn memory(
 }
 
 /// Layouts whose bans, bans of prefixes and classes are written as today's, on the same clock.
-const SAME_BANS_LAYOUTS: [u32; 1] = [2];
+const SAME_BANS_LAYOUTS: [u32; 2] = [2, 3];
 /// `BPF_NOEXIST`: leave alone what is there.
 const NO_EXIST: u64 = 1;
 

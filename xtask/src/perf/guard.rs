@@ -72,6 +72,7 @@ impl Guard {
         let mut object = EbpfLoader::new()
             .override_global(abi::SLOT_SYMBOL, &SLOT, true)
             .map_max_entries(abi::SOURCES_MAP, abi::bucket_sets(rules.sources))
+            .map_max_entries(abi::OTHERS_MAP, abi::bucket_sets(rules.sources))
             .load_file(path)
             .with_context(|| format!("cannot load {}", path.display()))?;
         for name in [abi::PROGRAM, abi::TICK_PROGRAM] {
@@ -138,8 +139,8 @@ impl Guard {
             Limit::NONE,
         ];
         let settings = settings.iter().flat_map(|limit| [limit.cost_ns, limit.tolerance_ns]);
-        let set_mask = u64::from(abi::bucket_sets(rules.sources) - 1);
-        let settings = settings.chain([self.ns_per_jiffy, SECRET, set_mask, 1]);
+        let set_shift = abi::set_shift(abi::bucket_sets(rules.sources));
+        let settings = settings.chain([self.ns_per_jiffy, SECRET, set_shift, 1]);
         for (word, value) in memory.0.iter_mut().zip(settings) {
             *word = value;
         }
