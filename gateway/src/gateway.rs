@@ -44,13 +44,14 @@ use crate::{
         metrics::Consumers,
         monitor, socket,
     },
-    config::{self, Config, Disk, Problems, Warning},
+    config::{self, Config, Disk, Problems, Protocol, Warning},
     kernel::{Kernel, KernelError},
     net::{
         addresses,
         admission::Admission,
         listen::{self, ListenError},
-        worker::{self, Handle, Phase, Shared},
+        quic,
+        worker::{self, Handle, Phase, Shared, Sockets},
     },
     time,
     tls::sessions::Sessions,
@@ -157,6 +158,7 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     for listener in &config.listeners {
         groups.push(listen::group(listener.address, workers)?);
     }
+    let mut quic_groups = quic_groups(&config, workers)?;
     let monitors = listen::single(config.admin.metrics)?;
     let operators = {
         let _inside = runtime.enter();
@@ -195,7 +197,13 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     };
     let mut handles = Vec::new();
     for id in 0..workers {
-        let sockets = groups.iter_mut().filter_map(Vec::pop).collect();
+        let sockets = Sockets {
+            streams: groups.iter_mut().filter_map(Vec::pop).collect(),
+            quic: quic_groups
+                .iter_mut()
+                .filter_map(|(listener, group)| Some((*listener, group.pop()?)))
+                .collect(),
+        };
         // With a worker for each CPU, each keeps to its own; fewer go where there is room.
         let cpu = (workers == cpus.len()).then(|| cpus[id]);
         let handle = worker::start(id, cpu, sockets, shared.clone())
@@ -212,6 +220,22 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     tracing::info!("stopped");
     writer.finish(&log);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The UDP sockets of the listeners that serve HTTP/3, with the listener's index.
+fn quic_groups(
+    config: &Config,
+    workers: usize,
+) -> Result<Vec<(usize, Vec<quic::Bound>)>, RunError> {
+    let keys = quic::Keys::random()
+        .map_err(|error| RunError::System(format!("cannot make keys for QUIC: {error}")))?;
+    let mut groups = Vec::new();
+    for (index, listener) in config.listeners.iter().enumerate() {
+        if listener.protocols.contains(&Protocol::Http3) {
+            groups.push((index, quic::group(listener.address, workers, &keys)?));
+        }
+    }
+    Ok(groups)
 }
 
 fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {

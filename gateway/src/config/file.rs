@@ -58,7 +58,7 @@ pub(super) struct Server {
 pub(super) struct Listener {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<SocketAddr>>,
-    pub(super) protocols: Vec<Protocol>,
+    pub(super) protocols: Option<At<Vec<Protocol>>>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -286,10 +286,9 @@ fn listener(section: &Section<'_>) -> Listener {
     Listener {
         name: section.must("name", text(value::name)),
         address: section.must("address", text(value::socket_address)),
-        protocols: section.filled("protocols", text(value::protocol)).map_or_else(
-            || vec![Protocol::Http2, Protocol::Http1],
-            |protocols| values(protocols.value),
-        ),
+        protocols: section
+            .filled("protocols", text(value::protocol))
+            .map(|protocols| At { place: protocols.place, value: values(protocols.value) }),
         tls: section.child("tls", "listener.tls").map(|section| tls(&section)),
     }
 }
@@ -730,7 +729,6 @@ mod tests {
         let table: &[(&str, &[(&str, bool)])] = &[
             ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
             ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
-            ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
             (
                 "[[upstream]]\nbalance",

@@ -478,8 +478,8 @@ fn word<T: Copy>(
 
 /// One of a listener's `protocols`.
 pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
-    let words = [("h2", Protocol::Http2), ("http/1.1", Protocol::Http1)];
-    word(text, &words, &["h3"], "leave it out of the list")
+    let words = [("h3", Protocol::Http3), ("h2", Protocol::Http2), ("http/1.1", Protocol::Http1)];
+    word(text, &words, &[], "")
 }
 
 /// `client_auth`.
@@ -1068,7 +1068,7 @@ mod tests {
             &[
                 ("h2", Ok(Protocol::Http2)),
                 ("http/1.1", Ok(Protocol::Http1)),
-                ("h3", Err("not supported yet: \"h3\"; leave it out of the list")),
+                ("h3", Ok(Protocol::Http3)),
                 (
                     "http/1",
                     Err(

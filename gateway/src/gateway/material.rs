@@ -23,7 +23,7 @@ use crate::{
     policy::route::{Route, Routes},
     snapshot::Snapshot,
     time,
-    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn},
+    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, alternative},
     upstream::Upstream,
 };
 
@@ -273,6 +273,7 @@ fn listener_tls(listener: &Listener, mut sites: Vec<Site>) -> Option<ListenerTls
     Some(ListenerTls {
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
+        alternative: alternative(&listener.protocols, listener.address.port()),
         provider: Arc::new(aws_lc_rs::default_provider()),
         tickets: if listener.tls.sessions == 0 { 0 } else { TICKETS },
     })

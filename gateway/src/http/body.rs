@@ -1,7 +1,9 @@
-//! The one body type of answers: a few bytes of our own, or an upstream's stream.
+//! The one body type of answers (a few bytes of our own, or an upstream's stream), and the one of
+//! requests, over whatever they come.
 
 use std::{
     cell::Cell,
+    fmt,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -11,6 +13,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::{h3::Upload, headers};
 use crate::upstream::pool::Lease;
 
 /// An answer's body, and what is to be done when it has ended.
@@ -77,12 +80,14 @@ impl HttpBody for Body {
                 frame
             }
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
+        let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
+        if let Some(data) = frame.data_ref() {
             self.passed_bytes += data.len() as u64;
         }
-        Poll::Ready(frame)
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::trailers_to_client(trailers);
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -104,47 +109,107 @@ impl HttpBody for Body {
     }
 }
 
-/// A client's body on its way to the upstream, counted as it passes. Its trailers end here: a field
-/// that comes after the body comes after every check (RFC 9110 section 6.5.1 lets a proxy drop them).
+/// A client's body as it arrives.
+pub enum Arriving {
+    /// Over HTTP/1.1 or /2.
+    Stream(Incoming),
+    /// Over HTTP/3.
+    Quic(Box<Upload>),
+}
+
+/// Why a client's body ends before its end.
+#[derive(Debug)]
+pub enum BodyError {
+    /// Over HTTP/1.1 or /2.
+    Stream(hyper::Error),
+    /// Over HTTP/3.
+    Quic(h3::error::StreamError),
+    /// It is not as long as `Content-Length` says (RFC 9114 section 4.1.2).
+    Length,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BodyError::Stream(error) => write!(f, "{error}"),
+            BodyError::Quic(error) => write!(f, "{error}"),
+            BodyError::Length => f.write_str("the body is not as long as its Content-Length"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Arriving::Stream(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(context));
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Stream)))
+            }
+            Arriving::Quic(upload) => Pin::new(upload).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Arriving::Stream(incoming) => incoming.is_end_stream(),
+            Arriving::Quic(upload) => upload.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Arriving::Stream(incoming) => incoming.size_hint(),
+            Arriving::Quic(upload) => upload.size_hint(),
+        }
+    }
+}
+
+/// A client's body on its way to the upstream, counted as it passes. Of its trailers those pass that
+/// may: they come after every check, so none may say what a check has looked at.
 pub struct RequestBody {
-    incoming: Incoming,
+    arriving: Arriving,
     passed_bytes: Rc<Cell<u64>>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(incoming: Incoming, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
-        RequestBody { incoming, passed_bytes }
+    pub fn new(arriving: Arriving, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
+        RequestBody { arriving, passed_bytes }
     }
 }
 
 impl HttpBody for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
-        if let Some(Ok(frame)) = &frame
-            && frame.is_trailers()
-        {
-            return Poll::Ready(None);
-        }
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.arriving).poll_frame(context));
+        let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
+        if let Some(data) = frame.data_ref() {
             self.passed_bytes.set(self.passed_bytes.get() + data.len() as u64);
         }
-        Poll::Ready(frame)
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::trailers_to_upstream(trailers);
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.arriving.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.arriving.size_hint()
     }
 }

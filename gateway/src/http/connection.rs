@@ -12,6 +12,7 @@ use std::{
 };
 
 use gateway_ebpf::Source;
+use http::HeaderValue;
 use hyper::{
     rt::Executor,
     server::conn::{http1, http2},
@@ -20,7 +21,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch, time::sleep};
 
-use super::exchange::exchange;
+use super::{body::Arriving, exchange::exchange};
 use crate::{
     admin::audit::{CertificateFields, Line},
     identity::{
@@ -34,16 +35,16 @@ use crate::{
     time,
     tls::{
         Sites,
-        handshake::{Failure, Secured, handshake},
+        handshake::{Failure, Proven, Secured, handshake},
     },
 };
 
 /// From the handshake to the first request, and for each further head over HTTP/1.1: a head is a few
 /// packets, and browsers keep an idle connection about that long.
-const HEAD_MAX: Duration = Duration::from_secs(30);
+pub(super) const HEAD_MAX: Duration = Duration::from_secs(30);
 
 /// A client that opens a connection and then asks nothing for this long is cut, and it is evidence.
-const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
+pub(super) const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes of an HTTP/1.1 head: an 8 KiB token, the usual cookies, and as much again.
 const HEAD_MAX_BYTES: usize = 32 * 1024;
@@ -51,8 +52,8 @@ const HEAD_MAX_BYTES: usize = 32 * 1024;
 /// Fields of an HTTP/1.1 head.
 const FIELDS_MAX: usize = 100;
 
-/// Bytes of an HTTP/2 field list, as [`HEAD_MAX_BYTES`].
-const FIELD_LIST_MAX_BYTES: u32 = 32 * 1024;
+/// Bytes of a field list over HTTP/2 and HTTP/3, as [`HEAD_MAX_BYTES`].
+pub(super) const FIELD_LIST_MAX_BYTES: u32 = 32 * 1024;
 
 /// Requests at once on one HTTP/2 connection; browsers use up to 100.
 const STREAMS_MAX: u32 = 128;
@@ -91,7 +92,7 @@ pub struct Connection {
     /// The host that the handshake named.
     pub server_name: Option<String>,
     /// Requests so far.
-    requests: Cell<u64>,
+    requests: Rc<Cell<u64>>,
     /// The last judgement of the peer's certificate.
     judged: RefCell<Judgement>,
     /// Whose certificate it is, by the rules of which snapshot.
@@ -102,6 +103,7 @@ pub struct Connection {
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
 /// judged, and the outcome.
+#[derive(Clone)]
 struct Judgement {
     generation: u64,
     at_s: u64,
@@ -109,6 +111,72 @@ struct Judgement {
 }
 
 impl Connection {
+    /// A connection whose handshake was completed under that snapshot.
+    pub(super) fn begin(
+        worker: Rc<Worker>,
+        arrival: Arrival,
+        client: Proven,
+        snapshot: &Snapshot,
+    ) -> Rc<Connection> {
+        let Proven { peer, resumed, server_name } = client;
+        {
+            let mut metrics = worker.metrics.borrow_mut();
+            let counts =
+                if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
+            counts[arrival.listener] += 1;
+        }
+        Rc::new(Connection {
+            mapped: RefCell::new((
+                snapshot.generation,
+                peer.as_deref().map(|peer| snapshot.identities.map(peer)),
+            )),
+            judged: RefCell::new(Judgement {
+                generation: snapshot.generation,
+                at_s: time::unix().as_secs(),
+                outcome: Ok(()),
+            }),
+            bans_seen: Cell::new(worker.shared.admission.bans_version()),
+            requests: Rc::default(),
+            worker,
+            arrival,
+            peer,
+            server_name,
+        })
+    }
+
+    /// The same connection, its client now at another address (RFC 9000 section 9): further requests
+    /// are judged, limited and logged by where they come from.
+    pub(super) fn moved(&self, address: IpAddr, port: u16) -> Rc<Connection> {
+        let arrival = Arrival {
+            address,
+            port,
+            source: Source::from(address),
+            id: self.arrival.id.clone(),
+            listener: self.arrival.listener,
+        };
+        Rc::new(Connection {
+            worker: self.worker.clone(),
+            arrival,
+            peer: self.peer.clone(),
+            server_name: self.server_name.clone(),
+            requests: self.requests.clone(),
+            judged: RefCell::new(self.judged.borrow().clone()),
+            mapped: RefCell::new(self.mapped.borrow().clone()),
+            // Bans of the new source are looked at first.
+            bans_seen: Cell::new(0),
+        })
+    }
+
+    /// Requests so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// How HTTP/3 is announced in answers (RFC 7838), where the listener serves it.
+    pub fn alternative<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s HeaderValue> {
+        snapshot.listeners[self.arrival.listener].alternative.as_ref()
+    }
+
     /// The number of a new request, from 1.
     pub fn next_request(&self) -> u64 {
         let number = self.requests.get() + 1;
@@ -171,7 +239,7 @@ impl Connection {
     }
 
     /// Whether the source was banned since the last look.
-    fn is_banned(&self) -> bool {
+    pub(super) fn is_banned(&self) -> bool {
         let admission = &self.worker.shared.admission;
         let version = admission.bans_version();
         version != self.bans_seen.replace(version)
@@ -193,38 +261,18 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let listener = &snapshot.listeners[arrival.listener];
     let secured = match handshake(stream, listener, sessions).await {
         Ok(secured) => secured,
-        Err(failure) => return refused(&worker, &arrival, &failure),
+        // Whose TCP handshake was completed is who it says it is.
+        Err(failure) => return refused(&worker, &arrival, &failure, true),
     };
-    let Secured { stream, peer, resumed, server_name } = secured;
-    {
-        let mut metrics = worker.metrics.borrow_mut();
-        let counts =
-            if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
-        counts[arrival.listener] += 1;
-    }
+    let Secured { stream, client } = secured;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let connection = Rc::new(Connection {
-        mapped: RefCell::new((
-            snapshot.generation,
-            peer.as_deref().map(|peer| snapshot.identities.map(peer)),
-        )),
-        judged: RefCell::new(Judgement {
-            generation: snapshot.generation,
-            at_s: time::unix().as_secs(),
-            outcome: Ok(()),
-        }),
-        bans_seen: Cell::new(worker.shared.admission.bans_version()),
-        requests: Cell::new(0),
-        worker,
-        arrival,
-        peer,
-        server_name,
-    });
+    let connection = Connection::begin(worker, arrival, client, &snapshot);
     drop(snapshot);
     let io = TokioIo::new(stream);
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
+        let request = request.map(Arriving::Stream);
         async move { Ok::<_, Infallible>(exchange(connection, request).await) }
     });
     if is_http2 {
@@ -329,7 +377,7 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
 }
 
 /// The phase once it is worth acting on: the first change, and after that only the stop.
-async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
+pub(super) async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
     let seen = if draining { Phase::Draining } else { Phase::Running };
     match phase.wait_for(|phase| *phase != seen).await {
         Ok(phase) => *phase,
@@ -339,14 +387,18 @@ async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Ph
 }
 
 /// A handshake failed: one log line, one count, one piece of evidence, all from the same value.
-fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
+///
+/// `tells`: whether the client is known to be at its address, or another might have used it.
+pub(super) fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure, tells: bool) {
     let reason = failure.reason;
     {
         let mut metrics = worker.metrics.borrow_mut();
         *metrics.handshake_failures.entry(reason).or_default() += 1;
         metrics.handshakes_failed[arrival.listener] += 1;
     }
-    worker.report(arrival.source, reason);
+    if tells {
+        worker.report(arrival.source, reason);
+    }
     if !worker.may_log_handshake(arrival.source, reason) {
         return;
     }
@@ -366,7 +418,7 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
 
 /// The client was let in, and would not be now: its connection ends at once, whatever runs on it.
 /// That tells nothing against its source.
-fn withdrawn(connection: &Connection, error: &CertificateError) {
+pub(super) fn withdrawn(connection: &Connection, error: &CertificateError) {
     let reason = certificate_reason(error);
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().connections_withdrawn.entry(reason).or_default() += 1;
@@ -399,7 +451,7 @@ fn broken(connection: &Connection, error: &hyper::Error) {
     }
 }
 
-fn evidence(connection: &Connection, reason: Reason, detail: &str) {
+pub(super) fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
     worker.report(connection.arrival.source, reason);

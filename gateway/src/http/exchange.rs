@@ -2,13 +2,12 @@
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
-use http::{Request, Response, request::Parts};
-use hyper::body::Incoming;
+use http::{Request, Response, header, request::Parts};
 use rustls_pki_types::UnixTime;
 
 use super::{
     answer,
-    body::{Body, RequestBody},
+    body::{Arriving, Body, RequestBody},
     connection::Connection,
     headers::{self, Origin},
 };
@@ -47,20 +46,23 @@ struct Record {
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
-pub async fn exchange(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub async fn exchange(connection: Rc<Connection>, request: Request<Arriving>) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
     let body = RequestBody::new(incoming, record.bytes_in.clone());
     let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
-    let (response, refusal) = match outcome {
+    let (mut response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
             (response, None)
         }
         Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
     };
+    if let Some(alternative) = connection.alternative(&snapshot) {
+        response.headers_mut().insert(header::ALT_SVC, alternative.clone());
+    }
     if let Some(refusal) = &refusal {
         worker.report(connection.arrival.source, refusal.reason());
     }

@@ -4,4 +4,5 @@ pub mod answer;
 pub mod body;
 pub mod connection;
 pub mod exchange;
+pub mod h3;
 pub mod headers;

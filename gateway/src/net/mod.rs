@@ -3,4 +3,6 @@
 pub mod addresses;
 pub mod admission;
 pub mod listen;
+pub mod quic;
+mod quic_accept;
 pub mod worker;

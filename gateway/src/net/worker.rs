@@ -20,7 +20,10 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::admission::{Admission, Denied};
+use super::{
+    admission::{Admission, Admitted, Denied},
+    quic, quic_accept,
+};
 use crate::{
     admin::{
         audit::Log,
@@ -127,6 +130,29 @@ pub struct Worker {
     repeats: RefCell<Repeats>,
 }
 
+/// One open connection among a worker's; dropping it makes room.
+pub(super) struct Entered {
+    worker: Rc<Worker>,
+    listener: usize,
+    _admitted: Admitted,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.worker.metrics.borrow_mut().connections[self.listener] -= 1;
+        self.worker.open.set(self.worker.open.get() - 1);
+    }
+}
+
+/// The sockets that one worker serves.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// Of each listener, in the order of the configuration.
+    pub streams: Vec<StdListener>,
+    /// Of the listeners that serve HTTP/3, with the listener's index.
+    pub quic: Vec<(usize, quic::Bound)>,
+}
+
 /// Starts a worker's thread.
 ///
 /// # Errors
@@ -134,7 +160,7 @@ pub struct Worker {
 pub fn start(
     id: usize,
     cpu: Option<usize>,
-    sockets: Vec<StdListener>,
+    sockets: Sockets,
     shared: Shared,
 ) -> io::Result<Handle> {
     // A scrape a second from a few monitors never finds more than this waiting.
@@ -160,8 +186,15 @@ fn pin(cpu: usize) {
     }
 }
 
-async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc::Receiver<Scrape>) {
-    for (listener, socket) in sockets.into_iter().enumerate() {
+async fn serve(worker: Rc<Worker>, sockets: Sockets, mut scrapes: mpsc::Receiver<Scrape>) {
+    let mut endpoints = Vec::new();
+    for (listener, bound) in sockets.quic {
+        match quic_accept::start(&worker, listener, bound) {
+            Ok(endpoint) => endpoints.push(endpoint),
+            Err(error) => tracing::error!(listener, error = %error, "listener lost for HTTP/3"),
+        }
+    }
+    for (listener, socket) in sockets.streams.into_iter().enumerate() {
         match TcpListener::from_std(socket) {
             Ok(socket) => {
                 tokio::task::spawn_local(accept_all(worker.clone(), listener, socket));
@@ -196,6 +229,7 @@ async fn serve(worker: Rc<Worker>, sockets: Vec<StdListener>, mut scrapes: mpsc:
             Ok(()) = phase.changed() => flush.reset_immediately(),
         }
     }
+    quic_accept::close(&endpoints).await;
     worker.report_suppressed();
     let repeated = worker.repeats.borrow_mut().take_all();
     worker.report_repeated(&repeated);
@@ -238,22 +272,36 @@ impl Worker {
     }
 
     fn admit(self: &Rc<Self>, listener: usize, stream: TcpStream, address: IpAddr, port: u16) {
+        let Ok((arrival, entered)) = self.enter(listener, address, port) else { return };
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            connection::serve(worker, stream, arrival).await;
+            drop(entered);
+        });
+    }
+
+    /// A new connection, by TCP or QUIC, if there may be one more from there.
+    ///
+    /// # Errors
+    /// Why not; it was counted.
+    pub(super) fn enter(
+        self: &Rc<Self>,
+        listener: usize,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<(connection::Arrival, Entered), Denied> {
         // An IPv4 client on an IPv6 socket is the IPv4 client.
         let address = address.to_canonical();
         let source = Source::from(address);
-        let admitted = match self.shared.admission.admit(source, time::monotonic()) {
-            Ok(admitted) => admitted,
-            Err(Denied::Banned) => return,
-            Err(Denied::TooMany) => {
-                self.metrics.borrow_mut().connections_over_limit += 1;
-                return;
-            }
-        };
+        let admitted = self.shared.admission.admit(source, time::monotonic());
+        let admitted = admitted.inspect_err(|denied| match denied {
+            Denied::Banned => {}
+            Denied::TooMany => self.metrics.borrow_mut().connections_over_limit += 1,
+        })?;
         let number = self.connections.get();
         self.connections.set(number + 1);
         self.open.set(self.open.get() + 1);
         self.metrics.borrow_mut().connections[listener] += 1;
-        let worker = self.clone();
         let arrival = connection::Arrival {
             listener,
             address,
@@ -261,12 +309,7 @@ impl Worker {
             source,
             id: format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number),
         };
-        tokio::task::spawn_local(async move {
-            connection::serve(worker.clone(), stream, arrival).await;
-            worker.metrics.borrow_mut().connections[listener] -= 1;
-            worker.open.set(worker.open.get() - 1);
-            drop(admitted);
-        });
+        Ok((arrival, Entered { worker: self.clone(), listener, _admitted: admitted }))
     }
 
     /// Tells the feedback path, without waiting.

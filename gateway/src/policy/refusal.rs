@@ -99,6 +99,8 @@ reasons! {
     NoRoute = 33, "no_route", 1;
     /// The route does not take this method.
     MethodNotAllowed = 34, "method_not_allowed", 1;
+    /// Requests opened and given up, more than any honest client does: rapid reset (CVE-2023-44487).
+    RequestsGivenUp = 100, "requests_given_up", 5;
     // The token.
     /// The route asks for a token and there is none.
     MissingToken = 40, "missing_token", 1;
