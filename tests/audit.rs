@@ -97,8 +97,8 @@ fn one_word(
     status: u16,
     reason: &str,
 ) -> Result<Answer> {
-    let counted = || gateway.metric("gateway_http_refusals_total", &[("reason", reason)]);
-    let before = counted().unwrap_or(0.0);
+    let counted = ("gateway_http_refusals_total", [("reason", reason)]);
+    let before = gateway.metric(counted.0, &counted.1)?;
     let answer = request.send()?;
     assert_eq!((answer.status, answer.reason()), (status, reason.to_owned()), "{answer:?}");
     let body = answer.json()?;
@@ -112,7 +112,7 @@ fn one_word(
         "{line}"
     );
     assert!(line["conn_id"].is_string() && line["certificate"]["serial"].is_string(), "{line}");
-    assert_eq!(counted()?, before + 1.0, "{reason}");
+    gateway.wait_metric(counted.0, &counted.1, before + 1.0)?;
     let challenge = answer.header("www-authenticate").unwrap_or_default();
     assert_eq!(
         status == 401,
@@ -243,10 +243,8 @@ fn refusals_that_repeat_are_counted_and_not_repeated() -> Result<()> {
     let good = site.mint.good("alice")?;
     assert_eq!(site.request("/orders/1").token(&good).send()?.status, 200);
     gateway.wait_log("the good one", |line| line["status"] == 200)?;
-    assert_eq!(
-        gateway.metric("gateway_http_refusals_total", &[("reason", "no_route")])?,
-        f64::from(REFUSED)
-    );
+    let refused = [("reason", "no_route")];
+    gateway.wait_metric("gateway_http_refusals_total", &refused, f64::from(REFUSED))?;
     gateway.signal(Signal::SIGTERM)?;
     assert_eq!(gateway.wait_exit(SOON)?, Some(0));
     let log = gateway.log_text();

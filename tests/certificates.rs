@@ -433,8 +433,7 @@ fn every_kind_of_certificate_is_judged_and_each_refusal_has_its_word() -> Result
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for (word, count) in counts {
         let labels = [("reason", word)];
-        let counted = gateway.metric("gateway_tls_handshake_failures_total", &labels)?;
-        assert_eq!(counted, count, "{word}");
+        gateway.wait_metric("gateway_tls_handshake_failures_total", &labels, count)?;
     }
     Ok(())
 }
@@ -533,6 +532,14 @@ fn check_tells_what_has_ended_is_dear_or_stands_twice() -> Result<()> {
     site.config.server = workshop.credential("dear");
     let bundle = ["root", "sub", "other", "root"];
     site.config.client_authority = workshop.join("twice-ca.pem", &bundle)?;
+    // One name of two is in its certificate, and a pattern is not covered by one of its names.
+    let theirs = site.authority.server(&["theirs.test", "a.other.test"], "their-site")?;
+    site.config.tls += &format!(
+        "\n[[listener.tls.sni]]\nnames = [\"theirs.test\", \"*.other.test\"]\ncertificate = {:?}\n\
+         private_key = {:?}\n",
+        theirs.certificate.display().to_string(),
+        theirs.key.display().to_string(),
+    );
     let ended = site.launch()?.ended(&["check", "--json"])?;
     let told: Value = serde_json::from_str(&ended.stdout).with_context(|| ended.stderr.clone())?;
     assert_eq!(told["ok"], true, "{told}");
@@ -542,10 +549,14 @@ fn check_tells_what_has_ended_is_dear_or_stands_twice() -> Result<()> {
         "dear.pem: end",
         "\"CN=Root\" is in it twice",
         "the list of \"CN=Other\" was due for renewal 2025-02-01",
+        "dear.pem: has no subjectAltName with a host in it",
+        "their-site.pem: is served to who asks for \"*.other.test\" and is not for that host (it is \
+         for theirs.test, a.other.test)",
     ] {
         let said = warnings.iter().any(|line| line.as_str().unwrap_or_default().contains(says));
         assert!(said, "{says}: {told}");
     }
+    assert!(!told.to_string().contains("who asks for \\\"theirs.test"), "{told}");
     let strict = site.launch()?.ended(&["check", "--strict"])?;
     assert_eq!(strict.status, Some(78), "{}", strict.stdout);
     Ok(())

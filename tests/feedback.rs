@@ -21,15 +21,24 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 /// Refusals after which a forger must be banned, whatever each weighs.
 const MANY: usize = 60;
 
-/// Sends forged tokens from `source` until curl gets no answer, and gives how many were answered.
-fn attack(site: &Site, source: std::net::IpAddr) -> Result<usize> {
+/// A token that somebody else signed in our issuer's name.
+fn forged(site: &Site) -> Result<String> {
     let impostor = Mint::new(binary(), site.directory.path(), "impostor", "ES256")?;
-    let forged = site.mint.forged_by(&impostor, "mallory")?;
+    site.mint.forged_by(&impostor, "mallory")
+}
+
+/// Sends forged tokens from `source` until it is banned, and gives how many were answered. That curl
+/// gets no answer in time is not enough to go by: the machine may be busy.
+fn attack(site: &Site, gateway: &Gateway, source: std::net::IpAddr) -> Result<usize> {
+    let forged = forged(site)?;
     for refused in 0..MANY {
         let answer = site.request("/orders/1").token(&forged).from(source).limit(GIVE_UP).send()?;
         if answer.exit != 0 {
             assert_eq!(answer.exit, curl_exit::TIMED_OUT, "{}", answer.error);
-            return Ok(refused);
+            if dropped_as_banned(gateway)? > 0.0 {
+                return Ok(refused);
+            }
+            continue;
         }
         assert_eq!(answer.status, 401, "{answer:?}");
     }
@@ -48,7 +57,7 @@ fn forged_tokens_end_in_a_ban_and_an_operator_lifts_it() -> Result<()> {
     let token = site.mint.good("alice")?;
     let gateway = site.start()?;
     let attacker = site.client_address(66)?;
-    let refused = attack(&site, attacker)?;
+    let refused = attack(&site, &gateway, attacker)?;
     assert!((1..MANY).contains(&refused), "{refused} refusals and no ban");
 
     let launch = gateway.launch();
@@ -60,8 +69,8 @@ fn forged_tokens_end_in_a_ban_and_an_operator_lifts_it() -> Result<()> {
     );
     assert!(bans[0]["remaining_s"].as_f64().is_some_and(|left| left > 0.0), "{bans:?}");
     assert!(dropped_as_banned(&gateway)? > 0.0);
-    assert_eq!(gateway.metric("gateway_ban_feedback_seconds_count", &[])?, 1.0);
-    assert_eq!(gateway.metric("gateway_bans_total", &[("reason", "bad_signature")])?, 1.0);
+    gateway.wait_metric("gateway_ban_feedback_seconds_count", &[], 1.0)?;
+    gateway.wait_metric("gateway_bans_total", &[("reason", "bad_signature")], 1.0)?;
     let neighbour = site.request("/orders/1").token(&token).send()?;
     assert_eq!(neighbour.status, 200, "another address of the same host: {}", neighbour.error);
 
@@ -77,11 +86,11 @@ fn a_ban_ends_by_itself() -> Result<()> {
     privileged!();
     let mut site = Site::new(binary(), "expiry")?;
     site.guard("");
-    site.config.bans = "ladder = [\"4s\", \"1h\"]".to_owned();
+    site.config.bans = "ladder = [\"10s\", \"1h\"]".to_owned();
     let token = site.mint.good("alice")?;
     let gateway = site.start()?;
     let attacker = site.client_address(66)?;
-    assert!(attack(&site, attacker)? < MANY);
+    assert!(attack(&site, &gateway, attacker)? < MANY);
     clock::wait_for("the ban to end", SOON, || {
         let answer =
             site.request("/orders/1").token(&token).from(attacker).limit(GIVE_UP).send()?;
@@ -103,7 +112,11 @@ fn who_is_exempt_is_never_banned() -> Result<()> {
         site.config.bans = bans.to_owned();
         let gateway = site.start()?;
         let address = site.client_address(66)?;
-        assert_eq!(attack(&site, address)?, MANY, "{what}");
+        let token = forged(&site)?;
+        for _ in 0..MANY {
+            let answer = site.request("/orders/1").token(&token).from(address).send()?;
+            assert_eq!((answer.exit, answer.status), (0, 401), "{what}: {answer:?}");
+        }
         assert!(gateway.launch().bans_of("10.99.0.66/32")?.is_empty(), "{what}");
         assert_eq!(dropped_as_banned(&gateway)?, 0.0, "{what}");
     }
@@ -139,7 +152,7 @@ fn observing_counts_and_drops_nothing() -> Result<()> {
     let denied = site.client_address(68)?;
     let answer = site.request("/orders/1").token(&token).from(denied).send()?;
     assert_eq!(answer.status, 200, "{}", answer.error);
-    assert!(gateway.xdp_packets("would_drop", "denied")? > 0.0);
+    gateway.wait_xdp_packets("would_drop", "denied", 1.0)?;
     assert_eq!(gateway.xdp_packets("drop", "denied")?, 0.0);
 
     site.config.xdp = site.config.xdp.replace("enforce = false", "enforce = true");
@@ -149,7 +162,7 @@ fn observing_counts_and_drops_nothing() -> Result<()> {
         let answer = site.request("/public").from(denied).limit(GIVE_UP).send()?;
         Ok((answer.exit == curl_exit::TIMED_OUT).then_some(()))
     })?;
-    assert!(gateway.xdp_packets("drop", "denied")? > 0.0);
+    gateway.wait_xdp_packets("drop", "denied", 1.0)?;
     let other = site.request("/orders/1").token(&token).from(CLIENT.into()).send()?;
     assert_eq!(other.status, 200, "{}", other.error);
     Ok(())

@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -15,7 +16,8 @@ use crate::{
     binary,
     harness::{
         clock,
-        gateway::{Gateway, SOON},
+        fixture_clock::FixtureClock,
+        gateway::{Gateway, Launch, SOON, START_LIMIT},
         idp::{Idp, Manner},
         process, python,
         site::Site,
@@ -69,7 +71,7 @@ fn a_new_key_is_known_soon_and_an_old_one_dies_with_the_set() -> Result<()> {
     site.config.algorithms = "\"ES256\", \"EdDSA\"".to_owned();
     let (old_token, new_token) = (site.mint.good("alice")?, next.good("alice")?);
     let gateway = site.start()?;
-    assert_eq!(answer(&site, &old_token)?.0, 200);
+    wait_for_answer(&site, &old_token, 200, "")?;
     assert_eq!(answer(&site, &new_token)?, (401, "unknown_key".to_owned()));
     let age = gateway.metric("gateway_jwks_age_seconds", &[("issuer", "corp")])?;
     assert!((0.0..60.0).contains(&age), "{age}");
@@ -100,7 +102,7 @@ fn a_storm_of_unknown_keys_asks_once_in_a_cooldown() -> Result<()> {
         format!("jwks_url = \"{}\"\nrefresh = \"1h\"\ncooldown = \"1h\"", idp.keys_url());
     let good = site.mint.good("alice")?;
     let gateway = site.start()?;
-    assert_eq!(answer(&site, &good)?.0, 200);
+    wait_for_answer(&site, &good, 200, "")?;
     let signature = good.rsplit('.').next().context("a token")?;
     for number in 0..100 {
         let header = tokens::encode(&serde_json::json!({
@@ -123,7 +125,7 @@ fn whatever_an_issuer_answers_its_last_good_keys_stay() -> Result<()> {
     site.config.keys = format!("discovery_url = \"{}\"\nrefresh = \"1s\"", idp.description_url());
     let good = site.mint.good("alice")?;
     let gateway = site.start()?;
-    assert_eq!(answer(&site, &good)?.0, 200);
+    wait_for_answer(&site, &good, 200, "")?;
     for (manner, said) in [
         (Manner::Status(500), "answered 500"),
         (Manner::Redirect, "redirects are not followed"),
@@ -142,7 +144,7 @@ fn whatever_an_issuer_answers_its_last_good_keys_stay() -> Result<()> {
         assert_eq!(answer(&site, &good)?.0, 200, "{manner:?}");
         idp.behave(Manner::Well);
         let before = fetches(&gateway, "answered")?;
-        clock::wait_for("a good answer", crate::harness::gateway::START_LIMIT, || {
+        clock::wait_for("a good answer", START_LIMIT, || {
             Ok((fetches(&gateway, "answered")? > before).then_some(()))
         })?;
     }
@@ -158,7 +160,7 @@ fn an_issuer_that_is_away_too_long_makes_its_tokens_wait() -> Result<()> {
     site.config.keys = format!("jwks_url = \"{url}\"\nrefresh = \"1s\"\nmax_stale = \"4s\"");
     let good = site.mint.good("alice")?;
     let _gateway = site.start()?;
-    assert_eq!(answer(&site, &good)?.0, 200);
+    wait_for_answer(&site, &good, 200, "")?;
     drop(idp);
     // Also the remembered token: strictness that a cache could evade would be none.
     wait_for_answer(&site, &good, 503, "issuer_unavailable")?;
@@ -208,7 +210,7 @@ fn an_issuer_is_believed_over_tls_only_with_the_right_certificate() -> Result<()
         site.config.keys = lines;
         let gateway = site.start()?;
         let Some(said) = expected else {
-            assert_eq!(answer(&site, &good)?, (200, String::new()), "{what}");
+            wait_for_answer(&site, &good, 200, "").context(what)?;
             continue;
         };
         let line = gateway.wait_log(what, |line| line["event"] == "issuer keys not fetched")?;
@@ -229,61 +231,124 @@ impl Drop for Provider {
     }
 }
 
-#[test]
-fn tokens_of_another_ones_provider_are_understood() -> Result<()> {
-    privileged!();
+/// Starts one in a site's gateway host; `None` where it is not installed.
+fn provider(site: &Site) -> Result<Option<Provider>> {
     let Some(python) = python::interpreter() else {
         assert!(
             std::env::var_os("CI").is_none(),
             "needs oidc-provider-mock in .tools/python; `cargo xtask setup` puts it there"
         );
         eprintln!("NOT RUN: needs oidc-provider-mock in .tools/python (cargo xtask setup)");
-        return Ok(());
+        return Ok(None);
     };
-    let (mut site, _) = site("provider")?;
-    let base = format!("http://{ADDRESS}");
     let mut command = site.gateway_host.command(python);
     command.args(["-m", "oidc_provider_mock", "--port", &ADDRESS.port().to_string()]);
-    let provider = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let _provider = Provider(provider);
-    let curl = |words: &[&str]| {
-        let mut command = site.gateway_host.command("curl");
-        process::succeed(command.args(["--silent", "--show-error", "--fail"]).args(words))
-    };
-    let description = format!("{base}/.well-known/openid-configuration");
-    clock::wait_for("the provider", crate::harness::gateway::START_LIMIT, || {
-        Ok(curl(&[&description]).ok())
-    })?;
-    // The code flow (OpenID Connect Core section 3.1), as alice and as the client.
+    let provider = Provider(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    clock::wait_for("the provider", START_LIMIT, || Ok(ask(site, &[&description()]).ok()))?;
+    Ok(Some(provider))
+}
+
+fn description() -> String {
+    format!("http://{ADDRESS}/.well-known/openid-configuration")
+}
+
+/// `curl` beside the provider.
+fn ask(site: &Site, words: &[&str]) -> Result<String> {
+    let mut command = site.gateway_host.command("curl");
+    process::succeed(command.args(["--silent", "--show-error", "--fail"]).args(words))
+}
+
+/// A token for alice by the code flow (OpenID Connect Core section 3.1), as alice and as the client.
+fn token_of_provider(site: &Site) -> Result<String> {
+    let base = format!("http://{ADDRESS}");
     let place = format!(
         "{base}/oauth2/authorize?client_id={AUDIENCE}&redirect_uri=http://127.0.0.1/back&\
          response_type=code&scope=openid"
     );
-    let back = curl(&[
-        "--output",
-        "/dev/null",
-        "--write-out",
-        "%{redirect_url}",
-        "-d",
-        "sub=alice",
-        &place,
-    ])?;
+    let words = ["--output", "/dev/null", "--write-out", "%{redirect_url}", "-d", "sub=alice"];
+    let back = ask(site, &[&words[..], &[&place]].concat())?;
     let (_, code) = back.split_once("code=").with_context(|| format!("no code in {back}"))?;
     let form =
         format!("grant_type=authorization_code&code={code}&redirect_uri=http://127.0.0.1/back");
     let client = format!("{AUDIENCE}:secret");
-    let given = curl(&["--user", &client, "-d", &form, &format!("{base}/oauth2/token")])?;
+    let given = ask(site, &["--user", &client, "-d", &form, &format!("{base}/oauth2/token")])?;
     let given: Value = serde_json::from_str(&given)?;
-    let token = given["id_token"].as_str().with_context(|| given.to_string())?.to_owned();
+    Ok(given["id_token"].as_str().with_context(|| given.to_string())?.to_owned())
+}
 
-    site.config.issuer = base;
-    site.config.keys = format!("discovery_url = \"{description}\"");
+/// The site of a provider's clients; `lines` are further ones of its `[[issuer]]`.
+fn of_provider(site: &mut Site, lines: &str) {
+    site.config.issuer = format!("http://{ADDRESS}");
+    site.config.keys = format!("discovery_url = \"{}\"\n{lines}", description());
     site.config.routes = site.config.routes.replace("scopes = [\"read:orders\"]", "");
+}
+
+#[test]
+fn tokens_of_another_ones_provider_are_understood() -> Result<()> {
+    privileged!();
+    let (mut site, _) = site("provider")?;
+    let Some(_provider) = provider(&site)? else { return Ok(()) };
+    let token = token_of_provider(&site)?;
+    of_provider(&mut site, "");
     let _gateway = site.start()?;
+    wait_for_answer(&site, &token, 200, "")?;
     let seen = site.request("/orders/1").token(&token).send()?;
-    assert_eq!((seen.status, seen.reason().as_str()), (200, ""), "{seen:?}");
     assert!(String::from_utf8_lossy(&seen.body).contains("alice"), "{seen:?}");
-    let altered = format!("{}A", &token[..token.len() - 1]);
-    assert_eq!(site.request("/orders/1").token(&altered).send()?.status, 401);
+    // The first digit of the signature: of the last one some bits count for nothing.
+    let (signed, signature) = token.rsplit_once('.').context("a token")?;
+    let (first, rest) = signature.split_at(1);
+    let altered = format!("{signed}.{}{rest}", if first == "A" { "B" } else { "A" });
+    assert_eq!(answer(&site, &altered)?, (401, "bad_signature".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn a_strict_issuer_that_is_away_for_five_minutes_is_believed_no_more() -> Result<()> {
+    privileged!();
+    let (mut site, _) = site("strict")?;
+    let Some(fixture) = FixtureClock::new(site.directory.path())? else {
+        assert!(std::env::var_os("CI").is_none(), "needs the package faketime (cargo xtask setup)");
+        eprintln!("NOT RUN: needs the package faketime (cargo xtask setup)");
+        return Ok(());
+    };
+    let Some(first) = provider(&site)? else { return Ok(()) };
+    let token = token_of_provider(&site)?;
+    of_provider(&mut site, "idp_lost = \"strict\"\nrefresh = \"1m\"\nmax_lifetime = \"1h\"");
+    site.config.bans = "enabled = false".to_owned();
+    let launch = Launch { environment: fixture.environment(), ..site.launch()? };
+    let gateway = launch.run_until_ready()?;
+    wait_for_answer(&site, &token, 200, "")?;
+
+    drop(first);
+    fixture.set_ahead(Duration::from_secs(120))?;
+    gateway
+        .wait_log("that the issuer is away", |line| line["event"] == "issuer keys not fetched")?;
+    assert_eq!(answer(&site, &token)?, (200, String::new()), "two minutes are no reason");
+    assert_eq!(launch.json(&["status"])?["issuers"][0]["available"], true);
+    fixture.set_ahead(Duration::from_secs(320))?;
+    wait_for_answer(&site, &token, 503, "issuer_unavailable")?;
+    let issuer = launch.json(&["status"])?["issuers"][0].clone();
+    assert_eq!(
+        (&issuer["name"], &issuer["available"]),
+        (&"corp".into(), &false.into()),
+        "{issuer}"
+    );
+    assert!(issuer["age_s"].as_u64() >= Some(300), "{issuer}");
+    assert!(issuer["last_error"].as_str().is_some_and(|why| !why.is_empty()), "{issuer}");
+    assert!(launch.succeed(&["status"])?.contains("NO KEYS"), "and for people");
+    assert_eq!(site.request("/machines").send()?.status, 200, "who needs no token is served");
+
+    let Some(_second) = provider(&site)? else { return Ok(()) };
+    // Its keys are others, for it remembers nothing; the longest wait for the next question is a minute.
+    let token = token_of_provider(&site)?;
+    fixture.set_ahead(Duration::from_secs(390))?;
+    wait_for_answer(&site, &token, 200, "")?;
+    let issuer = launch.json(&["status"])?["issuers"][0].clone();
+    assert_eq!(
+        (&issuer["available"], &issuer["last_error"]),
+        (&true.into(), &Value::Null),
+        "{issuer}"
+    );
+    assert_eq!(issuer["keys"].as_array().map(Vec::len), Some(1), "{issuer}");
     Ok(())
 }

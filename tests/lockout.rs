@@ -87,7 +87,7 @@ fn management_answers_although_the_whole_world_is_denied() -> Result<()> {
     let gateway = site.start()?;
     let refused = site.request("/public").limit(GIVE_UP).send()?;
     assert_eq!(refused.exit, curl_exit::TIMED_OUT, "everybody is denied: {refused:?}");
-    assert!(gateway.xdp_packets("drop", "denied")? > 0.0);
+    gateway.wait_xdp_packets("drop", "denied", 1.0)?;
     let mut after = open()?;
     for stream in before.iter_mut().chain(&mut after) {
         answers(stream)?;
@@ -99,12 +99,12 @@ fn management_answers_although_the_whole_world_is_denied() -> Result<()> {
     let banned = gateway.xdp_packets("drop", "banned")?;
     let refused = site.request("/public").limit(GIVE_UP).send()?;
     assert_eq!(refused.exit, curl_exit::TIMED_OUT, "{refused:?}");
-    assert!(gateway.xdp_packets("drop", "banned")? > banned);
+    gateway.wait_xdp_packets("drop", "banned", banned + 1.0)?;
     let mut last = open()?;
     for stream in before.iter_mut().chain(&mut after).chain(&mut last) {
         answers(stream)?;
     }
-    assert!(gateway.xdp_packets("pass", "management")? > 0.0);
+    gateway.wait_xdp_packets("pass", "management", 1.0)?;
     Ok(())
 }
 

@@ -191,7 +191,7 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::UnknownKey,
                     format!(
                         "{}:1: unknown key \"colour\" in [server]; there can be workers, \
-                     drain_timeout, max_connections",
+                     drain_timeout, drain_delay, max_connections",
                         line("max_connections")
                     ),
                 ),
@@ -354,19 +354,11 @@ fn every_problem_is_listed_with_its_place() {
         (
             "settings of the contract that are not supported yet",
             sample_with(&[
-                ("protocols", "protocols = [\"h3\", \"h2\"]\nproxy_protocol = \"required\""),
+                ("protocols", "protocols = [\"h2\"]\nproxy_protocol = \"required\""),
                 ("balance", "balance = \"least_connections\""),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
             ]) + "\n[host]\nsysfs = \"/proc\"\n",
             vec![
-                (
-                    Kind::NotSupported,
-                    format!(
-                        "{}:14: not supported yet: \"h3\"; leave it out of the list \
-                     (listener.protocols)",
-                        line("protocols")
-                    ),
-                ),
                 (
                     Kind::NotSupported,
                     format!(

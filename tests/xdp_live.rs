@@ -41,7 +41,9 @@ const PORT: u16 = 8443;
 const CHILD: &str = "PORTCULLIS_TEST_XDP_LIVE";
 /// How often a condition is looked at, and how many times, before a test gives up on it.
 const POLL: Duration = Duration::from_millis(10);
-const POLLS: usize = 500;
+const POLLS: usize = 3_000;
+/// How many datagrams are sent, each waited for, before a test gives up on one of them.
+const PASSES_MAX: usize = 150;
 
 /// A veth pair; the near end is in this namespace, the far end in one of its own.
 struct Pair {
@@ -141,21 +143,27 @@ struct Wire {
 }
 
 impl Wire {
-    /// Whether a datagram arrives. The first ones may wait for an address to be resolved, and are
-    /// sent again while the link comes up; one that is dropped is never seen however often. One
-    /// that an earlier call did not wait for long enough is not taken for one of this call.
+    /// Waits until a datagram arrives. The first ones may wait for an address to be resolved, and are
+    /// sent again while the link comes up; a busy machine may put the receiver off for long.
     fn passes(&self) -> bool {
+        (0..PASSES_MAX).any(|_| self.arrives())
+    }
+
+    /// Whether nothing arrives of what is sent five times, each waited for in vain.
+    fn is_silent(&self) -> bool {
+        !(0..5).any(|_| self.arrives())
+    }
+
+    /// Whether a datagram arrives in a fifth of a second. One that an earlier call did not wait for long
+    /// enough is not taken for one of this call.
+    fn arrives(&self) -> bool {
         static CALLS: AtomicU32 = AtomicU32::new(0);
         let knock = CALLS.fetch_add(1, Relaxed).to_ne_bytes();
         let mut buffer = [0; 64];
-        (0..5).any(|_| {
-            let _ = self.there.send(&knock);
-            // Ends when nothing more arrives in time.
-            iter::from_fn(|| {
-                self.here.recv(&mut buffer).ok().map(|length| buffer[..length] == knock)
-            })
+        let _ = self.there.send(&knock);
+        // Ends when nothing more arrives in time.
+        iter::from_fn(|| self.here.recv(&mut buffer).ok().map(|length| buffer[..length] == knock))
             .any(|is_of_this_call| is_of_this_call)
-        })
     }
 }
 
@@ -197,9 +205,8 @@ fn a_banned_source_is_dropped_until_the_ban_is_over() {
 
     let outcomes = kernel.ban(&[pair.ban(Duration::from_secs(3600))]);
     assert!(matches!(outcomes[..], [(source, BanOutcome::Set)] if source == pair.peer()));
-    assert!(!wire.passes());
-    let dropped = packets(&kernel, Action::Drop, Outcome::Banned);
-    assert!(dropped >= 5, "{dropped}");
+    assert!(wire.is_silent());
+    wait_until("all five are counted", || packets_dropped(&kernel, Outcome::Banned) >= 5);
     let [ban] = kernel.bans().unwrap()[..] else { panic!("one ban was set") };
     assert_eq!((ban.source, ban.reason, ban.origin, ban.level), (pair.peer(), 3, 1, 2));
     assert!(ban.remaining <= Duration::from_secs(3600));
@@ -210,15 +217,16 @@ fn a_banned_source_is_dropped_until_the_ban_is_over() {
     assert!(wire.passes());
     assert!(packets(&kernel, Action::WouldDrop, Outcome::Banned) > 0);
     kernel.set_enforce(true).unwrap();
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
 
     assert_eq!(kernel.unban(&[pair.peer()]).unwrap(), 1);
     assert_eq!(kernel.unban(&[pair.peer()]).unwrap(), 0);
     assert!(wire.passes());
 
-    // A short ban ends by the kernel's own clock; sweeping only makes room.
-    kernel.ban(&[pair.ban(Duration::from_secs(2))]);
-    assert!(!wire.passes());
+    // A short ban ends by the kernel's own clock; sweeping only makes room. On a machine that stood
+    // still for seconds it may be over before it was looked at.
+    kernel.ban(&[pair.ban(Duration::from_secs(6))]);
+    assert!(wire.is_silent() || kernel.bans().unwrap().is_empty());
     wait_until("the ban ends", || kernel.bans().unwrap().is_empty());
     assert!(wire.passes());
     assert_eq!(kernel.sweep().unwrap(), 1);
@@ -270,16 +278,16 @@ fn a_banned_prefix_is_dropped_until_it_is_over_and_outlives_the_daemon() {
     let wire = pair.sockets();
     assert!(wire.passes());
     assert_eq!(kernel.ban_prefix(&ban(24, hour)).unwrap(), PrefixBanOutcome::Set);
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     // A ban of a part of it that is over does not hide it.
     assert_eq!(kernel.ban_prefix(&ban(30, nothing)).unwrap(), PrefixBanOutcome::Set);
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     assert_eq!(kernel.prefix_bans().unwrap().len(), 1);
     // A longer one of a part goes on when the whole is lifted.
     assert_eq!(kernel.ban_prefix(&ban(30, hour)).unwrap(), PrefixBanOutcome::Set);
     assert_eq!(kernel.ban_prefix(&ban(30, 2 * hour)).unwrap(), PrefixBanOutcome::Replaced);
     assert!(kernel.unban_prefix(net(24)).unwrap() && !kernel.unban_prefix(net(24)).unwrap());
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     drop(kernel);
 
     let (mut kernel, notices) = Kernel::start(&pair.settings()).unwrap();
@@ -287,10 +295,10 @@ fn a_banned_prefix_is_dropped_until_it_is_over_and_outlives_the_daemon() {
     let [entry] = kernel.prefix_bans().unwrap()[..] else { panic!("one prefix is banned") };
     assert_eq!((entry.net, entry.reason, entry.origin), (net(30), 4, 1));
     assert!(entry.remaining > hour && entry.remaining <= 2 * hour);
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     // A reload keeps it, too.
     kernel.apply(&pair.settings()).unwrap();
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     assert!(kernel.unban_prefix(net(30)).unwrap());
     assert!(wire.passes());
 
@@ -401,7 +409,7 @@ fn a_reload_changes_rules_and_interfaces_without_touching_the_rest() {
     settings.deny.push(IpAddr::V4(pair.peer).into());
     settings.interfaces.push(second.near.clone());
     kernel.apply(&settings).unwrap();
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     let status = kernel.status();
     assert_eq!(status.interfaces[0].attached, before, "the first program was not replaced");
     assert!(status.interfaces[1].attached.is_some());
@@ -431,7 +439,7 @@ fn a_reload_changes_rules_and_interfaces_without_touching_the_rest() {
     let missing =
         Settings { interfaces: vec!["pcl-none".into()], deny: vec![], ..settings.clone() };
     assert!(matches!(kernel.apply(&missing).unwrap_err(), KernelError::NoInterface { .. }));
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
 
     settings.interfaces.remove(0);
     let notices = kernel.apply(&settings).unwrap();
@@ -467,7 +475,7 @@ fn generic_mode_filters_too_and_a_mode_can_change_at_a_start() {
     let wire = pair.sockets();
     assert!(wire.passes());
     kernel.ban(&[pair.ban(Duration::from_secs(3600))]);
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     drop(kernel);
     let (kernel, notices) = Kernel::start(&pair.settings()).unwrap();
     assert!(
@@ -480,7 +488,7 @@ fn generic_mode_filters_too_and_a_mode_can_change_at_a_start() {
     let mode = AttachedMode::Native;
     assert!(notices.contains(&Notice::ChangedMode { interface: pair.near.clone(), mode }));
     assert_eq!(kernel.status().interfaces[0].attached.unwrap().mode, mode);
-    assert!(!wire.passes(), "the ban stays in force");
+    assert!(wire.is_silent(), "the ban stays in force");
 }
 
 /// The loopback device has no driver that could run the program.
@@ -585,7 +593,7 @@ fn a_table_of_another_size_starts_anew_and_the_bans_stay() {
         [Notice::Wiped { map: "SOURCES" }, Notice::Adopted { interfaces: 1, bans: 1 }]
     );
     assert_eq!(kernel.bans().unwrap().len(), 1);
-    assert!(!pair.sockets().passes());
+    assert!(pair.sockets().is_silent());
 }
 
 #[test]
@@ -635,7 +643,7 @@ fn an_earlier_layouts_bans_stay_in_force_without_a_gap() {
         fs::remove_file(old.join(name)).unwrap();
     }
     let wire = pair.sockets();
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     let sender = wire.there.try_clone().unwrap();
     let is_over = Arc::new(AtomicBool::new(false));
     let sending = thread::spawn({
@@ -656,7 +664,7 @@ fn an_earlier_layouts_bans_stay_in_force_without_a_gap() {
     assert!(notices[1].to_string().contains("stay in force"), "{}", notices[1]);
     assert!(!fs::exists(&old).unwrap());
     assert!(wire.here.recv(&mut [0; 16]).is_err(), "a datagram of a banned source came through");
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     let bans = kernel.bans().unwrap();
     assert_eq!((bans[0].source, bans[0].reason, bans[0].level), (pair.peer(), 3, 2));
     assert_eq!(kernel.prefix_bans().unwrap()[0].net, net);
@@ -669,7 +677,8 @@ fn tells_who_sends_most_and_what_was_dropped() {
         return;
     }
     let pair = Pair::new();
-    let packets = Some(Rate { per_s: 100, burst: 100 });
+    // Slow, so that a machine that stands still for a second does not lend it much.
+    let packets = Some(Rate { per_s: 10, burst: 100 });
     let (mut kernel, _) = Kernel::start(&Settings { packets, ..pair.settings() }).unwrap();
     assert!(kernel.top(10).unwrap().is_empty());
     let wire = pair.sockets();
@@ -761,18 +770,18 @@ fn the_filter_outlives_a_daemon_that_is_killed() {
     let output = BufReader::new(child.0.stdout.take().unwrap());
     let banned = output.lines().map_while(Result::ok).any(|line| line.contains("banned"));
     assert!(banned, "the daemon came up and set its ban");
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     let running = pair.attachments();
     child.0.kill().unwrap();
     child.0.wait().unwrap();
-    assert!(!wire.passes(), "filters on after kill -9");
+    assert!(wire.is_silent(), "filters on after kill -9");
     assert_eq!(pair.attachments(), running);
 
     // The next one takes over, with the ban, in the same link.
     let (mut kernel, notices) = Kernel::start(&pair.settings()).unwrap();
     assert!(notices.contains(&Notice::Adopted { interfaces: 1, bans: 1 }), "{notices:?}");
     assert_ne!(pair.attachments(), running, "a program of its own");
-    assert!(!wire.passes());
+    assert!(wire.is_silent());
     assert_eq!(kernel.unban(&[pair.peer()]).unwrap(), 1);
     assert!(wire.passes());
 

@@ -6,20 +6,15 @@
 
 mod advice;
 mod control;
+mod course;
+mod doors;
 mod keys;
+mod listeners;
 mod material;
 mod refresh;
 mod spared;
 
-use std::{
-    fmt,
-    num::NonZeroUsize,
-    path::Path,
-    process::ExitCode,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -35,7 +30,10 @@ pub use self::advice::advice;
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
-    control::{Control, Tell},
+    control::{Control, Serving, Tell},
+    course::Course,
+    doors::{Doors, Sockets},
+    listeners::{Inherited, Listeners, ListenersError},
     refresh::Followed,
 };
 use crate::{
@@ -44,17 +42,15 @@ use crate::{
         metrics::Consumers,
         monitor, socket,
     },
-    config::{self, Config, Disk, Problems, Protocol, Warning},
+    config::{self, Config, Disk, Problems, Warning},
     kernel::{Kernel, KernelError},
     net::{
         addresses,
         admission::Admission,
         listen::{self, ListenError},
-        quic,
-        worker::{self, Handle, Phase, Shared, Sockets},
+        worker::{self, Listening, Phase, Shared},
     },
     time,
-    tls::sessions::Sessions,
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -63,6 +59,9 @@ const EVIDENCE_QUEUE: usize = 8_192;
 
 /// Evidence judged in one turn, so that its bans are written in one batch.
 const EVIDENCE_BATCH: usize = 512;
+
+/// How far drains are is looked at this often: a stop that nothing holds up takes no longer.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Expired bans are removed this often; the kernel judges the expiry itself, so this is tidiness.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -126,6 +125,17 @@ impl From<ListenError> for RunError {
     }
 }
 
+impl From<ListenersError> for RunError {
+    fn from(error: ListenersError) -> Self {
+        match error {
+            ListenersError::Listen(error) => RunError::Listen(error),
+            ListenersError::Places | ListenersError::Renamed(_) => {
+                RunError::System(error.to_string())
+            }
+        }
+    }
+}
+
 impl From<KernelError> for RunError {
     fn from(error: KernelError) -> Self {
         RunError::Kernel(error)
@@ -154,15 +164,11 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     // Everything that can be refused is asked for before the program is put on an interface.
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
-    let mut groups = Vec::new();
-    for listener in &config.listeners {
-        groups.push(listen::group(listener.address, workers)?);
-    }
-    let mut quic_groups = quic_groups(&config, workers)?;
-    let monitors = listen::single(config.admin.metrics)?;
-    let operators = {
-        let _inside = runtime.enter();
-        socket::bind(&config.admin.socket).map_err(RunError::System)?
+    let mut listeners = Listeners::default();
+    let bound = listeners.prepare(&config.listeners, workers, &mut Inherited::new())?;
+    let doors = Sockets {
+        monitors: listen::single(config.admin.metrics)?,
+        operators: socket::bind(&config.admin.socket).map_err(RunError::System)?,
     };
     let kernel = start_kernel(&config)?;
 
@@ -179,13 +185,6 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         admission: Admission::new(config.server.max_connections),
         evidence,
         news: news_receiver,
-        sessions: config
-            .listeners
-            .iter()
-            .map(|listener| {
-                NonZeroUsize::new(listener.tls.sessions).map(Sessions::new).map(Arc::new)
-            })
-            .collect(),
         unknown_keys,
         phase: phase_receiver,
         log: log.clone(),
@@ -193,17 +192,15 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         run_id: run_id().into(),
         token_cache_entries: config.token_cache.entries.div_ceil(workers),
         token_cache_ttl: config.token_cache.ttl,
-        listeners: config.listeners.len(),
     };
+    let mut sockets: Vec<Vec<Listening>> = (0..workers).map(|_| Vec::new()).collect();
+    for of_listener in listeners.make(bound, Course::of_leave(time::monotonic(), Duration::ZERO)) {
+        for (number, socket) in of_listener.into_iter().enumerate() {
+            sockets[number % workers].push(socket);
+        }
+    }
     let mut handles = Vec::new();
-    for id in 0..workers {
-        let sockets = Sockets {
-            streams: groups.iter_mut().filter_map(Vec::pop).collect(),
-            quic: quic_groups
-                .iter_mut()
-                .filter_map(|(listener, group)| Some((*listener, group.pop()?)))
-                .collect(),
-        };
+    for (id, sockets) in sockets.into_iter().enumerate() {
         // With a worker for each CPU, each keeps to its own; fewer go where there is room.
         let cpu = (workers == cpus.len()).then(|| cpus[id]);
         let handle = worker::start(id, cpu, sockets, shared.clone())
@@ -211,31 +208,16 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         handles.push(handle);
     }
     let tell = Tell { phase, news };
-    let control = Control::new(path, config, shared, handles, kernel, tell, watch);
+    let serving = Serving { listeners, doors: Doors::new(doors), workers: handles };
+    let control = Control::new(path, config, shared, serving, kernel, tell, watch);
     LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
-        serve(control, signals, operators, monitors, evidence_receiver).await;
+        serve(control, signals, evidence_receiver).await;
     });
     tracing::info!("stopped");
     writer.finish(&log);
     Ok(ExitCode::SUCCESS)
-}
-
-/// The UDP sockets of the listeners that serve HTTP/3, with the listener's index.
-fn quic_groups(
-    config: &Config,
-    workers: usize,
-) -> Result<Vec<(usize, Vec<quic::Bound>)>, RunError> {
-    let keys = quic::Keys::random()
-        .map_err(|error| RunError::System(format!("cannot make keys for QUIC: {error}")))?;
-    let mut groups = Vec::new();
-    for (index, listener) in config.listeners.iter().enumerate() {
-        if listener.protocols.contains(&Protocol::Http3) {
-            groups.push((index, quic::group(listener.address, workers, &keys)?));
-        }
-    }
-    Ok(groups)
 }
 
 fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
@@ -305,22 +287,15 @@ fn run_id() -> String {
 async fn serve(
     control: Rc<Control>,
     mut signals: Signals,
-    operators: UnixListener,
-    monitors: std::net::TcpListener,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
 ) {
     control.started();
     tokio::task::spawn_local(refresh::follow(control.clone()));
-    tokio::task::spawn_local(answer_operators(control.clone(), operators));
-    if let Ok(listener) = TcpListener::from_std(monitors) {
-        tokio::task::spawn_local(answer_monitors(control.clone(), listener));
-    }
     let mut tell = tokio::time::interval(control::drops::TELL_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut batch = Vec::with_capacity(EVIDENCE_BATCH);
-    let mut deadline: Option<Instant> = None;
-    let mut poll = tokio::time::interval(Duration::from_millis(20));
+    let mut poll = tokio::time::interval(DRAIN_LOOK_EVERY);
     loop {
         tokio::select! {
             biased;
@@ -330,11 +305,11 @@ async fn serve(
                 }
             }
             event = signals.next() => match event {
-                Event::Reload => control.reload(),
-                Event::Stop if deadline.is_none() => {
-                    deadline = Some(time::monotonic() + control.drain_timeout());
-                    control.drain();
+                Event::Reload => {
+                    // What came of it is in the log and the metrics.
+                    let _told = control.reload();
                 }
+                Event::Stop if !control.is_draining() => control.drain(),
                 Event::Stop => {
                     tracing::warn!("second signal: open connections are cut");
                     control.stop();
@@ -348,18 +323,14 @@ async fn serve(
                 control.go_back_unless_confirmed();
                 control.keep_attached();
             }
-            _ = poll.tick(), if deadline.is_some() => {
-                if control.all_workers_ended() {
-                    break;
-                }
-                if deadline.is_some_and(|deadline| deadline <= time::monotonic()) {
-                    tracing::warn!("drain_timeout is over: open connections are cut");
-                    control.stop();
+            _ = poll.tick() => {
+                if control.follow_courses() {
                     break;
                 }
             }
         }
     }
+    control.tell_end();
     control.close();
 }
 
@@ -373,6 +344,7 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
         tokio::task::spawn_local(async move {
             let answer = match socket::read(&mut stream).await {
                 Ok(socket::Question::Drops) => return tell_drops(&control, &mut stream).await,
+                Ok(socket::Question::Drain) => return control.drain_for(stream),
                 Ok(socket::Question::Top) => match control.top().await {
                     Ok(overview) => socket::Answer::Ok(serde_json::json!(overview)),
                     Err(why) => socket::Answer::Error(why),
@@ -470,9 +442,4 @@ impl Signals {
             () = come(&mut self.reopen) => Event::Ignored,
         }
     }
-}
-
-/// Joins the workers' threads, when they have ended.
-fn all_ended(workers: &[Handle]) -> bool {
-    workers.iter().all(|worker| worker.thread.is_finished())
 }

@@ -3,6 +3,9 @@
 Reads one JSON object from standard input: where to connect and as whom, and the requests, which are
 made one after the other on one connection. Writes one JSON array: what came of each.
 
+For HTTP/3 `until_closed` stays after the last request until the server closes, and a request may go
+out `from_another_port`.
+
 A request: method, path, fields [[name, value]], body_bytes (of "u"), length (announce it), trailers,
 expect (wait for 100 before the body), pause_after_bytes (then wait for the answer, and leave the rest
 unsent), give_up_after_bytes (of the answer or of the body, then abandon), pieces (size of a DATA frame).
@@ -132,11 +135,17 @@ class Http1:
             self.exchange(request, answer)
         except Exception as error:
             answer.error = f"{type(error).__name__}: {error}"
+            if self.used and not (answer.status or answer.interim):
+                # Closed while it was idle: asked again on another (RFC 9112 section 9.3.1).
+                self.close()
+                return self.request(request)
+        self.used = True
         if not answer.complete or self.closing:
             self.close()
         return answer
 
     closing = False
+    used = False
 
     def exchange(self, request, answer):
         head = [f"{request['method']} {request['path']} HTTP/1.1"]
@@ -150,9 +159,6 @@ class Http1:
             head.append(f"Content-Length: {announced}")
         if request.get("expect"):
             head.append("Expect: 100-continue")
-        if request.get("trailers"):
-            names = ", ".join(name for name, _ in request["trailers"])
-            head.append(f"Trailer: {names}")
         self.stream.sendall(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
         if request.get("expect"):
             self.read_head(answer)
@@ -225,7 +231,7 @@ class Http1:
                 return
 
     def close(self):
-        self.closing = False
+        self.closing = self.used = False
         if self.stream is not None:
             self.reader.close()
             self.stream.close()
@@ -446,6 +452,14 @@ async def http3(case):
                 self.abandon(number)
             return answer
 
+        async def rebind(self):
+            """What a client behind another address does: the same connection from a new socket."""
+            fresh = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            fresh.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            fresh.bind(("::", 0))
+            loop = asyncio.get_running_loop()
+            await loop.create_datagram_endpoint(lambda: self, sock=fresh)
+
         def abandon(self, number):
             for end in (self._quic.reset_stream, self._quic.stop_stream):
                 try:
@@ -499,11 +513,16 @@ async def http3(case):
         ) as client:
             for request in case["requests"]:
                 try:
+                    if request.get("from_another_port"):
+                        await client.rebind()
                     answer = await client.exchange(request)
                 except Exception as error:
                     answer = Answer()
                     answer.error = f"{type(error).__name__}: {error}"
                 answers.append(answer)
+            if case.get("until_closed"):
+                await client.until(lambda: client.terminated)
+                answers[-1].error = client.terminated
     except Exception as error:
         while len(answers) < len(case["requests"]):
             answer = Answer()

@@ -9,11 +9,13 @@
 pub mod bpf;
 pub mod client;
 pub mod clock;
+pub mod fixture_clock;
 pub mod flood;
 pub mod gateway;
 pub mod idp;
 pub mod load;
 pub mod netns;
+pub mod origin;
 pub mod pki;
 pub mod process;
 pub mod python;

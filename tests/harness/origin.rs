@@ -24,7 +24,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
@@ -269,7 +269,8 @@ fn answer(
             start("200 OK", &format!("{chunked}{fields}"))?;
             if !is_head {
                 send(stream, count, true)?;
-                let trailers = if what == "chunks" { "" } else { "x-sum: 42\r\ncontent-length: 1\r\n" };
+                let trailers =
+                    if what == "chunks" { "" } else { "x-sum: 42\r\ncontent-length: 1\r\n" };
                 stream.write_all(format!("0\r\n{trailers}\r\n").as_bytes())?;
             }
         }

@@ -145,6 +145,7 @@ impl Site {
             namespace: Arc::clone(&self.gateway_host),
             metrics: self.config.metrics,
             core: None,
+            environment: Vec::new(),
         })
     }
 

@@ -17,13 +17,14 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 /// Programs that the build, the tests and the demo run, and the Debian packages they are in.
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 7] = [
     ("cc", "gcc"),
     ("c++", "g++"), // the fuzzer's engine
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("h2load", "nghttp2-client"),
+    ("faketime", "faketime"), // a daemon whose clocks are moved
 ];
 /// Debian's compiler for BPF, with `core` prebuilt for the target.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];

@@ -9,7 +9,7 @@ use std::{
     io::Write,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
@@ -44,7 +44,8 @@ const QUEUE_BUFFERS: usize = 512;
 #[derive(Clone)]
 pub struct Log {
     sender: SyncSender<Vec<u8>>,
-    format: LogFormat,
+    /// Whether lines are text, else JSON; one for all clones.
+    is_text: Arc<AtomicBool>,
     lost: Arc<AtomicU64>,
 }
 
@@ -63,7 +64,18 @@ impl Log {
         let thread = std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || write_all(&receiver))?;
-        Ok((Log { sender, format, lost: Arc::default() }, Writer { thread }))
+        let log = Log { sender, is_text: Arc::default(), lost: Arc::default() };
+        log.set_format(format);
+        Ok((log, Writer { thread }))
+    }
+
+    /// From now on lines begin in this format.
+    pub fn set_format(&self, format: LogFormat) {
+        self.is_text.store(format == LogFormat::Text, Ordering::Relaxed);
+    }
+
+    fn format(&self) -> LogFormat {
+        if self.is_text.load(Ordering::Relaxed) { LogFormat::Text } else { LogFormat::Json }
     }
 
     /// Begins a line in a buffer: when, how grave, what. [`Line::end`] completes it.
@@ -75,7 +87,8 @@ impl Log {
         at: SystemTime,
     ) -> Line<'a> {
         let ts = humantime::format_rfc3339_millis(at);
-        match self.format {
+        let format = self.format();
+        match format {
             LogFormat::Json => {
                 let _ = write!(buffer, "{{\"ts\":\"{ts}\",\"level\":\"{level}\",\"event\":");
                 json(buffer, event);
@@ -84,7 +97,7 @@ impl Log {
                 let _ = write!(buffer, "{ts} {level} {event}");
             }
         }
-        Line { buffer, format: self.format }
+        Line { buffer, format }
     }
 
     /// Hands over complete lines without waiting. False: the queue was full and they are gone.

@@ -182,8 +182,21 @@ impl WorkerMetrics {
         }
     }
 
+    /// Makes room for the counts of so many listeners.
+    pub fn grow(&mut self, listeners: usize) {
+        for counts in [
+            &mut self.handshakes,
+            &mut self.handshakes_resumed,
+            &mut self.handshakes_failed,
+            &mut self.connections,
+        ] {
+            counts.resize(counts.len().max(listeners), 0);
+        }
+    }
+
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &WorkerMetrics) {
+        self.grow(other.connections.len());
         fn add_map<K: Ord + Clone>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
             for (key, count) in theirs {
                 *ours.entry(key.clone()).or_default() += count;
@@ -253,12 +266,13 @@ pub struct Reading {
     pub series: Vec<(Vec<(&'static str, String)>, f64)>,
 }
 
-/// The whole page in Prometheus' text format, version 0.0.4.
+/// The whole page in Prometheus' text format, version 0.0.4. `listeners` are the names of those to
+/// show, each with its place among the counts.
 pub fn page(
     workers: &WorkerMetrics,
     control: &ControlMetrics,
     consumers: &Consumers,
-    listeners: &[String],
+    listeners: &[(usize, String)],
     readings: &[Reading],
 ) -> String {
     let mut out = String::with_capacity(16 * 1024);
@@ -282,8 +296,9 @@ pub fn page(
     );
     let name = "gateway_tls_handshakes_total";
     head(&mut out, name, "counter", "Handshakes, by result.");
-    for (index, listener) in listeners.iter().enumerate() {
-        let count = |counts: &[u64]| counts.get(index).copied().unwrap_or_default();
+    let count = |counts: &[u64], place: usize| counts.get(place).copied().unwrap_or_default();
+    for (place, listener) in listeners {
+        let count = |counts: &[u64]| count(counts, *place);
         let done = count(&workers.handshakes);
         line(&mut out, name, &[("listener", listener), ("result", "ok")], done);
         let resumed = count(&workers.handshakes_resumed);
@@ -293,8 +308,8 @@ pub fn page(
     }
     let name = "gateway_connections";
     head(&mut out, name, "gauge", "Connections open now.");
-    for (listener, open) in listeners.iter().zip(&workers.connections) {
-        line(&mut out, name, &[("listener", listener)], open);
+    for (place, listener) in listeners {
+        line(&mut out, name, &[("listener", listener)], count(&workers.connections, *place));
     }
     reasons(
         &mut out,
@@ -429,7 +444,7 @@ mod tests {
         two.requests.insert((odd, route, 200), 5);
         two.connections[0] = 4;
         one.add(&two);
-        let page = page(&one, &ControlMetrics::default(), &consumers, &["edge".into()], &[]);
+        let page = page(&one, &ControlMetrics::default(), &consumers, &[(0, "edge".into())], &[]);
         for expected in [
             r#"gateway_http_requests_total{consumer_id="a\"b\\c",route="orders",code="200"} 7"#,
             r#"gateway_connections{listener="edge"} 7"#,

@@ -5,7 +5,10 @@
 use std::{
     fmt,
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
 };
 
 /// Longest question, in bytes: the longest command with a sentence of reason.
@@ -62,6 +65,10 @@ pub enum Question {
     /// Frames that are dropped, as they come: after the answer one [`DropRow`] a line, until the
     /// asker goes.
     Drops,
+    /// Read the configuration anew, all or nothing.
+    Reload,
+    /// Drain and exit: after the answer one [`DrainRow`] a line, until it is over.
+    Drain,
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -164,6 +171,19 @@ pub struct DropRow {
     pub untold: u64,
 }
 
+/// How far a drain is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrainRow {
+    /// Connections that are open still.
+    pub open: usize,
+    /// Connections that have ended by themselves since the drain began.
+    pub ended: usize,
+    /// Until the others are cut, in seconds.
+    pub remaining_s: f64,
+    /// Whether this is the last row; `open` connections were cut then.
+    pub over: bool,
+}
+
 /// What is going on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Overview {
@@ -245,10 +265,34 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// How far the drain is; `None` while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainRow>,
     /// What clients see and who signs for it.
     pub certificates: Vec<CertificateStatus>,
     /// Files that changed and are not good; what they are a part of is served as it was.
     pub refused_files: Vec<RefusedFile>,
+    /// Who issues tokens, and how their keys stand.
+    pub issuers: Vec<IssuerStatus>,
+}
+
+/// One issuer in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IssuerStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Where its keys come from: a file or an address.
+    pub keys_from: String,
+    /// Whether tokens of it can be verified now.
+    pub available: bool,
+    /// The names of its keys that can be used, `(no kid)` for one without.
+    pub keys: Vec<String>,
+    /// Time since it last gave its keys, in seconds; `None` for a file, and before the first answer.
+    pub age_s: Option<u64>,
+    /// Time until it is asked again, in seconds; `None` for a file, and while it is being asked.
+    pub next_fetch_s: Option<u64>,
+    /// Why the last question had no usable answer; `None` when it had one.
+    pub last_error: Option<String>,
 }
 
 /// The kernel half in [`Status`].
@@ -343,7 +387,7 @@ impl std::error::Error for AskError {}
 ///
 /// # Errors
 /// One sentence: what, where, what to do.
-pub fn bind(path: &Path) -> Result<UnixListener, String> {
+pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
@@ -358,7 +402,8 @@ pub fn bind(path: &Path) -> Result<UnixListener, String> {
         std::fs::remove_file(path)
             .map_err(|error| format!("cannot replace {}: {error}", path.display()))?;
     }
-    let bound = UnixListener::bind(path).and_then(|listener| {
+    let bound = StdUnixListener::bind(path).and_then(|listener| {
+        listener.set_nonblocking(true)?;
         // The group is the operators'; everybody else stays out.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         Ok(listener)

@@ -9,6 +9,7 @@ mod enforce;
 mod explain;
 mod file;
 pub mod pki;
+mod reload;
 mod run;
 mod status;
 pub mod token;
@@ -74,6 +75,10 @@ enum Command {
     Enforce(enforce::Arguments),
     /// Let the XDP program only count; until the next reload or restart.
     Observe,
+    /// Read the configuration anew, all or nothing, and tell what came of it.
+    Reload(reload::Arguments),
+    /// Finish what is under way, then end the daemon; tell how many connections were cut.
+    Drain(reload::Arguments),
     /// Take the XDP program and all its pins off this host, with or without a daemon.
     Detach,
     /// A private certificate authority for labs and small fleets.
@@ -139,6 +144,8 @@ pub fn main() -> ExitCode {
         Command::Drops(arguments) => drops::run(&config, &arguments),
         Command::Enforce(arguments) => enforce::run(&config, true, &arguments),
         Command::Observe => enforce::run(&config, false, &enforce::Arguments::default()),
+        Command::Reload(arguments) => reload::reload(&config, &arguments),
+        Command::Drain(arguments) => reload::drain(&config, &arguments),
         Command::Detach => detach::run(&config),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(arguments) => token(&config, &arguments),

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use super::{DONE, Failure, Question, loaded, socket};
-use crate::admin::socket::Status;
+use crate::admin::socket::{IssuerStatus, Status};
 
 /// What `status` is told.
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,12 @@ fn show(status: &Status) {
     println!("workers       {}", status.workers);
     println!("connections   {}", status.connections);
     println!("bans          {}", status.bans);
+    if let Some(drain) = &status.drain {
+        println!(
+            "DRAINING      {} open, {} ended, {} s left",
+            drain.open, drain.ended, drain.remaining_s
+        );
+    }
     match &status.xdp {
         None => println!("xdp           none configured"),
         Some(xdp) => {
@@ -56,7 +62,31 @@ fn show(status: &Status) {
         };
         println!("certificate   {} ({}): {left}", certificate.listener, certificate.file.display());
     }
+    for issuer in &status.issuers {
+        println!("issuer        {}", issuer_line(issuer));
+    }
     for refused in &status.refused_files {
         println!("NOT IN USE    {}: {}", refused.file.display(), refused.detail);
     }
+}
+
+fn issuer_line(issuer: &IssuerStatus) -> String {
+    let span = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let mut line = format!("{}: ", issuer.name);
+    line += &match (issuer.available, issuer.keys.as_slice()) {
+        (false, _) => "NO KEYS, its tokens are refused".to_owned(),
+        (true, []) => "no usable key".to_owned(),
+        (true, keys) => format!("keys {}", keys.join(" ")),
+    };
+    line += &format!(", from {}", issuer.keys_from);
+    if let Some(age_s) = issuer.age_s {
+        line += &format!(" {} ago", span(age_s));
+    }
+    if let Some(next_s) = issuer.next_fetch_s {
+        line += &format!(", asked again in {}", span(next_s));
+    }
+    if let Some(why) = &issuer.last_error {
+        line += &format!("; LAST ERROR {why}");
+    }
+    line
 }

@@ -99,6 +99,7 @@ pub(super) fn judge(
         server: Server {
             workers: file.server.workers.value,
             drain_timeout: file.server.drain_timeout.value,
+            drain_delay: file.server.drain_delay.value,
             max_connections: file.server.max_connections.value,
         },
         listeners: listeners?,
@@ -941,7 +942,7 @@ fn canonical(address: &SocketAddr) -> SocketAddr {
 }
 
 /// Whether two sockets cannot both be bound: the wildcard of IPv6 takes IPv4 too.
-fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
+pub fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
     let (a, b) = (canonical(a), canonical(b));
     let covers = |wide: IpAddr, narrow: IpAddr| {
         wide == narrow || (wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4()))

@@ -50,6 +50,7 @@ pub(super) struct File {
 pub(super) struct Server {
     pub(super) workers: At<usize>,
     pub(super) drain_timeout: At<Duration>,
+    pub(super) drain_delay: At<Duration>,
     pub(super) max_connections: At<usize>,
 }
 
@@ -261,6 +262,7 @@ fn server(section: &Section<'_>) -> Server {
     Server {
         workers: section.or("workers", integer(0..=1024, "0 is one for each CPU"), 0),
         drain_timeout: section.or("drain_timeout", text(duration_between(drain)), 30 * SECOND),
+        drain_delay: section.or("drain_delay", text(duration_between(drain)), Duration::ZERO),
         max_connections: section.or(
             "max_connections",
             integer(1..=1_048_576, "each takes a file, and a process has at most 1048576"),

@@ -38,7 +38,7 @@ mod section;
 mod tree;
 mod value;
 
-pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES};
+pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, overlap};
 pub use disk::{Content, Daemon, Disk, FileError, Files};
 pub use material::{Exposed, private};
 pub use problem::{Finding, Kind, Problems, Warning};
@@ -96,6 +96,8 @@ pub struct Server {
     pub workers: usize,
     /// How long open connections may finish after SIGTERM.
     pub drain_timeout: Duration,
+    /// For how long after SIGTERM connections are still accepted, while `/ready` says no.
+    pub drain_delay: Duration,
     /// Connections open at once, over all listeners and workers.
     pub max_connections: usize,
 }
@@ -233,7 +235,7 @@ pub enum IdpLost {
 }
 
 /// `[token_cache]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenCache {
     /// Verified tokens remembered, divided among the workers; 0 turns the cache off.
     pub entries: usize,

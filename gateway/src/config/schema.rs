@@ -50,7 +50,12 @@ pub(super) const TABLES: &[Known] = &[
     Known {
         path: "server",
         header: "[server]",
-        keys: &[("workers", "0"), ("drain_timeout", "\"30s\""), ("max_connections", "100_000")],
+        keys: &[
+            ("workers", "0"),
+            ("drain_timeout", "\"30s\""),
+            ("drain_delay", "\"0s\""),
+            ("max_connections", "100_000"),
+        ],
     },
     Known {
         path: "listener",

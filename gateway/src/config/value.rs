@@ -1072,10 +1072,10 @@ mod tests {
                 (
                     "http/1",
                     Err(
-                        "is \"http/1\"; did you mean \"http/1.1\"? It takes \"h2\" or \"http/1.1\"",
+                        "is \"http/1\"; did you mean \"http/1.1\"? It takes \"h3\" or \"h2\" or \"http/1.1\"",
                     ),
                 ),
-                ("spdy", Err("is \"spdy\"; write \"h2\" or \"http/1.1\"")),
+                ("spdy", Err("is \"spdy\"; write \"h3\" or \"h2\" or \"http/1.1\"")),
             ],
         );
         check(

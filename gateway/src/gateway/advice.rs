@@ -4,7 +4,7 @@ use rustls_pki_types::UnixTime;
 
 use crate::{
     config::{Config, CrlExpired, TlsClients},
-    identity::certificate::{Trust, shown_time},
+    identity::certificate::{Hosts, Trust, shown_time},
     snapshot::Snapshot,
     tls::ServerCertificate,
 };
@@ -13,10 +13,12 @@ use crate::{
 /// twice, what is dear.
 pub fn advice(config: &Config, snapshot: &Snapshot, now: UnixTime) -> Vec<String> {
     let mut advice = Vec::new();
-    for (listener, tls) in config.listeners.iter().zip(&snapshot.listeners) {
+    for (listener, tls) in config.listeners.iter().zip(snapshot.listeners.configured()) {
         for (site, serving) in listener.tls.sites.iter().zip(tls.sites.iter()) {
             let file = site.certificate.display();
             let told = certificate_advice(&serving.certificate, now);
+            advice.extend(told.into_iter().map(|text| format!("{file}: {text}")));
+            let told = host_advice(&site.names, &serving.certificate.hosts);
             advice.extend(told.into_iter().map(|text| format!("{file}: {text}")));
             if let (Some(clients), Some(trusting)) = (&site.clients, &serving.clients) {
                 advice.extend(trust_advice(clients, &trusting.trust, now));
@@ -56,6 +58,28 @@ fn certificate_advice(certificate: &ServerCertificate, now: UnixTime) -> Vec<Str
         );
     }
     advice
+}
+
+/// Clients refuse a certificate that is not for the host they asked for.
+fn host_advice(names: &[String], hosts: &Hosts) -> Vec<String> {
+    if hosts.names().is_empty() {
+        return vec![
+            "has no subjectAltName with a host in it, and clients do not look at the common name; \
+             issue one with the hosts that it serves"
+                .to_owned(),
+        ];
+    }
+    let uncovered = names.iter().filter(|name| !hosts.covers(name));
+    uncovered
+        .map(|name| {
+            format!(
+                "is served to who asks for {name:?} and is not for that host (it is for {}), so its \
+                 clients refuse it; issue one with that name, or take the name out of \
+                 [[listener.tls.sni]].names",
+                hosts.names().join(", ")
+            )
+        })
+        .collect()
 }
 
 fn trust_advice(clients: &TlsClients, trust: &Trust, now: UnixTime) -> Vec<String> {

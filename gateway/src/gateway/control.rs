@@ -1,5 +1,6 @@
 //! The control thread's state and what it does with it: bans, reloads, answers, the drain.
 
+mod drain;
 pub(super) mod drops;
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,22 +19,31 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
+use self::drain::Drain;
 use super::{
-    all_ended, kernel_settings, keys::IssuerKeys, load_snapshot, refresh::Followed, spared,
+    course::Course,
+    doors::Doors,
+    kernel_settings,
+    keys::IssuerKeys,
+    listeners::{Inherited, Listeners, Prepared},
+    load_snapshot,
+    refresh::Followed,
+    spared,
 };
 use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
         socket::{
-            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, Overview,
-            PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status, XdpInterface,
-            XdpStatus,
+            AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
+            Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
+            XdpInterface, XdpStatus,
         },
     },
-    config::{self, Config, Disk},
+    config::{self, Config, Disk, Issuer, KeySource},
+    identity::token::Keys,
     kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
-    net::worker::{Handle, Phase, Shared},
+    net::worker::{Command, Handle, Phase, Shared},
     policy::{
         Reason,
         penalty::{self, Block, Evidence, Ledger, overlaps},
@@ -69,6 +80,10 @@ pub(super) struct Control {
     path: PathBuf,
     config: RefCell<Config>,
     shared: Shared,
+    listeners: RefCell<Listeners>,
+    doors: Doors,
+    /// The drain that is going on, if one is.
+    drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
     /// The last counts of each worker.
     counted: RefCell<Vec<WorkerMetrics>>,
@@ -96,6 +111,13 @@ pub(super) struct Control {
     started_at: Instant,
 }
 
+/// What serves.
+pub(super) struct Serving {
+    pub(super) listeners: Listeners,
+    pub(super) doors: Doors,
+    pub(super) workers: Vec<Handle>,
+}
+
 /// What workers and connections are told.
 pub(super) struct Tell {
     /// What the process is doing.
@@ -118,7 +140,7 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        workers: Vec<Handle>,
+        Serving { listeners, doors, workers }: Serving,
         kernel: Option<(Kernel, Vec<String>)>,
         tell: Tell,
         files: Watch,
@@ -129,7 +151,7 @@ impl Control {
             }
             kernel
         });
-        let counted = vec![WorkerMetrics::new(shared.listeners); workers.len()];
+        let counted = vec![WorkerMetrics::new(0); workers.len()];
         let settings = penalty_settings(&config, &[]);
         // Digits that differ from run to run; when they are none, the spread is that of others too.
         let seed = u64::from_str_radix(&shared.run_id, 16).unwrap_or_default();
@@ -141,6 +163,9 @@ impl Control {
             never: RefCell::default(),
             config: RefCell::new(config),
             shared,
+            listeners: RefCell::new(listeners),
+            doors,
+            drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
             kernel: RefCell::new(kernel),
@@ -159,7 +184,8 @@ impl Control {
     }
 
     /// Takes over what outlived an earlier process.
-    pub(super) fn started(&self) {
+    pub(super) fn started(self: &Rc<Self>) {
+        self.doors.open(self);
         self.set_never();
         let kernel = self.kernel.borrow();
         let Some(kernel) = kernel.as_ref() else { return };
@@ -331,11 +357,12 @@ impl Control {
     }
 
     /// SIGHUP: all of it, or nothing and one line that says why.
-    pub(super) fn reload(&self) {
+    pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
         match self.try_reload() {
             Ok(()) => {
                 self.metrics.borrow_mut().reloads_applied += 1;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
+                Ok(self.generation.get())
             }
             Err(why) => {
                 self.metrics.borrow_mut().reloads_refused += 1;
@@ -345,11 +372,15 @@ impl Control {
                     detail = %why.replace('\n', "; "),
                     "reload"
                 );
+                Err(why)
             }
         }
     }
 
-    fn try_reload(&self) -> Result<(), String> {
+    fn try_reload(self: &Rc<Self>) -> Result<(), String> {
+        if self.drain.borrow().is_some() {
+            return Err("the daemon is draining; nothing is changed any more".to_owned());
+        }
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
         needs_restart(&self.config.borrow(), &config)?;
@@ -359,6 +390,14 @@ impl Control {
                 errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             })?;
         let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
+        let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
+        let listeners = self
+            .listeners
+            .borrow()
+            .prepare(&config.listeners, self.workers.len(), &mut Inherited::new())
+            .map_err(|error| error.to_string())?;
+        self.workers_listen(listeners.new_sockets())?;
+        // The last that may refuse.
         if let (Some(kernel), Some(settings)) =
             (self.kernel.borrow_mut().as_mut(), settings.as_ref())
         {
@@ -372,12 +411,55 @@ impl Control {
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
         self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
-        self.publish(snapshot);
+        self.publish(snapshot.at(&listeners.places(), &self.shared.published.load()));
+        self.apply(listeners, &config);
+        let before = self.config.replace(config);
+        self.doors.take(self, doors, &before.admin.socket);
         self.generation.set(self.generation.get() + 1);
         self.files.borrow_mut().replace(watch);
-        *self.config.borrow_mut() = config;
         self.set_never();
         Ok(())
+    }
+
+    /// Whether every worker takes commands: one that does not is stuck, and would not listen.
+    fn workers_listen(&self, sockets: usize) -> Result<(), String> {
+        // One more than the sockets: the token cache's.
+        let commands = sockets.div_ceil(self.workers.len().max(1)) + 1;
+        let stuck = |(id, worker): (usize, &Handle)| {
+            (worker.commands.capacity() < commands).then(|| format!("worker {id}"))
+        };
+        match self.workers.iter().enumerate().find_map(stuck) {
+            None => Ok(()),
+            Some(worker) => Err(format!("{worker} does not take commands; restart the daemon")),
+        }
+    }
+
+    /// Tells workers what a new configuration means for them. The snapshot is published already: a
+    /// connection finds its listener in it.
+    fn apply(&self, listeners: Prepared, config: &Config) {
+        let course = Course::of_leave(time::monotonic(), config.server.drain_timeout);
+        for sockets in self.listeners.borrow_mut().make(listeners, course) {
+            for (number, socket) in sockets.into_iter().enumerate() {
+                self.command(number % self.workers.len(), Command::Listen(socket));
+            }
+        }
+        self.shared.admission.set_open_max(config.server.max_connections);
+        self.shared.log.set_format(config.log.format);
+        let before = self.config.borrow().token_cache.clone();
+        if before != config.token_cache {
+            let entries = config.token_cache.entries.div_ceil(self.workers.len());
+            let ttl = config.token_cache.ttl;
+            for worker in 0..self.workers.len() {
+                self.command(worker, Command::TokenCache { entries, ttl });
+            }
+        }
+    }
+
+    fn command(&self, worker: usize, command: Command) {
+        // There is room: it was looked for before anything was changed, and nobody else sends.
+        if let Err(error) = self.workers[worker].commands.try_send(command) {
+            tracing::error!(worker, error = %error, "worker lost");
+        }
     }
 
     /// From now on this is what handshakes and requests are judged by.
@@ -432,24 +514,6 @@ impl Control {
         act(&mut self.files.borrow_mut())
     }
 
-    pub(super) fn drain_timeout(&self) -> Duration {
-        self.config.borrow().server.drain_timeout
-    }
-
-    pub(super) fn drain(&self) {
-        tracing::info!(open = self.shared.admission.open(), "draining");
-        // Receivers live as long as the workers.
-        let _ = self.tell.phase.send(Phase::Draining);
-    }
-
-    pub(super) fn stop(&self) {
-        let _ = self.tell.phase.send(Phase::Stopping);
-    }
-
-    pub(super) fn all_workers_ended(&self) -> bool {
-        all_ended(&self.workers)
-    }
-
     /// The operators' socket goes with the daemon; the XDP program stays, on purpose.
     pub(super) fn close(&self) {
         let _ = std::fs::remove_file(&self.config.borrow().admin.socket);
@@ -457,7 +521,7 @@ impl Control {
 
     /// Whether the node should get traffic.
     pub(super) fn readiness(&self) -> Readiness {
-        if *self.tell.phase.borrow() != Phase::Running {
+        if self.drain.borrow().is_some() {
             return Err("draining".to_owned());
         }
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
@@ -482,7 +546,7 @@ impl Control {
     }
 
     /// Answers the command line.
-    pub(super) fn answer(&self, question: Question) -> Answer<Value> {
+    pub(super) fn answer(self: &Rc<Self>, question: Question) -> Answer<Value> {
         let answered = match question {
             Question::Status => Ok(json!(self.status())),
             Question::Bans => self.ban_rows().map(|rows| json!(rows)),
@@ -490,7 +554,10 @@ impl Control {
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Explain { source } => self.explain(source).map(|told| json!(told)),
             // Answered where there is time to ask the workers, and to go on telling.
-            Question::Top | Question::Drops => Err("not answered at once".to_owned()),
+            Question::Top | Question::Drops | Question::Drain => {
+                Err("not answered at once".to_owned())
+            }
+            Question::Reload => self.reload().map(|generation| json!({ "generation": generation })),
             Question::Detach => self.detach(),
             Question::Enforce { enforce, confirm_within_s } => {
                 self.enforce(enforce, confirm_within_s.map(Duration::from_secs))
@@ -732,7 +799,7 @@ impl Control {
         let certificates = config
             .listeners
             .iter()
-            .zip(&snapshot.listeners)
+            .zip(snapshot.listeners.configured())
             .flat_map(|(listener, tls)| {
                 let sites = listener.tls.sites.iter().zip(tls.sites.iter());
                 sites.map(move |(site, serving)| (listener, site, serving))
@@ -747,8 +814,15 @@ impl Control {
                 }
             })
             .collect();
+        let issuers = config
+            .issuers
+            .iter()
+            .zip(snapshot.issuers.iter())
+            .map(|(issuer, (_, keys))| self.issuer_status(issuer, keys))
+            .collect();
         let readiness = self.readiness();
         Status {
+            issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             ready: readiness.is_ok(),
@@ -759,6 +833,7 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            drain: self.drain_row(),
             certificates,
             refused_files: self.followed(|files| {
                 let refused = files.refused().iter().map(|(file, detail)| RefusedFile {
@@ -767,6 +842,28 @@ impl Control {
                 });
                 refused.collect()
             }),
+        }
+    }
+
+    fn issuer_status(&self, issuer: &Issuer, keys: &Keys) -> IssuerStatus {
+        let fetching = self.issuer_keys.borrow();
+        let standing = fetching.standing(&issuer.rules.name, time::monotonic());
+        IssuerStatus {
+            name: issuer.rules.name.clone(),
+            keys_from: match &issuer.keys {
+                KeySource::File(file) => file.display().to_string(),
+                KeySource::Remote(remote) => remote.location.url().to_string(),
+            },
+            available: matches!(keys, Keys::Known(_)),
+            keys: match keys {
+                Keys::Known(set) => {
+                    set.key_ids().map(|kid| kid.unwrap_or("(no kid)").to_owned()).collect()
+                }
+                Keys::Unavailable => Vec::new(),
+            },
+            age_s: standing.as_ref().and_then(|standing| Some(standing.age?.as_secs())),
+            next_fetch_s: standing.as_ref().and_then(|standing| Some(standing.next_in?.as_secs())),
+            last_error: standing.and_then(|standing| standing.last_error.map(str::to_owned)),
         }
     }
 
@@ -786,7 +883,7 @@ impl Control {
                 self.counted.borrow_mut()[index] = counts;
             }
         }
-        let mut sum = WorkerMetrics::new(self.shared.listeners);
+        let mut sum = WorkerMetrics::new(0);
         for counts in self.counted.borrow().iter() {
             sum.add(counts);
         }
@@ -838,8 +935,8 @@ impl Control {
 
     pub(super) async fn metrics(&self) -> String {
         let sum = self.counted().await;
-        let names: Vec<String> =
-            self.config.borrow().listeners.iter().map(|listener| listener.name.clone()).collect();
+        let is_open = |place: usize| sum.connections.get(place).is_some_and(|open| *open > 0);
+        let names = self.listeners.borrow().shown(is_open);
         metrics::page(
             &sum,
             &self.metrics.borrow(),
@@ -907,7 +1004,7 @@ fn tls_readings(config: &Config, snapshot: &Snapshot, now: UnixTime) -> [Reading
     let mut remaining = Vec::new();
     let mut updates = BTreeMap::new();
     let mut revoked = BTreeMap::new();
-    for (listener, tls) in config.listeners.iter().zip(&snapshot.listeners) {
+    for (listener, tls) in config.listeners.iter().zip(snapshot.listeners.configured()) {
         for site in tls.sites.iter() {
             let labels = vec![
                 ("listener", listener.name.clone()),
@@ -1085,26 +1182,9 @@ fn penalty_settings(config: &Config, never: &[IpNet]) -> penalty::Settings {
 
 /// What a reload cannot change. Each is said, so that nobody believes a setting is in force that is not.
 fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
-    let listeners = |config: &Config| -> Vec<_> {
-        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
-    };
-    let sessions = |config: &Config| -> Vec<_> {
-        config.listeners.iter().map(|listener| listener.tls.sessions).collect()
-    };
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
-        ("[server].max_connections", old.server.max_connections != new.server.max_connections),
-        ("names or addresses of [[listener]]", listeners(old) != listeners(new)),
-        (
-            "[token_cache]",
-            (old.token_cache.entries, old.token_cache.ttl)
-                != (new.token_cache.entries, new.token_cache.ttl),
-        ),
-        ("[listener.tls].sessions", sessions(old) != sessions(new)),
-        ("[admin].socket", old.admin.socket != new.admin.socket),
-        ("[admin].metrics", old.admin.metrics != new.admin.metrics),
-        ("[log].format", old.log.format != new.log.format),
         ("[xdp].pin, max_sources, or whether there are interfaces", xdp(old) != xdp(new)),
     ]
     .into_iter()

@@ -53,6 +53,16 @@ struct Fetched {
     told: Option<String>,
 }
 
+/// How the fetching of one issuer's keys stands.
+pub(super) struct Standing<'k> {
+    /// Time since its last good answer.
+    pub(super) age: Option<Duration>,
+    /// Time until it is asked again; `None` while it is being asked.
+    pub(super) next_in: Option<Duration>,
+    /// What was wrong with its last answer.
+    pub(super) last_error: Option<&'k str>,
+}
+
 /// Keys, and the document that they are from.
 #[derive(Clone, Debug)]
 struct Known {
@@ -195,6 +205,16 @@ impl IssuerKeys {
     pub(super) fn starting(&self) -> Option<&str> {
         let starting = self.issuers.iter().find(|issuer| issuer.refresh.is_starting());
         starting.map(|issuer| issuer.name.as_str())
+    }
+
+    /// How one issuer's fetching stands; `None` for one whose keys are not fetched.
+    pub(super) fn standing(&self, issuer: &str, now: Instant) -> Option<Standing<'_>> {
+        let issuer = self.issuers.iter().find(|one| one.name == issuer)?;
+        Some(Standing {
+            age: issuer.refresh.age(now),
+            next_in: issuer.refresh.next_in(now),
+            last_error: issuer.told.as_deref(),
+        })
     }
 
     /// For the page of metrics.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,14 +17,16 @@ use crate::{
     },
     identity::{
         certificate::{
-            Anchors, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
+            Anchors, Hosts, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
     policy::route::{Route, Routes},
-    snapshot::Snapshot,
+    snapshot::{Listeners, Snapshot},
     time,
-    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, alternative},
+    tls::{
+        Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, alternative, sessions::Sessions,
+    },
     upstream::Upstream,
 };
 
@@ -99,7 +102,9 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
                     Some(tls_site(site, Arc::new(certificate?), trust))
                 })
                 .collect();
-            listener_tls(listener, sites.into_iter().collect::<Option<_>>()?)
+            let room = NonZeroUsize::new(listener.tls.sessions);
+            let sessions = room.map(Sessions::new).map(Arc::new);
+            listener_tls(listener, sites.into_iter().collect::<Option<_>>()?, sessions)
         })
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
@@ -107,7 +112,7 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
     match (issuers, revoked) {
         (Some(issuers), Some(revoked)) if errors.is_empty() => {
             let tokens = (Arc::new(issuers), Arc::new(revoked));
-            Ok(snapshot(config, generation, listeners, tokens))
+            Ok(snapshot(config, generation, Listeners::new(listeners), tokens))
         }
         _ => Err(errors),
     }
@@ -135,7 +140,7 @@ pub fn refresh(
     let mut part = Parts { changed, read: BTreeSet::new(), errors: Vec::new(), renewed: 0 };
     let mut listeners = Vec::new();
     // A reload replaces configuration and snapshot together, so these are the same listeners.
-    for (listener, before) in config.listeners.iter().zip(&before.listeners) {
+    for (listener, before) in config.listeners.iter().zip(before.listeners.configured()) {
         let mut sites = Vec::new();
         for (site, before) in listener.tls.sites.iter().zip(before.sites.iter()) {
             let certificate = part.renewed(
@@ -153,13 +158,15 @@ pub fn refresh(
             });
             sites.push(tls_site(site, certificate, trust));
         }
-        listeners.extend(listener_tls(listener, sites));
+        listeners.extend(listener_tls(listener, sites, before.sessions.clone()));
     }
     let issuers =
         part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
     let revoked =
         part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
     let Parts { read, errors, renewed, .. } = part;
+    let places = before.listeners.places();
+    let listeners = before.listeners.placed(&Listeners::new(listeners), places);
     let next = || snapshot(config, generation, listeners, (issuers, revoked));
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
@@ -202,7 +209,7 @@ impl Parts<'_> {
 fn snapshot(
     config: &Config,
     generation: u64,
-    listeners: Vec<ListenerTls>,
+    listeners: Listeners,
     (issuers, revoked_tokens): (Arc<Issuers>, Arc<RevokedTokens>),
 ) -> Snapshot {
     Snapshot {
@@ -268,14 +275,19 @@ pub fn revoked_tokens(config: &Config) -> Result<RevokedTokens, Vec<MaterialErro
 }
 
 /// `None` without a site, which no configuration is.
-fn listener_tls(listener: &Listener, mut sites: Vec<Site>) -> Option<ListenerTls> {
+fn listener_tls(
+    listener: &Listener,
+    mut sites: Vec<Site>,
+    sessions: Option<Arc<Sessions>>,
+) -> Option<ListenerTls> {
     let others = sites.split_off(1.min(sites.len()));
     Some(ListenerTls {
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
         alternative: alternative(&listener.protocols, listener.address.port()),
         provider: Arc::new(aws_lc_rs::default_provider()),
-        tickets: if listener.tls.sessions == 0 { 0 } else { TICKETS },
+        tickets: if sessions.is_none() { 0 } else { TICKETS },
+        sessions,
     })
 }
 
@@ -329,8 +341,9 @@ fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError
     let (not_before, not_after) =
         validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
     let rsa_bits = rsa_bits(&certified);
+    let hosts = Hosts::of(&certified);
     let resolver = Arc::new(SingleCertAndKey::from(certified));
-    Ok(ServerCertificate { not_before, not_after, rsa_bits, resolver })
+    Ok(ServerCertificate { not_before, not_after, rsa_bits, hosts, resolver })
 }
 
 fn routes(config: &Config) -> Routes {

@@ -14,6 +14,9 @@ use crate::{
 /// `Retry-After` while an issuer cannot be asked: it is asked again about that often.
 const ISSUER_RETRY_AFTER_S: &str = "30";
 
+/// `Retry-After` while the process ends: another is there already, or soon.
+const DRAINING_RETRY_AFTER_S: &str = "1";
+
 /// The answer to a refused request.
 pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     let reason = refusal.reason();
@@ -37,6 +40,9 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     }
     if let Refusal::Token(TokenError::IssuerUnavailable { .. }) = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(ISSUER_RETRY_AFTER_S));
+    }
+    if let Refusal::Draining = refusal {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(DRAINING_RETRY_AFTER_S));
     }
     if let Refusal::MethodNotAllowed { allow } = refusal
         && let Ok(allow) = HeaderValue::from_str(allow)
@@ -71,6 +77,7 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
         Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
+        Refusal::Draining => "The gateway is about to end here; connect again.",
         Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
             "The service behind the gateway failed."
         }
@@ -134,6 +141,7 @@ mod tests {
             Refusal::NoRoute,
             Refusal::MethodNotAllowed { allow: "GET".into() },
             Refusal::MissingToken,
+            Refusal::Draining,
             Refusal::InsufficientScope { required: "read:orders".into() },
             Refusal::UpstreamUnreachable,
             Refusal::UpstreamFailed,

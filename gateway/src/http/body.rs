@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{h3::Upload, headers};
+use super::{expect::Wait, h3::Upload, headers};
 use crate::upstream::pool::Lease;
 
 /// An answer's body, and what is to be done when it has ended.
@@ -177,12 +177,19 @@ impl HttpBody for Arriving {
 pub struct RequestBody {
     arriving: Arriving,
     passed_bytes: Rc<Cell<u64>>,
+    /// Not read before that is over.
+    wait: Option<Wait>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
     pub fn new(arriving: Arriving, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
-        RequestBody { arriving, passed_bytes }
+        RequestBody { arriving, passed_bytes, wait: None }
+    }
+
+    /// Reads nothing before `wait` is over.
+    pub fn after(&mut self, wait: Wait) {
+        self.wait = Some(wait);
     }
 }
 
@@ -194,6 +201,10 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(wait) = &mut self.wait {
+            ready!(wait.poll(context));
+            self.wait = None;
+        }
         let frame = ready!(Pin::new(&mut self.arriving).poll_frame(context));
         let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
         if let Some(data) = frame.data_ref() {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use gateway_ebpf::Source;
-use http::HeaderValue;
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper::{
     rt::Executor,
     server::conn::{http1, http2},
@@ -21,7 +21,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch, time::sleep};
 
-use super::{body::Arriving, exchange::exchange};
+use super::{
+    body::{Arriving, Body},
+    exchange::exchange,
+};
 use crate::{
     admin::audit::{CertificateFields, Line},
     identity::{
@@ -79,6 +82,8 @@ pub struct Arrival {
     pub source: Source,
     /// Joins the log lines of the connection.
     pub id: String,
+    /// Whether it is to go on, by the address that it came in at.
+    pub phase: watch::Receiver<Phase>,
 }
 
 /// A connection whose handshake is done; its requests share it.
@@ -99,6 +104,8 @@ pub struct Connection {
     mapped: RefCell<(u64, Option<Mapped>)>,
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
+    /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
+    phase: Rc<Cell<Phase>>,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
@@ -125,6 +132,7 @@ impl Connection {
                 if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
             counts[arrival.listener] += 1;
         }
+        let phase = *arrival.phase.borrow();
         Rc::new(Connection {
             mapped: RefCell::new((
                 snapshot.generation,
@@ -137,6 +145,7 @@ impl Connection {
             }),
             bans_seen: Cell::new(worker.shared.admission.bans_version()),
             requests: Rc::default(),
+            phase: Rc::new(Cell::new(phase)),
             worker,
             arrival,
             peer,
@@ -153,6 +162,7 @@ impl Connection {
             source: Source::from(address),
             id: self.arrival.id.clone(),
             listener: self.arrival.listener,
+            phase: self.arrival.phase.clone(),
         };
         Rc::new(Connection {
             worker: self.worker.clone(),
@@ -164,12 +174,18 @@ impl Connection {
             mapped: RefCell::new(self.mapped.borrow().clone()),
             // Bans of the new source are looked at first.
             bans_seen: Cell::new(0),
+            phase: self.phase.clone(),
         })
     }
 
     /// Requests so far.
     pub(super) fn requests(&self) -> u64 {
         self.requests.get()
+    }
+
+    /// Takes note of what the connection is to do.
+    pub(super) fn hear(&self, phase: Phase) {
+        self.phase.set(phase);
     }
 
     /// How HTTP/3 is announced in answers (RFC 7838), where the listener serves it.
@@ -182,6 +198,11 @@ impl Connection {
         let number = self.requests.get() + 1;
         self.requests.set(number);
         number
+    }
+
+    /// What the connection is to do, as far as it has heard.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
     }
 
     /// Whether the client would still be let in: it may have been revoked since the handshake, its
@@ -217,7 +238,7 @@ impl Connection {
         }
     }
 
-    /// Listeners are the same in every snapshot of a run; a reload that would change them is refused.
+    /// A listener keeps its place in every snapshot of a run.
     fn sites<'s>(&self, snapshot: &'s Snapshot) -> &'s Sites {
         &snapshot.listeners[self.arrival.listener].sites
     }
@@ -257,9 +278,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let mut news = worker.shared.news.clone();
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
-    let sessions = worker.shared.sessions[arrival.listener].as_ref();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, sessions).await {
+    let secured = match handshake(stream, listener, listener.sessions.as_ref()).await {
         Ok(secured) => secured,
         // Whose TCP handshake was completed is who it says it is.
         Err(failure) => return refused(&worker, &arrival, &failure, true),
@@ -273,7 +293,13 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let service = service_fn(move |request| {
         let connection = served.clone();
         let request = request.map(Arriving::Stream);
-        async move { Ok::<_, Infallible>(exchange(connection, request).await) }
+        async move {
+            let mut response = exchange(connection.clone(), request).await;
+            if !is_http2 {
+                dismiss(&connection, &mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     if is_http2 {
         let mut builder = http2::Builder::new(Local);
@@ -285,7 +311,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        let served = builder.serve_connection(io, service);
+        // GOAWAY tells a client in time, first for all streams and then with the last one.
+        drive(&connection, served, Phase::Draining, news).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -293,7 +321,14 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(HEAD_MAX)
             .max_buf_size(HEAD_MAX_BYTES)
             .max_headers(FIELDS_MAX);
-        drive(&connection, builder.serve_connection(io, service), news).await;
+        drive(&connection, builder.serve_connection(io, service), Phase::Closing, news).await;
+    }
+}
+
+/// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
+fn dismiss(connection: &Connection, response: &mut Response<Body>) {
+    if connection.phase() > Phase::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -332,13 +367,18 @@ where
 }
 
 /// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
-/// to be let in, or no request comes.
-async fn drive(connection: &Connection, served: impl Served, mut news: watch::Receiver<()>) {
+/// to be let in, or no request comes. From `winds_down` on it takes no further request.
+async fn drive(
+    connection: &Connection,
+    served: impl Served,
+    winds_down: Phase,
+    mut news: watch::Receiver<()>,
+) {
     let mut served = pin!(served);
-    let mut phase = connection.worker.shared.phase.clone();
+    let mut phase = connection.arrival.phase.clone();
     let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
     let mut waits_for_first = true;
-    let mut draining = false;
+    let mut is_winding_down = false;
     loop {
         tokio::select! {
             ended = &mut served => {
@@ -347,14 +387,16 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
                 }
                 return;
             }
-            now = wait_for_news(&mut phase, draining) => match now {
-                Phase::Running => {}
-                Phase::Draining => {
-                    draining = true;
+            now = later_phase(&mut phase, connection.phase()) => {
+                connection.hear(now);
+                if now == Phase::Stopping {
+                    return;
+                }
+                if now >= winds_down && !is_winding_down {
+                    is_winding_down = true;
                     served.as_mut().wind_down();
                 }
-                Phase::Stopping => return,
-            },
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot) {
@@ -376,10 +418,9 @@ async fn drive(connection: &Connection, served: impl Served, mut news: watch::Re
     }
 }
 
-/// The phase once it is worth acting on: the first change, and after that only the stop.
-pub(super) async fn wait_for_news(phase: &mut watch::Receiver<Phase>, draining: bool) -> Phase {
-    let seen = if draining { Phase::Draining } else { Phase::Running };
-    match phase.wait_for(|phase| *phase != seen).await {
+/// The phase once it is another than what was heard of before.
+pub async fn later_phase(phase: &mut watch::Receiver<Phase>, heard: Phase) -> Phase {
+    match phase.wait_for(|phase| *phase > heard).await {
         Ok(phase) => *phase,
         // The control thread is gone.
         Err(_) => Phase::Stopping,

@@ -3,12 +3,14 @@
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
 use http::{Request, Response, header, request::Parts};
+use http_body::Body as _;
 use rustls_pki_types::UnixTime;
 
 use super::{
     answer,
     body::{Arriving, Body, RequestBody},
     connection::Connection,
+    expect,
     headers::{self, Origin},
 };
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
         Identity,
         token::{Claims, TokenError},
     },
-    net::worker::Worker,
+    net::worker::{Phase, Worker},
     policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
     snapshot::Snapshot,
     time,
@@ -77,6 +79,9 @@ async fn serve(
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
     let worker = &connection.worker;
+    if connection.phase() >= Phase::Closing {
+        return Err(Refusal::Draining);
+    }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;
@@ -105,6 +110,7 @@ async fn serve(
         host: host.as_deref(),
         request_id: &record.request_id,
     };
+    let is_expected = expect::is_expected(&parts.headers);
     headers::to_upstream(&mut parts.headers, &permit, origin);
     if let Some(target) = target {
         parts.uri = target?;
@@ -113,7 +119,11 @@ async fn serve(
     let upstream = &snapshot.upstreams[route.upstream];
     record.upstream = Some(upstream.name.clone());
     let sent = time::monotonic();
-    let request = Request::from_parts(parts, body);
+    let mut request = Request::from_parts(parts, body);
+    if is_expected && !request.body().is_end_stream() {
+        let wait = expect::pass_on(&mut request);
+        request.body_mut().after(wait);
+    }
     let outcome = worker.forwarder.forward(upstream, &permit, request).await;
     record.upstream_wait = Some(time::monotonic().saturating_duration_since(sent));
     let result = match &outcome {

@@ -36,10 +36,11 @@ use self::{
 use super::{
     body::{Arriving, Body},
     connection::{
-        Arrival, Connection, FIELD_LIST_MAX_BYTES, FIRST_REQUEST_MAX, HEAD_MAX, evidence, refused,
-        wait_for_news, withdrawn,
+        Arrival, Connection, FIELD_LIST_MAX_BYTES, FIRST_REQUEST_MAX, HEAD_MAX, evidence,
+        later_phase, refused, withdrawn,
     },
     exchange::exchange,
+    expect,
 };
 use crate::{
     net::{
@@ -77,8 +78,7 @@ pub async fn serve<G>(worker: Rc<Worker>, incoming: Incoming, secured: G) {
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
     let listener = &snapshot.listeners[arrival.listener];
-    let sessions = worker.shared.sessions[arrival.listener].as_ref();
-    let handshake = Handshake::new(listener, sessions, time::unix());
+    let handshake = Handshake::new(listener, time::unix());
     // A retry has proven the address already.
     let validated = quinn.remote_address_validated();
     let (quic, client) = match secure(quinn, &settings, &handshake).await {
@@ -171,7 +171,7 @@ async fn drive(
         given_up: Cell::new(0),
         ended: Notify::new(),
     });
-    let mut phase = connection.worker.shared.phase.clone();
+    let mut phase = connection.arrival.phase.clone();
     let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
     let mut waits_for_first = true;
     let mut draining = false;
@@ -196,17 +196,17 @@ async fn drive(
                 }
             },
             () = requests.ended.notified() => {}
-            now = wait_for_news(&mut phase, draining) => match now {
-                Phase::Running => {}
-                Phase::Draining => {
-                    draining = true;
-                    // GOAWAY names the first request that will not be served: the one after the last.
-                    if server.shutdown(1).await.is_err() {
-                        return Code::H3_NO_ERROR;
-                    }
+            now = later_phase(&mut phase, connection.phase()) => {
+                connection.hear(now);
+                if now == Phase::Stopping {
+                    return Code::H3_NO_ERROR;
                 }
-                Phase::Stopping => return Code::H3_NO_ERROR,
-            },
+                draining = true;
+                // GOAWAY names the first request that will not be served: the one after the last.
+                if server.shutdown(1).await.is_err() {
+                    return Code::H3_NO_ERROR;
+                }
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot) {
@@ -303,7 +303,7 @@ async fn answer(
         }
     };
     let is_head = *request.method() == Method::HEAD;
-    let mut expects = expects_continue(request.headers());
+    let mut expects = expect::is_expected(request.headers());
     let signals = Rc::new(Signals::default());
     let upload = Upload::begin(receive, length, signals.clone()).await;
     let request = request.map(|()| Arriving::Quic(Box::new(upload)));
@@ -385,12 +385,6 @@ fn well_formed(request: &Request<()>) -> Result<Option<u64>, &'static str> {
     let digits = first.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     let length = digits.and_then(|text| text.parse().ok());
     length.map(Some).ok_or("a length that is no number")
-}
-
-fn expects_continue(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::EXPECT)
-        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn interim(status: StatusCode) -> Response<()> {

@@ -4,5 +4,6 @@ pub mod answer;
 pub mod body;
 pub mod connection;
 pub mod exchange;
+pub mod expect;
 pub mod h3;
 pub mod headers;

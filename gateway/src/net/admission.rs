@@ -23,7 +23,7 @@ pub struct Admission(Arc<Shared>);
 
 struct Shared {
     open: AtomicUsize,
-    open_max: usize,
+    open_max: AtomicUsize,
     banned: Mutex<HashMap<Source, Instant>>,
     /// Changes with each change of `banned`, so that an open connection looks only when there is news.
     bans_version: AtomicU64,
@@ -46,7 +46,7 @@ impl Admission {
     pub fn new(open_max: usize) -> Admission {
         Admission(Arc::new(Shared {
             open: AtomicUsize::new(0),
-            open_max,
+            open_max: AtomicUsize::new(open_max),
             banned: Mutex::default(),
             bans_version: AtomicU64::new(1),
         }))
@@ -60,11 +60,16 @@ impl Admission {
         if self.is_banned(source, now) {
             return Err(Denied::Banned);
         }
-        if self.0.open.fetch_add(1, Ordering::Relaxed) >= self.0.open_max {
+        if self.0.open.fetch_add(1, Ordering::Relaxed) >= self.0.open_max.load(Ordering::Relaxed) {
             self.0.open.fetch_sub(1, Ordering::Relaxed);
             return Err(Denied::TooMany);
         }
         Ok(Admitted(self.clone()))
+    }
+
+    /// From now on up to `open_max` are admitted; those that are open stay.
+    pub fn set_open_max(&self, open_max: usize) {
+        self.0.open_max.store(open_max, Ordering::Relaxed);
     }
 
     /// Whether user space refuses that source.
@@ -138,6 +143,10 @@ mod tests {
         drop(first);
         assert!(admission.admit(source(2), now).is_ok());
         assert_eq!(admission.open(), 1);
+        admission.set_open_max(1);
+        assert_eq!(admission.admit(source(2), now).err(), Some(Denied::TooMany));
+        admission.set_open_max(2);
+        assert!(admission.admit(source(2), now).is_ok());
     }
 
     #[test]

@@ -50,8 +50,17 @@ impl std::error::Error for ListenError {}
 /// # Errors
 /// The address and what the kernel said.
 pub fn group(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ListenError> {
+    drop(bound(address, false).map_err(|error| ListenError { address, error })?);
+    group_beside(address, count)
+}
+
+/// [`group`] beside sockets of our own at that address, or at one that overlaps it: `[::]` has every
+/// address.
+///
+/// # Errors
+/// The address and what the kernel said.
+pub fn group_beside(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ListenError> {
     let wrap = |error| ListenError { address, error };
-    drop(bound(address, false).map_err(wrap)?);
     let sockets = (0..count)
         .map(|_| {
             let socket = bound(address, true)?;

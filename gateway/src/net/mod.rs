@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod admission;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod quic;
 mod quic_accept;
 pub mod worker;

@@ -1,9 +1,9 @@
 //! Takes new QUIC connections: who may have one, and who has to show first that it is where it says.
 
-use std::{cell::Cell, io, rc::Rc, time::Duration};
+use std::{cell::Cell, io, rc::Rc, sync::Arc, time::Duration};
 
 use quinn::{Endpoint, Incoming, VarInt};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     admission::Denied,
@@ -26,20 +26,25 @@ const CLOSE_MAX: Duration = Duration::from_millis(100);
 /// `H3_NO_ERROR` (RFC 9114 section 8.1).
 const NO_ERROR: VarInt = VarInt::from_u32(0x100);
 
-/// Serves a listener's HTTP/3 on this worker, in the background.
+/// A listener's endpoint on one worker.
+pub(super) struct Served {
+    pub(super) quinn: Endpoint,
+    settings: Settings,
+}
+
+/// Makes the endpoint of a listener's socket.
 ///
 /// # Errors
 /// The socket cannot be served.
-pub(super) fn start(worker: &Rc<Worker>, listener: usize, bound: Bound) -> io::Result<Endpoint> {
+pub(super) fn endpoint(worker: &Worker, listener: usize, bound: Bound) -> io::Result<Served> {
     let snapshot = worker.shared.published.load();
     // It opens first packets, whose keys follow from the packet (RFC 9001 section 5.2), and secures
     // no connection: each brings settings of its own.
-    let crypto = Handshake::new(&snapshot.listeners[listener], None, time::unix())
+    let crypto = Handshake::new(&snapshot.listeners[listener], time::unix())
         .crypto()
         .map_err(io::Error::other)?;
-    let (endpoint, settings) = bound.serve(std::sync::Arc::new(crypto))?;
-    tokio::task::spawn_local(accept_all(worker.clone(), listener, endpoint.clone(), settings));
-    Ok(endpoint)
+    let (quinn, settings) = bound.serve(Arc::new(crypto))?;
+    Ok(Served { quinn, settings })
 }
 
 /// Ends what is left, and tells the clients.
@@ -53,26 +58,53 @@ pub(super) async fn close(endpoints: &[Endpoint]) {
     }
 }
 
-async fn accept_all(worker: Rc<Worker>, listener: usize, endpoint: Endpoint, settings: Settings) {
-    let phase = worker.shared.phase.clone();
+/// Takes new connections until the listener is given up and the last of them has ended.
+pub(super) async fn accept_all(
+    worker: Rc<Worker>,
+    listener: usize,
+    endpoint: Served,
+    phase: watch::Receiver<Phase>,
+) {
+    let Served { quinn, settings } = endpoint;
+    let mut news = phase.clone();
     let unfinished: Rc<Cell<usize>> = Rc::default();
-    while let Some(incoming) = endpoint.accept().await {
-        // Told at once, a client goes elsewhere at once.
-        if *phase.borrow() != Phase::Running {
-            incoming.refuse();
-            continue;
+    loop {
+        tokio::select! {
+            incoming = quinn.accept() => match incoming {
+                Some(incoming) => {
+                    let new = New { listener, incoming, phase: &phase };
+                    accept(&worker, new, &settings, &unfinished);
+                }
+                None => break,
+            },
+            // An error is the control thread's end.
+            _ = news.wait_for(|phase| *phase != Phase::Running) => break,
         }
-        accept(&worker, listener, incoming, &settings, &unfinished);
     }
+    loop {
+        tokio::select! {
+            incoming = quinn.accept() => match incoming {
+                // Told at once, a client goes elsewhere at once.
+                Some(incoming) => incoming.refuse(),
+                None => break,
+            },
+            () = quinn.wait_idle() => break,
+            _ = news.wait_for(|phase| *phase == Phase::Stopping) => break,
+        }
+    }
+    worker.forget(&quinn);
+    close(&[quinn]).await;
 }
 
-fn accept(
-    worker: &Rc<Worker>,
+/// A connection that asks to be let in.
+struct New<'a> {
     listener: usize,
     incoming: Incoming,
-    settings: &Settings,
-    unfinished: &Rc<Cell<usize>>,
-) {
+    phase: &'a watch::Receiver<Phase>,
+}
+
+fn accept(worker: &Rc<Worker>, new: New<'_>, settings: &Settings, unfinished: &Rc<Cell<usize>>) {
+    let New { listener, incoming, phase } = new;
     match welcome(unfinished.get(), incoming.remote_address_validated(), incoming.may_retry()) {
         Welcome::Handshake => {}
         Welcome::Retry => {
@@ -82,8 +114,7 @@ fn accept(
         }
         Welcome::Silence => return incoming.ignore(),
     }
-    let from = incoming.remote_address();
-    let (arrival, entered) = match worker.enter(listener, from.ip(), from.port()) {
+    let (arrival, entered) = match worker.enter(listener, incoming.remote_address(), phase) {
         Ok(entered) => entered,
         // As XDP would have it.
         Err(Denied::Banned) => return incoming.ignore(),

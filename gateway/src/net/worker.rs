@@ -5,15 +5,17 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    net::{IpAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
     thread::JoinHandle,
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use gateway_ebpf::Source;
 use nix::sched::{CpuSet, sched_setaffinity};
+use quinn::Endpoint;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot, watch},
@@ -35,7 +37,6 @@ use crate::{
     policy::{Reason, penalty::Evidence},
     snapshot::Published,
     time,
-    tls::sessions::Sessions,
     upstream::forward::Forwarder,
 };
 
@@ -57,15 +58,76 @@ const HANDSHAKE_LINES_PER_S: u32 = 50;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// What the process is doing; workers and connections follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Serving.
     Running,
-    /// No new connections; the open ones end after their current request.
+    /// No new connections. Open ones are told to go with the answer to their next request; over
+    /// HTTP/1.1 nobody can be told otherwise, and one that is closed just when its client asks costs
+    /// a request.
     Draining,
+    /// That wait is over: idle connections are closed, the others end after their current request,
+    /// and what is asked now is refused.
+    Closing,
     /// Everything ends now.
     Stopping,
 }
+
+/// One socket that a worker accepts connections from.
+#[derive(Debug)]
+pub struct Listening {
+    /// The listener's place in the snapshot and among counts.
+    pub listener: usize,
+    /// Where connections come from.
+    pub socket: Socket,
+    /// The process' phase, or a later one when this address is given up before.
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// Where a worker's new connections come from.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP. Others hold the same socket, so closing it closes nothing.
+    Streams(StdListener),
+    /// QUIC, the one socket of this worker.
+    Quic(quic::Bound),
+}
+
+/// One open connection among a worker's; dropping it makes room.
+pub(super) struct Entered {
+    worker: Rc<Worker>,
+    listener: usize,
+    _admitted: Admitted,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.worker.metrics.borrow_mut().connections[self.listener] -= 1;
+        self.worker.open.set(self.worker.open.get() - 1);
+    }
+}
+
+/// What the control thread tells a worker to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept connections from one more socket.
+    Listen(Listening),
+    /// Remember tokens otherwise.
+    TokenCache {
+        /// So many of them; 0: none.
+        entries: usize,
+        /// For so long.
+        ttl: Duration,
+    },
+}
+
+/// Commands under way to one worker: a configuration has fewer listeners, and one that does not take
+/// them is stuck.
+pub const COMMANDS_MAX: usize = 256;
+
+/// Connections that are still accepted from a socket that is given up: what waits in its queue, whose
+/// length the kernel cuts to `net.core.somaxconn` (4096 by default).
+const LAST_ACCEPTS_MAX: usize = 4_096;
 
 /// What every worker is given.
 #[derive(Clone)]
@@ -78,8 +140,6 @@ pub struct Shared {
     pub evidence: mpsc::Sender<Evidence>,
     /// Tells connections that another state was published.
     pub news: watch::Receiver<()>,
-    /// Sessions that clients may resume, for each listener that has any.
-    pub sessions: Arc<[Option<Arc<Sessions>>]>,
     /// Issuers of tokens whose key is not known go here, and the sender never waits.
     pub unknown_keys: mpsc::Sender<Arc<str>>,
     /// What the process is doing.
@@ -94,8 +154,6 @@ pub struct Shared {
     pub token_cache_entries: usize,
     /// Age at which they are verified again.
     pub token_cache_ttl: Duration,
-    /// Number of listeners.
-    pub listeners: usize,
 }
 
 /// A request to a worker for a copy of its counts.
@@ -105,6 +163,8 @@ pub type Scrape = oneshot::Sender<WorkerMetrics>;
 pub struct Handle {
     /// Asks for counts.
     pub scrape: mpsc::Sender<Scrape>,
+    /// Tells it what to do; never waits.
+    pub commands: mpsc::Sender<Command>,
     /// Ends when the worker has drained or was stopped.
     pub thread: JoinHandle<()>,
 }
@@ -125,32 +185,13 @@ pub struct Worker {
     consumers: RefCell<HashMap<String, Consumer>>,
     connections: Cell<u64>,
     open: Cell<usize>,
+    /// Sockets that connections are accepted from.
+    accepting: Cell<usize>,
+    /// Those of QUIC, which have a last word to say.
+    endpoints: RefCell<Vec<Endpoint>>,
     handshake_lines: Cell<u32>,
     handshake_lines_suppressed: Cell<u64>,
     repeats: RefCell<Repeats>,
-}
-
-/// One open connection among a worker's; dropping it makes room.
-pub(super) struct Entered {
-    worker: Rc<Worker>,
-    listener: usize,
-    _admitted: Admitted,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.worker.metrics.borrow_mut().connections[self.listener] -= 1;
-        self.worker.open.set(self.worker.open.get() - 1);
-    }
-}
-
-/// The sockets that one worker serves.
-#[derive(Debug, Default)]
-pub struct Sockets {
-    /// Of each listener, in the order of the configuration.
-    pub streams: Vec<StdListener>,
-    /// Of the listeners that serve HTTP/3, with the listener's index.
-    pub quic: Vec<(usize, quic::Bound)>,
 }
 
 /// Starts a worker's thread.
@@ -160,20 +201,21 @@ pub struct Sockets {
 pub fn start(
     id: usize,
     cpu: Option<usize>,
-    sockets: Sockets,
+    sockets: Vec<Listening>,
     shared: Shared,
 ) -> io::Result<Handle> {
     // A scrape a second from a few monitors never finds more than this waiting.
     let (scrape, scrapes) = mpsc::channel(16);
+    let (commands, told) = mpsc::channel(COMMANDS_MAX);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         if let Some(cpu) = cpu {
             pin(cpu);
         }
         let worker = Rc::new(Worker::new(id, shared));
-        LocalSet::new().block_on(&runtime, serve(worker, sockets, scrapes));
+        LocalSet::new().block_on(&runtime, serve(worker, sockets, scrapes, told));
     })?;
-    Ok(Handle { scrape, thread })
+    Ok(Handle { scrape, commands, thread })
 }
 
 /// A worker that stays on its CPU finds its data in that CPU's cache. Not being allowed to is no harm.
@@ -186,27 +228,26 @@ fn pin(cpu: usize) {
     }
 }
 
-async fn serve(worker: Rc<Worker>, sockets: Sockets, mut scrapes: mpsc::Receiver<Scrape>) {
-    let mut endpoints = Vec::new();
-    for (listener, bound) in sockets.quic {
-        match quic_accept::start(&worker, listener, bound) {
-            Ok(endpoint) => endpoints.push(endpoint),
-            Err(error) => tracing::error!(listener, error = %error, "listener lost for HTTP/3"),
-        }
-    }
-    for (listener, socket) in sockets.streams.into_iter().enumerate() {
-        match TcpListener::from_std(socket) {
-            Ok(socket) => {
-                tokio::task::spawn_local(accept_all(worker.clone(), listener, socket));
-            }
-            Err(error) => tracing::error!(listener, error = %error, "listener lost"),
-        }
+async fn serve(
+    worker: Rc<Worker>,
+    sockets: Vec<Listening>,
+    mut scrapes: mpsc::Receiver<Scrape>,
+    mut commands: mpsc::Receiver<Command>,
+) {
+    for listening in sockets {
+        worker.listen(listening);
     }
     let mut phase = worker.shared.phase.clone();
     let mut flush = tokio::time::interval(LOG_FLUSH_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
+            Some(command) = commands.recv() => match command {
+                Command::Listen(listening) => worker.listen(listening),
+                Command::TokenCache { entries, ttl } => {
+                    worker.tokens.borrow_mut().resize(entries, ttl);
+                }
+            },
             Some(scrape) = scrapes.recv() => {
                 // Who asked may have given up.
                 let _ = scrape.send(worker.counts());
@@ -215,8 +256,8 @@ async fn serve(worker: Rc<Worker>, sockets: Sockets, mut scrapes: mpsc::Receiver
                 worker.flush_log();
                 match *phase.borrow() {
                     Phase::Running => {}
-                    Phase::Draining if worker.open.get() > 0 => {}
-                    Phase::Draining | Phase::Stopping => break,
+                    Phase::Draining | Phase::Closing if worker.is_busy() => {}
+                    Phase::Draining | Phase::Closing | Phase::Stopping => break,
                 }
             }
             _ = sweep.tick() => {
@@ -229,6 +270,7 @@ async fn serve(worker: Rc<Worker>, sockets: Sockets, mut scrapes: mpsc::Receiver
             Ok(()) = phase.changed() => flush.reset_immediately(),
         }
     }
+    let endpoints = worker.endpoints.take();
     quic_accept::close(&endpoints).await;
     worker.report_suppressed();
     let repeated = worker.repeats.borrow_mut().take_all();
@@ -236,20 +278,30 @@ async fn serve(worker: Rc<Worker>, sockets: Sockets, mut scrapes: mpsc::Receiver
     worker.flush_log();
 }
 
-async fn accept_all(worker: Rc<Worker>, listener: usize, socket: TcpListener) {
-    let mut phase = worker.shared.phase.clone();
+async fn accept_all(
+    worker: Rc<Worker>,
+    listener: usize,
+    socket: TcpListener,
+    phase: watch::Receiver<Phase>,
+) {
+    let mut news = phase.clone();
     loop {
         tokio::select! {
             accepted = socket.accept() => match accepted {
-                Ok((stream, address)) => worker.admit(listener, stream, address.ip(), address.port()),
+                Ok((stream, address)) => worker.admit(listener, stream, address, &phase),
                 Err(error) => {
                     tracing::warn!(error = %error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            // The sender lives as long as the process.
-            _ = phase.wait_for(|phase| *phase != Phase::Running) => return,
+            // An error is the control thread's end.
+            _ = news.wait_for(|phase| *phase != Phase::Running) => break,
         }
+    }
+    // What the kernel has accepted already would be reset when the last holder closes the socket.
+    for _ in 0..LAST_ACCEPTS_MAX {
+        let Some(Ok((stream, address))) = socket.accept().now_or_never() else { return };
+        worker.admit(listener, stream, address, &phase);
     }
 }
 
@@ -257,13 +309,15 @@ impl Worker {
     fn new(id: usize, shared: Shared) -> Worker {
         Worker {
             id,
-            metrics: RefCell::new(WorkerMetrics::new(shared.listeners)),
+            metrics: RefCell::new(WorkerMetrics::new(0)),
             tokens: RefCell::new(Cache::new(shared.token_cache_entries, shared.token_cache_ttl)),
             forwarder: Forwarder::default(),
             log_buffer: RefCell::default(),
             consumers: RefCell::default(),
             connections: Cell::new(0),
             open: Cell::new(0),
+            accepting: Cell::new(0),
+            endpoints: RefCell::default(),
             handshake_lines: Cell::new(0),
             handshake_lines_suppressed: Cell::new(0),
             repeats: RefCell::default(),
@@ -271,8 +325,45 @@ impl Worker {
         }
     }
 
-    fn admit(self: &Rc<Self>, listener: usize, stream: TcpStream, address: IpAddr, port: u16) {
-        let Ok((arrival, entered)) = self.enter(listener, address, port) else { return };
+    fn listen(self: &Rc<Self>, listening: Listening) {
+        let Listening { listener, socket, phase } = listening;
+        self.metrics.borrow_mut().grow(listener + 1);
+        let worker = self.clone();
+        let accepting = match socket {
+            Socket::Streams(socket) => TcpListener::from_std(socket)
+                .map(|socket| accept_all(worker.clone(), listener, socket, phase).boxed_local()),
+            Socket::Quic(bound) => {
+                quic_accept::endpoint(&worker, listener, bound).map(|endpoint| {
+                    self.endpoints.borrow_mut().push(endpoint.quinn.clone());
+                    quic_accept::accept_all(worker.clone(), listener, endpoint, phase).boxed_local()
+                })
+            }
+        };
+        match accepting {
+            Ok(accepting) => {
+                self.accepting.set(self.accepting.get() + 1);
+                tokio::task::spawn_local(async move {
+                    accepting.await;
+                    worker.accepting.set(worker.accepting.get() - 1);
+                });
+            }
+            Err(error) => tracing::error!(listener, error = %error, "listener lost"),
+        }
+    }
+
+    /// Whether there is anything that has still to end.
+    fn is_busy(&self) -> bool {
+        self.open.get() > 0 || self.accepting.get() > 0
+    }
+
+    fn admit(
+        self: &Rc<Self>,
+        listener: usize,
+        stream: TcpStream,
+        peer: SocketAddr,
+        phase: &watch::Receiver<Phase>,
+    ) {
+        let Ok((arrival, entered)) = self.enter(listener, peer, phase) else { return };
         let worker = self.clone();
         tokio::task::spawn_local(async move {
             connection::serve(worker, stream, arrival).await;
@@ -287,11 +378,11 @@ impl Worker {
     pub(super) fn enter(
         self: &Rc<Self>,
         listener: usize,
-        address: IpAddr,
-        port: u16,
+        peer: SocketAddr,
+        phase: &watch::Receiver<Phase>,
     ) -> Result<(connection::Arrival, Entered), Denied> {
         // An IPv4 client on an IPv6 socket is the IPv4 client.
-        let address = address.to_canonical();
+        let address = peer.ip().to_canonical();
         let source = Source::from(address);
         let admitted = self.shared.admission.admit(source, time::monotonic());
         let admitted = admitted.inspect_err(|denied| match denied {
@@ -305,11 +396,18 @@ impl Worker {
         let arrival = connection::Arrival {
             listener,
             address,
-            port,
+            port: peer.port(),
             source,
+            phase: phase.clone(),
             id: format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number),
         };
         Ok((arrival, Entered { worker: self.clone(), listener, _admitted: admitted }))
+    }
+
+    /// An endpoint has nothing left to do.
+    pub(super) fn forget(&self, endpoint: &Endpoint) {
+        let address = endpoint.local_addr().ok();
+        self.endpoints.borrow_mut().retain(|other| other.local_addr().ok() != address);
     }
 
     /// Tells the feedback path, without waiting.

@@ -101,6 +101,8 @@ reasons! {
     MethodNotAllowed = 34, "method_not_allowed", 1;
     /// Requests opened and given up, more than any honest client does: rapid reset (CVE-2023-44487).
     RequestsGivenUp = 100, "requests_given_up", 5;
+    /// It came on a connection that was told to end, after the time to hear of it.
+    Draining = 150, "draining", 0;
     // The token.
     /// The route asks for a token and there is none.
     MissingToken = 40, "missing_token", 1;
@@ -213,6 +215,8 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// The process, or the listener, is about to end and takes nothing new.
+    Draining,
     /// No server of the upstream takes a connection.
     UpstreamUnreachable,
     /// The upstream broke the protocol or went away.
@@ -266,6 +270,7 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::Draining => Reason::Draining,
             Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -287,7 +292,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Token(TokenError::IssuerUnavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
             Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -316,6 +323,7 @@ impl Refusal {
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
+            | Refusal::Draining
             | Refusal::UpstreamUnreachable
             | Refusal::UpstreamFailed => None,
         }

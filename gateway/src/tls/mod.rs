@@ -20,9 +20,10 @@ use rustls::{
 };
 use rustls_pki_types::UnixTime;
 
+use self::sessions::Sessions;
 use crate::{
     config::Protocol,
-    identity::certificate::{CertificateError, Peer, Trust},
+    identity::certificate::{CertificateError, Hosts, Peer, Trust},
 };
 
 /// The server's certificate chain and key.
@@ -36,6 +37,8 @@ pub struct ServerCertificate {
     pub not_after: UnixTime,
     /// Bits of the leaf's key when it is an RSA key.
     pub rsa_bits: Option<usize>,
+    /// The hosts that the leaf is for.
+    pub hosts: Hosts,
 }
 
 /// What one listener's handshakes are made of.
@@ -51,6 +54,8 @@ pub struct ListenerTls {
     pub provider: Arc<CryptoProvider>,
     /// Tickets handed out after a handshake; 0: no session is ever resumed.
     pub tickets: usize,
+    /// Sessions that clients may resume; `None`: none ever.
+    pub sessions: Option<Arc<Sessions>>,
 }
 
 /// What is served under certain names.
@@ -151,6 +156,16 @@ impl Sites {
 }
 
 impl ListenerTls {
+    /// Goes on with the sessions that were remembered before, unless there is to be room for another
+    /// number of them. Each is judged by today's rules before it is resumed.
+    pub fn keep_sessions(&mut self, before: &ListenerTls) {
+        if let (Some(ours), Some(theirs)) = (&mut self.sessions, &before.sessions)
+            && ours.room() == theirs.room()
+        {
+            *ours = theirs.clone();
+        }
+    }
+
     /// The settings of one handshake: the certificate, the verifier that will judge this client, or
     /// none where clients are not asked, and the sessions it may resume.
     ///
@@ -224,6 +239,7 @@ mod tests {
                 not_before: at(0),
                 not_after: at(1),
                 rsa_bits: None,
+                hosts: Hosts::default(),
             }),
             clients: None,
         }

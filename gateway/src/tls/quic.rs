@@ -24,7 +24,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use super::{
     ListenerTls, Site,
     handshake::{Failure, Proven, proven},
-    sessions::{Resumption, Sessions},
+    sessions::Resumption,
 };
 use crate::{
     identity::certificate::{CertificateRefusal, Verifier},
@@ -37,7 +37,6 @@ const ALPN: &[u8] = b"h3";
 /// The side of one handshake that chooses its site.
 struct Choice {
     listener: ListenerTls,
-    sessions: Option<Arc<Sessions>>,
     now: UnixTime,
     /// Empty until the client has said which host it wants.
     chosen: OnceLock<Chosen>,
@@ -55,18 +54,9 @@ pub struct Handshake(Arc<Choice>);
 
 impl Handshake {
     /// A handshake with a client that has not spoken yet.
-    pub fn new(
-        listener: &ListenerTls,
-        sessions: Option<&Arc<Sessions>>,
-        now: UnixTime,
-    ) -> Handshake {
+    pub fn new(listener: &ListenerTls, now: UnixTime) -> Handshake {
         let listener = listener.clone();
-        Handshake(Arc::new(Choice {
-            listener,
-            sessions: sessions.cloned(),
-            now,
-            chosen: OnceLock::new(),
-        }))
+        Handshake(Arc::new(Choice { listener, now, chosen: OnceLock::new() }))
     }
 
     /// Its settings.
@@ -75,7 +65,7 @@ impl Handshake {
     /// The provider lacks TLS 1.3 or the cipher of first packets, which the built-in one does not.
     pub fn crypto(&self) -> Result<QuicServerConfig, CryptoError> {
         let choice = &self.0;
-        let sessions: Arc<dyn StoresServerSessions> = match &choice.sessions {
+        let sessions: Arc<dyn StoresServerSessions> = match &choice.listener.sessions {
             Some(_) => choice.clone(),
             None => Arc::new(NoServerSessionStorage {}),
         };
@@ -194,7 +184,7 @@ impl Choice {
                 .clients
                 .as_ref()
                 .map(|clients| Arc::new(Verifier::new(clients.trust.clone(), clients.required)));
-            let resumption = self.sessions.as_ref().map(|sessions| {
+            let resumption = self.listener.sessions.as_ref().map(|sessions| {
                 let sessions = sessions.clone();
                 Arc::new(Resumption::new(sessions, site.clone(), verifier.clone(), self.now))
             });

@@ -35,6 +35,7 @@ type Id = [u8; 32];
 /// The sessions of one listener, shared by its workers: a client comes back to any of them. The
 /// least recently made goes first.
 pub struct Sessions {
+    room: NonZeroUsize,
     shards: Vec<Mutex<LruCache<Id, Session>>>,
 }
 
@@ -60,7 +61,13 @@ impl Sessions {
     /// Room for about so many.
     pub fn new(entries: NonZeroUsize) -> Sessions {
         let each = NonZeroUsize::new(entries.get().div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
-        Sessions { shards: (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect() }
+        let shards = (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect();
+        Sessions { room: entries, shards }
+    }
+
+    /// For how many there is to be room.
+    pub fn room(&self) -> NonZeroUsize {
+        self.room
     }
 
     /// How many are kept.

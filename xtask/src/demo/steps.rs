@@ -34,8 +34,10 @@ const FEEDBACK_TARGET: Duration = Duration::from_millis(10);
 const MAX_REFUSALS: u32 = 200;
 /// How long an attacker looks for the first dropped packet before it tries another token.
 const PROBE_LIMIT: Duration = Duration::from_millis(250);
-/// Packets of the attackers that must be dropped in a row: a stray one is none.
-const DROPS_IN_A_ROW: u32 = 5;
+/// Packets of the attackers that must be dropped: a stray one is none.
+const DROPS_ENOUGH: u64 = 5;
+/// And how far apart at most, on a machine that has other things to do as well.
+const DROPS_APART_MAX: Duration = Duration::from_millis(50);
 /// A connection attempt of a banned source is given up after this.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -240,33 +242,48 @@ fn attack(
     bail!("not banned after {MAX_REFUSALS} refusals");
 }
 
-/// Probes for a while; gives the moment of the first of several drops in a row.
+/// Probes for a while; gives the moment of the first of several drops, none of them long after the one
+/// before. (A busy machine may put the receiver off, and then judges several probes at once.)
 fn first_drop(
     counters: &Counters,
     since: Instant,
     probe: impl Fn() -> Result<()>,
 ) -> Result<Option<Instant>> {
-    let mut first = None;
-    let mut in_a_row = 0;
+    let mut drops: Option<Drops> = None;
     let mut count = counters.dropped(Outcome::Banned)?;
-    while since.elapsed() < PROBE_LIMIT {
+    // Once one is seen, the last of them are given their time.
+    while since.elapsed() < PROBE_LIMIT || drops.is_some_and(|drops| drops.is_fresh(clock::now())) {
         probe()?;
         let now = clock::now();
         let after = counters.dropped(Outcome::Banned)?;
         if after > count {
-            in_a_row += 1;
-            first = first.or(Some(now));
-        } else {
-            (in_a_row, first) = (0, None);
-        }
-        if in_a_row == DROPS_IN_A_ROW {
-            return Ok(first);
+            let before = drops.filter(|drops| drops.is_fresh(now));
+            let (first, dropped) = before.map_or((now, 0), |drops| (drops.first, drops.dropped));
+            let dropped = dropped + (after - count);
+            if dropped >= DROPS_ENOUGH {
+                return Ok(Some(first));
+            }
+            drops = Some(Drops { first, last: now, dropped });
         }
         count = after;
         // A tenth of a millisecond is fine enough, and keeps the probes below the source's limit.
         thread::sleep(Duration::from_micros(50));
     }
     Ok(None)
+}
+
+/// Dropped probes, the moments of the first and the last of them.
+#[derive(Clone, Copy, Debug)]
+struct Drops {
+    first: Instant,
+    last: Instant,
+    dropped: u64,
+}
+
+impl Drops {
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < DROPS_APART_MAX
+    }
 }
 
 fn kernel_refuses(

@@ -43,7 +43,7 @@ pub const HOST: &str = "gateway.demo";
 /// The listener.
 pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(GATEWAY), 8443);
 /// Steps of the ladder of bans: the first ban ends while one is watching.
-pub const FIRST_BAN: Duration = Duration::from_secs(8);
+pub const FIRST_BAN: Duration = Duration::from_secs(12);
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 83, 0, 1);
 const CLIENT: IpAddr = address(10);
@@ -165,6 +165,7 @@ impl World {
             bans: bans(),
         };
         let launch = Launch {
+            environment: Vec::new(),
             binary: binary.to_owned(),
             config: directory.path().join("portcullis.toml"),
             namespace: Arc::clone(&hosts.gateway),

@@ -25,7 +25,7 @@ pub use self::{
     fields::{Serial, SignatureError},
     name::{AlternativeName, NameError},
     revocation::{Revocations, RevocationsError},
-    server_key::{CHAIN_MAX, ServerKeyError, rsa_bits, server_key, validity},
+    server_key::{CHAIN_MAX, Hosts, ServerKeyError, rsa_bits, server_key, validity},
     trust::{Peer, Trust},
     verifier::Verifier,
 };

@@ -3,11 +3,15 @@
 use std::fmt;
 
 use rustls::{
-    InconsistentKeys, crypto::aws_lc_rs::default_provider, pki_types::PrivateKeyDer,
-    sign::CertifiedKey,
+    InconsistentKeys, client::verify_server_name, crypto::aws_lc_rs::default_provider,
+    pki_types::PrivateKeyDer, server::ParsedCertificate, sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
-use x509_parser::{certificate::X509Certificate, prelude::FromDer, public_key::PublicKey};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use x509_parser::{
+    certificate::X509Certificate,
+    prelude::{FromDer, GeneralName},
+    public_key::PublicKey,
+};
 
 use super::{fields::unix_time, name::cut};
 
@@ -129,6 +133,61 @@ pub fn rsa_bits(certified: &CertifiedKey) -> Option<usize> {
         Ok(PublicKey::RSA(key)) => Some(key.key_size()),
         _ => None,
     }
+}
+
+/// The hosts that a server's certificate is for, as clients judge it: by its alternative names alone
+/// (RFC 9525 section 6.3), never by its common name.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts {
+    leaf: Option<CertificateDer<'static>>,
+    names: Vec<String>,
+}
+
+impl Hosts {
+    /// Of the leaf.
+    pub fn of(certified: &CertifiedKey) -> Hosts {
+        let leaf = certified.cert.first().map(|leaf| leaf.clone().into_owned());
+        let names = leaf.as_ref().map(host_names).unwrap_or_default();
+        Hosts { leaf, names }
+    }
+
+    /// Its names and addresses, for messages.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether a client that asks for this host takes the certificate for it. `*.` in front stands for
+    /// any one label, so only the same pattern covers it.
+    pub fn covers(&self, host: &str) -> bool {
+        /// A label that nobody has a certificate for by name.
+        const ANY: &str = "portcullis-any-label";
+        let host = match host.strip_prefix("*.") {
+            Some(suffix) => format!("{ANY}.{suffix}"),
+            None => host.to_owned(),
+        };
+        let Some(leaf) = &self.leaf else { return false };
+        let (Ok(leaf), Ok(name)) = (ParsedCertificate::try_from(leaf), ServerName::try_from(host))
+        else {
+            return false;
+        };
+        verify_server_name(&leaf, &name).is_ok()
+    }
+}
+
+fn host_names(leaf: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return Vec::new() };
+    let Ok(Some(names)) = leaf.subject_alternative_name() else { return Vec::new() };
+    let shown = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some(cut((*name).to_owned())),
+        GeneralName::IPAddress(octets) => match **octets {
+            [a, b, c, d] => Some(std::net::Ipv4Addr::new(a, b, c, d).to_string()),
+            _ => <[u8; 16]>::try_from(*octets)
+                .ok()
+                .map(|all| std::net::Ipv6Addr::from(all).to_string()),
+        },
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(shown).collect()
 }
 
 fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServerKeyError> {

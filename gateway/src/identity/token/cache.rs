@@ -88,6 +88,17 @@ impl Cache {
         None
     }
 
+    /// From now on remembers at most `capacity` tokens (0: none), each for at most `ttl`. The most
+    /// recently used stay, as far as there is room.
+    pub fn resize(&mut self, capacity: usize, ttl: Duration) {
+        self.ttl = ttl;
+        match (NonZeroUsize::new(capacity), &mut self.entries) {
+            (None, entries) => *entries = None,
+            (Some(capacity), Some(entries)) => entries.resize(capacity),
+            (Some(capacity), entries) => *entries = Some(LruCache::new(capacity)),
+        }
+    }
+
     /// Hits and misses so far.
     pub fn counts(&self) -> CacheCounts {
         self.counts

@@ -124,6 +124,12 @@ impl Refresh {
         self.answered.is_none() && self.failures == 0
     }
 
+    /// Time until the next question; `None` while one is open.
+    pub fn next_in(&self, now: Instant) -> Option<Duration> {
+        let next = self.next_question();
+        (!self.is_asking).then(|| next.saturating_duration_since(now))
+    }
+
     /// Failures in a row.
     pub fn failures(&self) -> u32 {
         self.failures

@@ -1,0 +1,101 @@
+//! Where operators and monitors come in: two sockets that a reload may move.
+
+use std::{cell::RefCell, net::TcpListener, os::unix::net::UnixListener, path::Path, rc::Rc};
+
+use tokio::task::AbortHandle;
+
+use super::{answer_monitors, answer_operators, control::Control};
+use crate::{
+    admin::socket,
+    config::Admin,
+    net::listen::{self, ListenError},
+};
+
+/// The sockets, held so that they can be given to others; tasks answer on copies.
+#[derive(Debug)]
+pub(super) struct Doors {
+    sockets: RefCell<Sockets>,
+    answering: RefCell<Vec<AbortHandle>>,
+}
+
+/// The operators' and the monitors'.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) operators: UnixListener,
+    pub(super) monitors: TcpListener,
+}
+
+/// Sockets in place of those there are; `None`: it stays.
+#[derive(Debug)]
+pub(super) struct Moved {
+    operators: Option<UnixListener>,
+    monitors: Option<TcpListener>,
+}
+
+impl Doors {
+    pub(super) fn new(sockets: Sockets) -> Doors {
+        Doors { sockets: RefCell::new(sockets), answering: RefCell::default() }
+    }
+
+    /// Binds what is to be elsewhere.
+    ///
+    /// # Errors
+    /// One sentence: what, where, what to do.
+    pub(super) fn prepare(before: &Admin, after: &Admin) -> Result<Moved, String> {
+        let monitors = (before.metrics != after.metrics)
+            .then(|| listen::single(after.metrics))
+            .transpose()
+            .map_err(|error: ListenError| error.to_string())?;
+        let operators =
+            (before.socket != after.socket).then(|| socket::bind(&after.socket)).transpose()?;
+        Ok(Moved { operators, monitors })
+    }
+
+    /// Answers there from now on, and no longer where it was before.
+    pub(super) fn take(&self, control: &Rc<Control>, moved: Moved, old_socket: &Path) {
+        if moved.operators.is_none() && moved.monitors.is_none() {
+            return;
+        }
+        let mut sockets = self.sockets.borrow_mut();
+        if let Some(operators) = moved.operators {
+            sockets.operators = operators;
+            // Nobody answers there any more; that it is gone already is as good.
+            let _ = std::fs::remove_file(old_socket);
+        }
+        if let Some(monitors) = moved.monitors {
+            sockets.monitors = monitors;
+        }
+        drop(sockets);
+        self.close();
+        self.open(control);
+    }
+
+    /// Answers operators and monitors.
+    pub(super) fn open(&self, control: &Rc<Control>) {
+        let sockets = self.sockets.borrow();
+        let operators = sockets.operators.try_clone().and_then(tokio::net::UnixListener::from_std);
+        let monitors = sockets.monitors.try_clone().and_then(tokio::net::TcpListener::from_std);
+        let mut answering = self.answering.borrow_mut();
+        match operators {
+            Ok(socket) => {
+                let task = tokio::task::spawn_local(answer_operators(control.clone(), socket));
+                answering.push(task.abort_handle());
+            }
+            Err(error) => tracing::error!(error = %error, "operators are not answered"),
+        }
+        match monitors {
+            Ok(socket) => {
+                let task = tokio::task::spawn_local(answer_monitors(control.clone(), socket));
+                answering.push(task.abort_handle());
+            }
+            Err(error) => tracing::error!(error = %error, "monitors are not answered"),
+        }
+    }
+
+    /// Takes no more questions; who asked already is answered.
+    pub(super) fn close(&self) {
+        for task in self.answering.borrow_mut().drain(..) {
+            task.abort();
+        }
+    }
+}
