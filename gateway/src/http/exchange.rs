@@ -60,7 +60,10 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Arriving>) ->
             headers::to_client(response.status(), response.headers_mut());
             (response, None)
         }
-        Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
+        Err(refusal) => {
+            let answer = answer::refused(&refusal, &record.request_id);
+            (answer::to_method(answer, &record.method), Some(refusal))
+        }
     };
     if let Some(alternative) = connection.alternative(&snapshot) {
         response.headers_mut().insert(header::ALT_SVC, alternative.clone());
