@@ -253,18 +253,25 @@ async fn client_config(authorities: Option<PathBuf>) -> Result<ClientConfig, Str
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn roots(authorities: Option<PathBuf>) -> Result<RootCertStore, String> {
+/// The authorities that this operating system trusts.
+///
+/// # Errors
+/// When it has none, or they cannot be read.
+pub fn system_authorities() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    let Some(path) = authorities else {
-        let found = rustls_native_certs::load_native_certs();
-        // Some of a system's authorities never parse; that is no reason to do without the others.
-        roots.add_parsable_certificates(found.certs);
-        return match (roots.is_empty(), found.errors.first()) {
-            (false, _) => Ok(roots),
-            (true, Some(error)) => Err(error.to_string()),
-            (true, None) => Err("this system has none; install ca-certificates".to_owned()),
-        };
-    };
+    let found = rustls_native_certs::load_native_certs();
+    // Some of a system's authorities never parse; that is no reason to do without the others.
+    roots.add_parsable_certificates(found.certs);
+    match (roots.is_empty(), found.errors.first()) {
+        (false, _) => Ok(roots),
+        (true, Some(error)) => Err(error.to_string()),
+        (true, None) => Err("this system has none; install ca-certificates".to_owned()),
+    }
+}
+
+fn roots(authorities: Option<PathBuf>) -> Result<RootCertStore, String> {
+    let Some(path) = authorities else { return system_authorities() };
+    let mut roots = RootCertStore::empty();
     let shown = path.display();
     for certificate in CertificateDer::pem_file_iter(&path).map_err(|e| format!("{shown}: {e}"))? {
         let certificate = certificate.map_err(|error| format!("{shown}: {error}"))?;

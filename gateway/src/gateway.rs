@@ -13,10 +13,12 @@ mod listeners;
 mod material;
 mod refresh;
 mod spared;
+mod takeover;
 
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_getaffinity};
 use tokio::{
     io::AsyncReadExt,
@@ -30,27 +32,36 @@ pub use self::advice::advice;
 pub use self::keys::fetched_issuers;
 pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_issuers};
 use self::{
-    control::{Control, Serving, Tell},
+    control::{Control, Seen, Serving, Tell, upstreams},
     course::Course,
-    doors::{Doors, Sockets},
-    listeners::{Inherited, Listeners, ListenersError},
+    doors::Doors,
+    listeners::{Listeners, ListenersError},
     refresh::Followed,
+    takeover::Estate,
 };
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
         metrics::Consumers,
-        monitor, socket,
+        monitor,
+        notify::Notify,
+        socket,
     },
     config::{self, Config, Disk, Problems, Warning},
     kernel::{Kernel, KernelError},
     net::{
-        addresses,
+        activation, addresses,
         admission::Admission,
-        listen::{self, ListenError},
+        descriptors,
+        handover::Taken,
+        listen::ListenError,
         worker::{self, Listening, Phase, Shared},
     },
     time,
+    upstream::{
+        probe,
+        resolve::{self, Addresses},
+    },
 };
 
 /// Evidence on its way to the control thread. At 48 bytes each that is 400 KiB; what finds it full is
@@ -142,15 +153,22 @@ impl From<KernelError> for RunError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. With `take_over` it gets the sockets of the daemon that runs, if
+/// one does, and ends it when it serves.
 ///
 /// # Errors
 /// Why it cannot start. Once it serves, nothing ends it but a signal.
-pub fn run(path: &Path) -> Result<ExitCode, RunError> {
+pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
+    // Before anything else opens descriptors, or another program takes this one's place.
+    let passed = activation::passed();
+    let program = std::env::current_exe().map_err(|error| format!("this program's file: {error}"));
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     let watch = Followed::look(&config);
-    let snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
+    let mut addresses = Addresses::default();
+    upstreams::look_up_new(&config, &mut addresses);
+    resolve::settle(&mut snapshot.upstreams, &addresses, &[], time::monotonic());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -164,25 +182,37 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     // Everything that can be refused is asked for before the program is put on an interface.
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
-    let mut listeners = Listeners::default();
-    let bound = listeners.prepare(&config.listeners, workers, &mut Inherited::new())?;
-    let doors = Sockets {
-        monitors: listen::single(config.admin.metrics)?,
-        operators: socket::bind(&config.admin.socket).map_err(RunError::System)?,
-    };
-    let kernel = start_kernel(&config)?;
+    let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
+    let mut estate = Estate::gather(&config, passed, take_over)?;
+    let mut listeners = Listeners::new(config.server.backlog, steered);
+    let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
+    let doors = estate.doors(&config)?;
+    let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
+    let room = descriptors::make_room(config.server.max_connections)
+        .map_err(|error| system("cannot read the limit of descriptors", error.into()))?;
 
     let (log, writer) =
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
     trace_to(&log);
     announce(&config, &warnings, workers);
+    if let Some(shortage) = room.shortage() {
+        tracing::warn!(detail = %shortage, "descriptors");
+    }
+    if config.server.cpu_steering && workers != cpus.len() {
+        let detail =
+            "cpu_steering does nothing: there is not one worker for each CPU; write workers = 0";
+        tracing::warn!(detail, "configuration");
+    }
+    for unused in &estate.unused {
+        tracing::warn!(detail = unused, "a socket that was passed has no use here and is closed");
+    }
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
-        admission: Admission::new(config.server.max_connections),
+        admission: Admission::new(room.connections_max, config.server.max_connections_per_source),
         evidence,
         news: news_receiver,
         unknown_keys,
@@ -208,32 +238,47 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         handles.push(handle);
     }
     let tell = Tell { phase, news };
-    let serving = Serving { listeners, doors: Doors::new(doors), workers: handles };
-    let control = Control::new(path, config, shared, serving, kernel, tell, watch);
-    LocalSet::new().block_on(&runtime, async {
+    let serving = Serving {
+        listeners,
+        doors: Doors::new(doors),
+        workers: handles,
+        notify: Notify::from_environment(),
+        program,
+        stale: estate.stale,
+    };
+    let seen = Seen { files: watch, addresses };
+    let control = Control::new(path, config, shared, serving, kernel, tell, seen);
+    let went_well = LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
-        serve(control, signals, evidence_receiver).await;
+        serve(control, signals, evidence_receiver, estate.before).await
     });
     tracing::info!("stopped");
     writer.finish(&log);
-    Ok(ExitCode::SUCCESS)
+    Ok(if went_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn start_kernel(config: &Config) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
-    let Some(settings) = kernel_settings(config)? else { return Ok(None) };
+fn start_kernel(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
+    let Some(settings) = kernel_settings(config, upstreams)? else { return Ok(None) };
     let (kernel, notices) = Kernel::start(&settings)?;
     Ok(Some((kernel, notices.iter().map(ToString::to_string).collect())))
 }
 
 /// The configured settings, and the addresses that must never be dropped although nobody wrote them
-/// down: this host's own and its gateways'.
-fn kernel_settings(config: &Config) -> Result<Option<crate::kernel::Settings>, RunError> {
+/// down: this host's own, its gateways' and those that the names of upstream servers lead to.
+fn kernel_settings(
+    config: &Config,
+    upstreams: &[IpNet],
+) -> Result<Option<crate::kernel::Settings>, RunError> {
     let Some(mut settings) = config.xdp.clone() else { return Ok(None) };
     let found = addresses::infrastructure().map_err(|error| {
         RunError::System(format!("cannot read this host's addresses and routes: {error}"))
     })?;
     settings.exempt.extend(found);
+    settings.exempt.extend(upstreams);
     settings.exempt.sort();
     settings.exempt.dedup();
     Ok(Some(settings))
@@ -288,14 +333,20 @@ async fn serve(
     control: Rc<Control>,
     mut signals: Signals,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
-) {
-    control.started();
+    before: Option<Taken>,
+) -> bool {
+    let went_well = before.is_none_or(|before| succeed(&control, before));
+    control.started(went_well);
     tokio::task::spawn_local(refresh::follow(control.clone()));
+    tokio::task::spawn_local(upstreams::follow_names(control.clone()));
+    tokio::task::spawn_local(probe::follow(control.published()));
     let mut tell = tokio::time::interval(control::drops::TELL_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut batch = Vec::with_capacity(EVIDENCE_BATCH);
     let mut poll = tokio::time::interval(DRAIN_LOOK_EVERY);
+    let is_watched = control.alive_every().is_some();
+    let mut alive = tokio::time::interval(control.alive_every().unwrap_or(SWEEP_EVERY));
     loop {
         tokio::select! {
             biased;
@@ -322,7 +373,9 @@ async fn serve(
             _ = second.tick() => {
                 control.go_back_unless_confirmed();
                 control.keep_attached();
+                control.look_after_successor();
             }
+            _ = alive.tick(), if is_watched => control.tell_alive(),
             _ = poll.tick() => {
                 if control.follow_courses() {
                     break;
@@ -332,6 +385,24 @@ async fn serve(
     }
     control.tell_end();
     control.close();
+    went_well
+}
+
+/// This process serves: the one before is told, and what it knew is taken. False: it serves on by itself,
+/// and this one, which has no right to the sockets then, has to end.
+fn succeed(control: &Control, before: Taken) -> bool {
+    let pid = before.offer.pid;
+    match before.serving() {
+        Ok(state) => {
+            control.inherit(&state);
+            tracing::info!(pid, "took over from the process before");
+            true
+        }
+        Err(error) => {
+            tracing::error!(pid, detail = %error, "the process before went on; this one ends");
+            false
+        }
+    }
 }
 
 async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
@@ -345,6 +416,9 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
             let answer = match socket::read(&mut stream).await {
                 Ok(socket::Question::Drops) => return tell_drops(&control, &mut stream).await,
                 Ok(socket::Question::Drain) => return control.drain_for(stream),
+                Ok(socket::Question::TakeOver { protocol, .. }) => {
+                    return takeover::hand_over(control, protocol, stream).await;
+                }
                 Ok(socket::Question::Top) => match control.top().await {
                     Ok(overview) => socket::Answer::Ok(serde_json::json!(overview)),
                     Err(why) => socket::Answer::Error(why),

@@ -11,6 +11,7 @@
 //! | [`policy`] | facts, route, permit; penalty: is it abuse | |
 //! | [`http`] | headers, answer | connections, the exchange of one request |
 //! | [`upstream`] | balance | pool, forward |
+//! | [`host`] | temperature, clock, pressure: what to shed | reads sensors, asks chronyd |
 //! | [`admin`] | | log lines, metrics, the operators' socket |
 //!
 //! [`gateway`] wires them up for the process, [`http::exchange`] for one request; nobody else names
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod config;
 pub mod fetch;
 pub mod gateway;
+pub mod host;
 pub mod http;
 pub mod identity;
 pub mod kernel;

@@ -7,11 +7,12 @@ use std::{ops::Index, sync::Arc};
 use arc_swap::ArcSwap;
 
 use crate::{
+    http::guard::Limits,
     identity::{
         principal::Rules,
         token::{Issuers, RevokedTokens},
     },
-    policy::route::Routes,
+    policy::{limit::Limiters, route::Routes},
     tls::ListenerTls,
     upstream::Upstream,
 };
@@ -31,8 +32,12 @@ pub struct Snapshot {
     pub revoked_tokens: Arc<RevokedTokens>,
     /// Host, path and method → route.
     pub routes: Routes,
+    /// Limits with their buckets, which stay when this is replaced; routes name them by index.
+    pub limits: Limiters,
     /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
+    /// What a client may take of time and work.
+    pub clients: Arc<Limits>,
     /// One log line a request.
     pub access_log: bool,
 }

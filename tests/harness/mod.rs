@@ -16,6 +16,7 @@ pub mod idp;
 pub mod load;
 pub mod netns;
 pub mod origin;
+pub mod peers;
 pub mod pki;
 pub mod process;
 pub mod python;

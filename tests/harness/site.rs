@@ -98,6 +98,8 @@ impl Site {
             process: String::new(),
             xdp: String::new(),
             bans: String::new(),
+            listener_lines: String::new(),
+            clients: String::new(),
         };
         Ok(Site {
             config,

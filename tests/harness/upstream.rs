@@ -132,6 +132,12 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
         let Some(answer) = answer(&request) else { return Ok(()) };
         let mut stream = stream;
         stream.write_all(&answer)?;
+        let path = request.line.split(' ').nth(1).unwrap_or_default();
+        match path.rsplit('/').next().unwrap_or_default() {
+            "cut" | "cut-chunk" | "garbage" | "last" => return Ok(()),
+            "stall" => thread::sleep(MAX_DELAY),
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -217,6 +223,14 @@ fn answer(request: &Request) -> Option<Vec<u8>> {
         ("bytes", Ok(count)) => body = vec![b'x'; count.min(MAX_BODY_BYTES) as usize],
         ("status", Ok(code)) => status = code,
         _ if last == "break" => return None,
+        _ if last == "garbage" => return Some(b"\x16\x03\x01 no HTTP\r\n\r\n".to_vec()),
+        _ if matches!(last, "cut" | "stall") => {
+            return Some(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegun".to_vec());
+        }
+        _ if last == "cut-chunk" => {
+            let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegun\r\n";
+            return Some(head.to_vec());
+        }
         _ if last == "excess" => {
             return Some(b"HTTP/1.1 204 Scripted\r\ncontent-length: 5\r\n\r\nhello".to_vec());
         }

@@ -6,11 +6,17 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
+    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use crate::policy::Reason;
+use lru::LruCache;
+
+use crate::policy::{
+    Reason,
+    limit::{Decision, Verdict},
+};
 
 /// Consumers that get a label of their own; a series more costs Prometheus about 4 KiB.
 const CONSUMERS_MAX: usize = 1_000;
@@ -28,6 +34,10 @@ const DURATION_BOUNDS_S: [f64; 12] =
 /// Upper bounds for the time from evidence to ban, in seconds.
 const FEEDBACK_BOUNDS_S: [f64; 10] =
     [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
+
+/// Consumers over a limit that a worker remembers for `portcullis top`: more than a screen shows. Who
+/// was over one longest ago is forgotten first.
+const LIMITED_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("is not 0");
 
 /// A consumer's place in the table of names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -152,6 +162,14 @@ pub struct WorkerMetrics {
     pub token_cache_entries: u64,
     /// Requests sent to upstreams, by name and result.
     pub upstream_requests: BTreeMap<(Arc<str>, &'static str), u64>,
+    /// What limits said, by name and decision.
+    pub limit_decisions: BTreeMap<(Arc<str>, Decision), u64>,
+    /// Requests over a limit, by its name and whom they were counted for.
+    pub limited: LruCache<(Arc<str>, String), u64>,
+    /// Requests sent once more, by upstream.
+    pub upstream_repeated: BTreeMap<Arc<str>, u64>,
+    /// Answers that broke off after their head, by upstream and how.
+    pub upstream_cut: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Evidence that found the feedback queue full.
     pub evidence_lost: u64,
     /// Log lines that found the log's queue full.
@@ -177,8 +195,34 @@ impl WorkerMetrics {
             token_cache_misses: 0,
             token_cache_entries: 0,
             upstream_requests: BTreeMap::new(),
+            limit_decisions: BTreeMap::new(),
+            limited: LruCache::new(LIMITED_MAX),
+            upstream_repeated: BTreeMap::new(),
+            upstream_cut: BTreeMap::new(),
             evidence_lost: 0,
             log_lines_lost: 0,
+        }
+    }
+
+    /// Counts what limits said of a request.
+    pub fn count_limits(&mut self, verdicts: &[Verdict]) {
+        for verdict in verdicts {
+            let Some(decision) = verdict.decision else { continue };
+            let name = &verdict.limit.name;
+            match self.limit_decisions.get_mut(&(name.clone(), decision)) {
+                Some(count) => *count += 1,
+                None => {
+                    // All of them from the first on, so that the first refusal shows in a rate.
+                    for each in Decision::ALL {
+                        self.limit_decisions.entry((name.clone(), each)).or_default();
+                    }
+                    *self.limit_decisions.entry((name.clone(), decision)).or_default() += 1;
+                }
+            }
+            if let Some(subject) = &verdict.subject {
+                let key = (name.clone(), subject.clone());
+                *self.limited.get_or_insert_mut(key, || 0) += 1;
+            }
         }
     }
 
@@ -224,6 +268,17 @@ impl WorkerMetrics {
         self.token_cache_misses += other.token_cache_misses;
         self.token_cache_entries += other.token_cache_entries;
         add_map(&mut self.upstream_requests, &other.upstream_requests);
+        add_map(&mut self.limit_decisions, &other.limit_decisions);
+        for (key, count) in &other.limited {
+            let known = self.limited.peek(key).copied().unwrap_or_default();
+            // All that the workers know, so that none of it crowds out another's.
+            if known == 0 && self.limited.len() == self.limited.cap().get() {
+                self.limited.resize(self.limited.cap().saturating_add(LIMITED_MAX.get()));
+            }
+            self.limited.put(key.clone(), known + count);
+        }
+        add_map(&mut self.upstream_repeated, &other.upstream_repeated);
+        add_map(&mut self.upstream_cut, &other.upstream_cut);
         self.evidence_lost += other.evidence_lost;
         self.log_lines_lost += other.log_lines_lost;
     }
@@ -367,6 +422,21 @@ pub fn page(
     head(&mut out, name, "counter", "Requests sent to upstreams, by result.");
     for ((upstream, result), count) in &workers.upstream_requests {
         line(&mut out, name, &[("upstream", upstream), ("result", result)], count);
+    }
+    let name = "gateway_ratelimit_decisions_total";
+    head(&mut out, name, "counter", "What limits said of requests.");
+    for ((limit, decision), count) in &workers.limit_decisions {
+        line(&mut out, name, &[("limit", limit), ("decision", decision.word())], count);
+    }
+    let name = "gateway_upstream_repeated_total";
+    head(&mut out, name, "counter", "Requests sent to an upstream once more.");
+    for (upstream, count) in &workers.upstream_repeated {
+        line(&mut out, name, &[("upstream", upstream)], count);
+    }
+    let name = "gateway_upstream_bodies_cut_total";
+    head(&mut out, name, "counter", "Answers of upstreams that broke off after their head.");
+    for ((upstream, how), count) in &workers.upstream_cut {
+        line(&mut out, name, &[("upstream", upstream), ("how", how)], count);
     }
     reasons(&mut out, "gateway_bans_total", "Bans set.", &control.bans);
     let name = "gateway_ban_feedback_seconds";

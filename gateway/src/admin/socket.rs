@@ -69,6 +69,15 @@ pub enum Question {
     Reload,
     /// Drain and exit: after the answer one [`DrainRow`] a line, until it is over.
     Drain,
+    /// Start the program that is installed now, to take over from this one.
+    Upgrade,
+    /// Hand the sockets over to the asker, then end: see [`crate::net::handover`].
+    TakeOver {
+        /// The language that the asker speaks.
+        protocol: u32,
+        /// The asker's version.
+        version: String,
+    },
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -265,11 +274,16 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// Whether another process has been started to take over.
+    #[serde(default)]
+    pub takes_over: bool,
     /// How far the drain is; `None` while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainRow>,
     /// What clients see and who signs for it.
     pub certificates: Vec<CertificateStatus>,
+    /// The servers that requests go to.
+    pub upstreams: Vec<UpstreamStatus>,
     /// Files that changed and are not good; what they are a part of is served as it was.
     pub refused_files: Vec<RefusedFile>,
     /// Who issues tokens, and how their keys stand.
@@ -326,6 +340,28 @@ pub struct CertificateStatus {
     pub not_after_s: u64,
     /// Time left, in seconds; negative when it has ended.
     pub remaining_s: i64,
+}
+
+/// One upstream in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: String,
+    /// Each address of each configured server.
+    pub servers: Vec<UpstreamServerStatus>,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamServerStatus {
+    /// As configured.
+    pub server: String,
+    /// Where it is; `None` while its name has no address.
+    pub address: Option<String>,
+    /// `up`; `down` by the prober's word; `out` for a while after failed requests; `unresolved`.
+    pub state: String,
+    /// Requests it has now.
+    pub requests: usize,
 }
 
 /// One file of [`Status::refused_files`].
@@ -395,7 +431,8 @@ pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
     if path.exists() {
         if StdUnixStream::connect(path).is_ok() {
             return Err(format!(
-                "another daemon answers at {}; stop it, or set [admin].socket to another path",
+                "another daemon answers at {}; stop it, take over from it with --take-over, or set \
+                 [admin].socket to another path",
                 path.display()
             ));
         }

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use super::{DONE, Failure, Question, loaded, socket};
-use crate::admin::socket::{IssuerStatus, Status};
+use crate::admin::socket::{IssuerStatus, Status, UpstreamServerStatus};
 
 /// What `status` is told.
 #[derive(Debug, clap::Args)]
@@ -64,6 +64,16 @@ fn show(status: &Status) {
     }
     for issuer in &status.issuers {
         println!("issuer        {}", issuer_line(issuer));
+    }
+    for upstream in &status.upstreams {
+        for server in &upstream.servers {
+            let address = server.address.as_deref().unwrap_or("no address");
+            let UpstreamServerStatus { server, state, requests, .. } = server;
+            println!(
+                "upstream      {}: {server} ({address}): {state}, {requests} requests",
+                upstream.name
+            );
+        }
     }
     for refused in &status.refused_files {
         println!("NOT IN USE    {}: {}", refused.file.display(), refused.detail);

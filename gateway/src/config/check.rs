@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, Protocol,
-    RemoteKeys, Route, Server, TokenCache, Upstream,
+    RemoteKeys, Route, Server, TokenCache,
     disk::Files,
     file::{self, File},
     material,
@@ -34,8 +34,11 @@ use crate::{
     policy::authorize::Demands,
 };
 
+mod door;
+mod limit;
 mod protocols;
 mod tls;
+mod upstream;
 
 /// Chains, anchors, keys and key sets: a thousand times what is usual.
 pub const MATERIAL_MAX_BYTES: usize = 4 << 20;
@@ -85,12 +88,14 @@ pub(super) fn judge(
     report: &Report,
 ) -> Option<Config> {
     let check = Check { base, files, report };
+    check.shares(file);
     let listeners = check.listeners(&file.listeners, &file.admin);
     let issuers = check.issuers(&file.issuers);
     let identities = check.identities(&file.identities);
     let revoked_tokens = check.revoked_tokens(file);
     let upstreams = check.upstreams(file);
     let routes = check.routes(file);
+    let limits = check.limits(file);
     check.unused(file);
     let xdp = check.xdp(file);
     let bans = check.bans(&file.bans);
@@ -101,6 +106,9 @@ pub(super) fn judge(
             drain_timeout: file.server.drain_timeout.value,
             drain_delay: file.server.drain_delay.value,
             max_connections: file.server.max_connections.value,
+            max_connections_per_source: file.server.max_connections_per_source.value,
+            backlog: file.server.backlog.value,
+            cpu_steering: file.server.cpu_steering.value,
         },
         listeners: listeners?,
         issuers: issuers?,
@@ -112,7 +120,9 @@ pub(super) fn judge(
         revoked_tokens,
         upstreams: upstreams?,
         routes: routes?,
+        limits: limits?,
         xdp: xdp?,
+        clients: file.clients.clone(),
         bans,
         admin,
         log: Log { format: file.log.format.value, access: file.log.access.value },
@@ -170,10 +180,12 @@ impl Check<'_> {
 
     fn listener(&self, written: &file::Listener) -> Option<Listener> {
         let tls = written.tls.as_ref().and_then(|tls| self.tls(tls));
+        let proxies = self.proxies(written);
         Some(Listener {
             name: written.name.as_ref()?.value.clone(),
             address: written.address.as_ref()?.value,
             protocols: self.protocols(written),
+            proxies: proxies?,
             tls: tls?,
         })
     }
@@ -409,25 +421,6 @@ impl Check<'_> {
         Some(self.base.join(&path.value))
     }
 
-    fn upstreams(&self, file: &File) -> Option<Vec<Upstream>> {
-        let written = &file.upstreams;
-        let names = written.iter().filter_map(|upstream| upstream.name.as_ref());
-        self.unique("upstream.name", names, String::clone);
-        for server in written.iter().filter_map(|upstream| upstream.servers.as_ref()).flatten() {
-            self.not_ourselves(server, &file.listeners);
-        }
-        let upstream = |written: &file::Upstream| {
-            let servers = written.servers.as_ref()?.iter().map(|server| server.value.clone());
-            Some(Upstream {
-                name: written.name.as_ref()?.value.clone(),
-                servers: servers.collect(),
-                connect_timeout: written.connect_timeout.value,
-                response_timeout: written.response_timeout.value,
-            })
-        };
-        written.iter().map(upstream).collect()
-    }
-
     /// An upstream that is one of the listeners would go round for ever.
     fn not_ourselves(&self, server: &At<super::Endpoint>, listeners: &[file::Listener]) {
         let Ok(ip) = server.value.host.parse::<IpAddr>() else { return };
@@ -482,6 +475,7 @@ impl Check<'_> {
         if let Some(require) = require {
             self.proofs(require, written, file);
         }
+        let limits = self.limits_of(written, file);
         let requires = |proof| require.map(|list| list.value.iter().any(|at| at.value == proof));
         Some(Route {
             name: written.name.as_ref()?.value.clone(),
@@ -504,6 +498,7 @@ impl Check<'_> {
                 hours: written.hours.as_ref()?.value.clone(),
             },
             pass_authorization: written.pass_authorization.value,
+            limits: limits?,
         })
     }
 
@@ -762,7 +757,8 @@ impl Check<'_> {
         ports
     }
 
-    /// Sources that are never dropped: `allow`, loopback, and the servers behind the gateway.
+    /// Sources that are never dropped: `allow`, loopback, the servers behind the gateway, and the
+    /// proxies in front of it.
     fn exempt(&self, file: &File) -> Vec<IpNet> {
         let written = &file.xdp;
         for network in written.allow.iter().filter(|network| network.value.prefix_len() == 0) {
@@ -785,6 +781,9 @@ impl Check<'_> {
             let addresses = keys.addresses.iter().flat_map(|list| &list.value);
             exempt.extend(addresses.map(|at| IpNet::from(at.value.ip().to_canonical())));
         }
+        let proxies =
+            file.listeners.iter().filter_map(|listener| listener.trusted_proxies.as_ref());
+        exempt.extend(proxies.flat_map(|list| &list.value).map(|at| at.value));
         let mut seen = std::collections::HashSet::new();
         exempt.retain(|network| seen.insert(*network));
         self.denied(written, &exempt);
@@ -1040,7 +1039,10 @@ interfaces = ["eth0"]
         assert!(matches!(keys, KeySource::File(file) if file == "/etc/portcullis/jwks.json"));
 
         let upstream = &config.upstreams[0];
-        assert_eq!(upstream.servers, [Endpoint { host: "192.0.2.9".into(), port: 9001 }]);
+        assert_eq!(
+            upstream.servers,
+            [Endpoint { host: "192.0.2.9".into(), port: 9001, is_tls: false }]
+        );
         assert_eq!(upstream.connect_timeout, Duration::from_secs(2));
         assert_eq!(upstream.response_timeout, Duration::from_secs(30));
 

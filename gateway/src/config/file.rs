@@ -6,11 +6,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol,
+    Balance, CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, UpstreamProtocol,
     problem::{Kind, Place, Report},
     section::{At, Neutral, Section, boolean, integer, text},
     tree::Table,
-    value::{self, Between, ClientAuth, Proof, duration_between},
+    value::{self, Between, ClientAuth, Proof, ProxyProtocol, duration_between},
 };
 use crate::{
     fetch::Url,
@@ -22,6 +22,9 @@ use crate::{
     kernel::{Mode, Service, Transport},
     policy::hours::Hours,
 };
+
+mod clients;
+pub(super) mod limit;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -39,7 +42,9 @@ pub(super) struct File {
     pub(super) revoked_tokens: Option<At<PathBuf>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<Route>,
+    pub(super) limits: Vec<limit::Limit>,
     pub(super) xdp: Xdp,
+    pub(super) clients: clients::Clients,
     pub(super) bans: Bans,
     pub(super) admin: Admin,
     pub(super) log: Log,
@@ -52,6 +57,9 @@ pub(super) struct Server {
     pub(super) drain_timeout: At<Duration>,
     pub(super) drain_delay: At<Duration>,
     pub(super) max_connections: At<usize>,
+    pub(super) max_connections_per_source: At<usize>,
+    pub(super) backlog: At<u32>,
+    pub(super) cpu_steering: At<bool>,
 }
 
 /// `[[listener]]`.
@@ -60,6 +68,8 @@ pub(super) struct Listener {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<SocketAddr>>,
     pub(super) protocols: Option<At<Vec<Protocol>>>,
+    pub(super) proxy_protocol: At<ProxyProtocol>,
+    pub(super) trusted_proxies: Option<At<Vec<At<IpNet>>>>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -145,8 +155,36 @@ pub(super) struct Identity {
 pub(super) struct Upstream {
     pub(super) name: Option<At<String>>,
     pub(super) servers: Option<Vec<At<Endpoint>>>,
+    pub(super) protocol: At<UpstreamProtocol>,
+    pub(super) balance: At<Balance>,
     pub(super) connect_timeout: At<Duration>,
     pub(super) response_timeout: At<Duration>,
+    pub(super) idle_timeout: At<Duration>,
+    pub(super) max_requests: At<usize>,
+    pub(super) max_waiting: At<usize>,
+    pub(super) health: Option<HealthFile>,
+    pub(super) tls: Option<UpstreamTlsFile>,
+}
+
+/// `[upstream.health]`.
+#[derive(Debug)]
+pub(super) struct HealthFile {
+    pub(super) path: Option<At<String>>,
+    pub(super) interval: At<Duration>,
+    pub(super) timeout: At<Duration>,
+    pub(super) healthy: At<u32>,
+    pub(super) unhealthy: At<u32>,
+}
+
+/// `[upstream.tls]`.
+#[derive(Debug)]
+pub(super) struct UpstreamTlsFile {
+    pub(super) place: Place,
+    /// `system`, or a file.
+    pub(super) ca: Option<At<PathBuf>>,
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) private_key: Option<At<PathBuf>>,
+    pub(super) server_name: Option<At<String>>,
 }
 
 /// `[[route]]`.
@@ -166,6 +204,7 @@ pub(super) struct Route {
     pub(super) sources: Option<At<Vec<At<IpNet>>>>,
     pub(super) hours: Option<At<Option<Hours>>>,
     pub(super) pass_authorization: At<bool>,
+    pub(super) limits: Option<Vec<At<String>>>,
 }
 
 /// `[xdp]`.
@@ -228,9 +267,7 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    for key in ["limit", "host"] {
-        root.not_yet(key, Neutral::Empty, "leave the table out");
-    }
+    root.not_yet("host", Neutral::Empty, "leave the table out");
     // A table that is not written is read as an empty one, so that there is one place for defaults.
     let nothing = Table::new();
     let table = |key: &'static str| {
@@ -246,7 +283,9 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         revoked_tokens: revocation(&table("revocation")),
         upstreams: root.children("upstream", "upstream").iter().map(upstream).collect(),
         routes: routes(&root, report),
+        limits: limit::limits(&root),
         xdp: xdp(&table("xdp")),
+        clients: clients::read(&table("clients")),
         bans: bans(&table("bans")),
         admin: admin(&table("admin")),
         log: log(&table("log")),
@@ -268,6 +307,17 @@ fn server(section: &Section<'_>) -> Server {
             integer(1..=1_048_576, "each takes a file, and a process has at most 1048576"),
             100_000,
         ),
+        max_connections_per_source: section.or(
+            "max_connections_per_source",
+            integer(1..=1_048_576, "as many as max_connections is no bound for each"),
+            1_000,
+        ),
+        backlog: section.or(
+            "backlog",
+            integer(1..=65_535, "the kernel counts them in sixteen bits"),
+            4_096,
+        ),
+        cpu_steering: section.or("cpu_steering", boolean, false),
     }
 }
 
@@ -280,8 +330,6 @@ fn listeners(root: &Section<'_>) -> Vec<Listener> {
 }
 
 fn listener(section: &Section<'_>) -> Listener {
-    section.not_yet("proxy_protocol", Neutral::Word("off"), "write \"off\" or leave it out");
-    section.not_yet("trusted_proxies", Neutral::Empty, "leave it out");
     if !section.is_set("tls") {
         section.missing_table("listener.tls", "every listener speaks TLS");
     }
@@ -291,6 +339,12 @@ fn listener(section: &Section<'_>) -> Listener {
         protocols: section
             .filled("protocols", text(value::protocol))
             .map(|protocols| At { place: protocols.place, value: values(protocols.value) }),
+        proxy_protocol: section.or(
+            "proxy_protocol",
+            text(value::proxy_protocol),
+            ProxyProtocol::Off,
+        ),
+        trusted_proxies: section.list_or_empty("trusted_proxies", text(value::network)),
         tls: section.child("tls", "listener.tls").map(|section| tls(&section)),
     }
 }
@@ -430,9 +484,6 @@ fn revocation(section: &Section<'_>) -> Option<At<PathBuf>> {
 }
 
 fn upstream(section: &Section<'_>) -> Upstream {
-    section.not_yet("balance", Neutral::Word("round_robin"), "write \"round_robin\"");
-    section.not_yet("health", Neutral::Empty, "leave it out");
-    section.not_yet("tls", Neutral::Empty, "leave it out and use http:// servers");
     let connect = Between {
         min: Duration::from_millis(1),
         max: MINUTE,
@@ -443,15 +494,71 @@ fn upstream(section: &Section<'_>) -> Upstream {
         max: HOUR,
         why: "a request holds a connection on both sides meanwhile",
     };
+    let idle = Between {
+        min: Duration::from_millis(1),
+        max: DAY,
+        why: "a silent stream holds a connection on both sides meanwhile",
+    };
     Upstream {
         name: section.must("name", text(value::name)),
         servers: section.must_fill("servers", text(value::endpoint)),
+        protocol: section.or("protocol", text(value::upstream_protocol), UpstreamProtocol::Auto),
+        balance: section.or("balance", text(value::balance), Balance::RoundRobin),
         connect_timeout: section.or("connect_timeout", text(duration_between(connect)), 2 * SECOND),
         response_timeout: section.or(
             "response_timeout",
             text(duration_between(response)),
             30 * SECOND,
         ),
+        idle_timeout: section.or("idle_timeout", text(duration_between(idle)), 5 * MINUTE),
+        max_requests: section.or(
+            "max_requests",
+            integer(1..=1_000_000, "each takes a connection or a stream of one"),
+            1_000,
+        ),
+        max_waiting: section.or(
+            "max_waiting",
+            integer(0..=1_000_000, "each is a client that waits; 0 lets none wait"),
+            1_000,
+        ),
+        health: section.child("health", "upstream.health").map(|section| health(&section)),
+        tls: section.child("tls", "upstream.tls").map(|section| upstream_tls(&section)),
+    }
+}
+
+fn health(section: &Section<'_>) -> HealthFile {
+    let interval = Between {
+        min: Duration::from_millis(100),
+        max: HOUR,
+        why: "a server that is down gets requests until then",
+    };
+    let timeout = Between {
+        min: Duration::from_millis(1),
+        max: MINUTE,
+        why: "a server that is down gets requests until then",
+    };
+    let row = || integer(1..=100, "so many answers in a row");
+    HealthFile {
+        path: section.must("path", text(value::probe_path)),
+        interval: section.or("interval", text(duration_between(interval)), 5 * SECOND),
+        timeout: section.or("timeout", text(duration_between(timeout)), 2 * SECOND),
+        healthy: section.or("healthy", row(), 2),
+        unhealthy: section.or("unhealthy", row(), 3),
+    }
+}
+
+fn upstream_tls(section: &Section<'_>) -> UpstreamTlsFile {
+    // One without the other proves nothing.
+    if section.is_set("certificate") || section.is_set("private_key") {
+        section.required("certificate");
+        section.required("private_key");
+    }
+    UpstreamTlsFile {
+        place: section.place(),
+        ca: section.maybe("ca", text(value::path)),
+        certificate: section.maybe("certificate", text(value::path)),
+        private_key: section.maybe("private_key", text(value::path)),
+        server_name: section.maybe("server_name", text(value::host)),
     }
 }
 
@@ -464,7 +571,6 @@ fn routes(root: &Section<'_>, report: &Report) -> Vec<Route> {
 }
 
 fn route(section: &Section<'_>, report: &Report) -> Route {
-    section.not_yet("limits", Neutral::Empty, "leave it out, [xdp].packets limits each source");
     if !section.is_set("require") {
         report.problem(
             section.place(),
@@ -492,6 +598,7 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
             Some(At { value: None, place: section.place() })
         },
         pass_authorization: section.or("pass_authorization", boolean, false),
+        limits: limit::of_route(section),
     }
 }
 
@@ -729,16 +836,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
         let table: &[(&str, &[(&str, bool)])] = &[
-            ("[[listener]]\nproxy_protocol", &[("\"off\"", true), ("\"required\"", false)]),
-            ("[[listener]]\ntrusted_proxies", &[("[]", true), ("[\"10.0.0.0/8\"]", false)]),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
-            (
-                "[[upstream]]\nbalance",
-                &[("\"round_robin\"", true), ("\"least_connections\"", false)],
-            ),
-            ("[[upstream]]\nhealth", &[("{}", true), ("{ path = \"/\" }", false)]),
-            ("[[upstream]]\ntls", &[("{}", true), ("{ ca = \"system\" }", false)]),
-            ("[[route]]\nlimits", &[("[]", true), ("[\"per-client\"]", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];
         for &(key, values) in table {
@@ -748,11 +846,9 @@ mod tests {
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        for (text, column) in [("[host]\nsysfs = \"/sys\"", 2), ("[[limit]]\nname = \"x\"", 3)] {
-            let problems = problem_lines(&Fake::new().load(text).unwrap_err());
-            let start = format!("1:{column}: not supported yet: ");
-            assert!(problems.iter().any(|problem| problem.starts_with(&start)), "{problems:#?}");
-        }
+        let problems = problem_lines(&Fake::new().load("[host]\nsysfs = \"/sys\"").unwrap_err());
+        let is_it = |problem: &String| problem.starts_with("1:2: not supported yet: ");
+        assert!(problems.iter().any(is_it), "{problems:#?}");
     }
 
     #[test]

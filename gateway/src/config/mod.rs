@@ -8,6 +8,7 @@
 //! by key, `check` compares what it found and judges the files it names.
 
 use std::{
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,12 +19,13 @@ use ipnet::IpNet;
 
 use crate::{
     fetch::Url,
+    http::guard::Limits,
     identity::{
         principal,
         token::{RefreshRules, TokenRules},
     },
     kernel,
-    policy::authorize::Demands,
+    policy::{authorize::Demands, limit},
 };
 
 mod check;
@@ -79,8 +81,12 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// Each names an upstream that exists: `[[route]]`.
     pub routes: Vec<Route>,
+    /// Names are unique: `[[limit]]`.
+    pub limits: Vec<limit::Limit>,
     /// `None` when `[xdp].interfaces` is empty: no kernel half is loaded.
     pub xdp: Option<kernel::Settings>,
+    /// What a client may take of time and work: `[clients]`.
+    pub clients: Limits,
     /// What turns refusals into bans: `[bans]`.
     pub bans: Bans,
     /// Where operators and Prometheus ask: `[admin]`.
@@ -100,6 +106,12 @@ pub struct Server {
     pub drain_delay: Duration,
     /// Connections open at once, over all listeners and workers.
     pub max_connections: usize,
+    /// Connections of one source open at once.
+    pub max_connections_per_source: usize,
+    /// Connections that wait to be accepted, for each socket.
+    pub backlog: u32,
+    /// The kernel hands each connection to the worker of the CPU that its packets come in on.
+    pub cpu_steering: bool,
 }
 
 /// One `[[listener]]`.
@@ -111,6 +123,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// In the order of preference offered by ALPN; not empty.
     pub protocols: Vec<Protocol>,
+    /// The proxies that may connect, each with a PROXY header; `None`: clients connect themselves.
+    pub proxies: Option<Vec<IpNet>>,
     /// `[listener.tls]`.
     pub tls: ListenerTls,
 }
@@ -248,12 +262,73 @@ pub struct TokenCache {
 pub struct Upstream {
     /// Unique.
     pub name: String,
-    /// `http://host:port`; not empty. A host may be a name, resolved when connecting.
+    /// Not empty. A host may be a name; its addresses are looked up beside the requests.
     pub servers: Vec<Endpoint>,
-    /// For one TCP connection attempt.
+    /// What is spoken to them.
+    pub protocol: UpstreamProtocol,
+    /// Which of them is next.
+    pub balance: Balance,
+    /// For one connection: TCP, TLS and the first octets of HTTP.
     pub connect_timeout: Duration,
-    /// From the request sent to the response's head.
+    /// From the whole request sent to the response's head.
     pub response_timeout: Duration,
+    /// How long nothing may move in either direction while bodies are under way.
+    pub idle_timeout: Duration,
+    /// Requests at once at one server; over HTTP/1.1 that is as many connections.
+    pub max_requests: usize,
+    /// Requests that wait for one of those to end, for each server; they wait up to
+    /// `connect_timeout`.
+    pub max_waiting: usize,
+    /// `None`: servers are judged by what becomes of requests alone.
+    pub health: Option<HealthProbe>,
+    /// `None`: plain HTTP.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// `protocol` of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// Over TLS what ALPN agrees on, else HTTP/1.1.
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2; without TLS by prior knowledge (RFC 9113 section 3.3).
+    Http2,
+}
+
+/// `balance` of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Each in turn; each worker has its own turn.
+    RoundRobin,
+    /// The one with the fewest requests of all workers.
+    LeastConnections,
+}
+
+/// `health` of an upstream: what is asked of each server beside the requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthProbe {
+    /// Path and query; a status from 200 to 399 is a good answer.
+    pub path: String,
+    /// From one question to the next.
+    pub interval: Duration,
+    /// For a whole answer, connection included; shorter than the interval.
+    pub timeout: Duration,
+    /// Good answers in a row after which a server that was down is used again.
+    pub healthy: u32,
+    /// Bad ones after which it is down.
+    pub unhealthy: u32,
+}
+
+/// `tls` of an upstream. Paths are absolute; the files were readable and parsed when checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// PEM authorities that servers' certificates have to come from; `None`: the system's.
+    pub ca: Option<PathBuf>,
+    /// The gateway's own certificate for them: PEM chain and key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name that their certificates have to be for; `None`: the host of the server's URL.
+    pub server_name: Option<String>,
 }
 
 /// Host and port of one upstream server.
@@ -263,6 +338,19 @@ pub struct Endpoint {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// `https://`.
+    pub is_tls: bool,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
+        }
+    }
 }
 
 /// One `[[route]]`.
@@ -282,6 +370,8 @@ pub struct Route {
     pub demands: Demands,
     /// The client's `Authorization` goes on to the upstream.
     pub pass_authorization: bool,
+    /// Indices into [`Config::limits`].
+    pub limits: Vec<usize>,
 }
 
 /// `[bans]`.

@@ -62,8 +62,6 @@ pub(super) fn shown(text: &str) -> String {
 pub(super) enum Neutral {
     /// Only the empty ones.
     Empty,
-    /// This word.
-    Word(&'static str),
     /// This number.
     Number(i64),
 }
@@ -364,7 +362,6 @@ impl<'t> Section<'t> {
     pub(super) fn not_yet(&self, key: &'static str, neutral: Neutral, advice: &str) {
         let Some(entry) = self.entry(key) else { return };
         let same = match (&entry.node.value, neutral) {
-            (Value::String(written), Neutral::Word(neutral)) => written == neutral,
             (Value::Integer(written), Neutral::Number(neutral)) => *written == Some(neutral),
             _ => false,
         };

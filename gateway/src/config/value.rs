@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, schema,
+    Balance, CrlExpired, Endpoint, IdpLost, LogFormat, Protocol, UpstreamProtocol, schema,
     section::{Refused, shown},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         token::Algorithm,
     },
     kernel::{Mode, Service, Transport},
-    policy::hours::Hours,
+    policy::{hours::Hours, limit},
 };
 
 /// A span of time that a setting may take, and why no other.
@@ -339,20 +339,16 @@ pub(super) fn host(text: &str) -> Result<String, Refused> {
     Ok(host)
 }
 
-/// `http://host:port`; the port defaults to 80.
+/// `http://host:port` or `https://host:port`; the port defaults to 80 or 443.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, Refused> {
     let written = shown(text);
     let malformed = |what: &str| {
         Refused::bad(format!("has {written}: {what}; write it as in \"http://127.0.0.1:9001\""))
     };
-    if text.starts_with("https://") {
-        return Err(Refused::not_yet(
-            format_args!("TLS to an upstream, as in {written}"),
-            "use http:// on a network you trust, or a TLS proxy beside the server",
-        ));
-    }
-    let rest =
-        text.strip_prefix("http://").ok_or_else(|| malformed("a server begins with http://"))?;
+    let is_tls = text.starts_with("https://");
+    let default_port = if is_tls { "443" } else { "80" };
+    let rest = text.strip_prefix(if is_tls { "https://" } else { "http://" });
+    let rest = rest.ok_or_else(|| malformed("a server begins with http:// or https://"))?;
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
         return Err(malformed("a server has no path, the request brings its own"));
@@ -367,14 +363,14 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Refused> {
             let address: Ipv6Addr =
                 address.parse().map_err(|_| malformed("no IPv6 address is between [ and ]"))?;
             let port = match after {
-                "" => Some("80"),
+                "" => Some(default_port),
                 after => after.strip_prefix(':'),
             };
             (address.to_string(), port.ok_or_else(|| malformed("after ] comes : and a port"))?)
         }
         None => match authority.split_once(':') {
             Some((host, port)) => (host.to_owned(), port),
-            None => (authority.to_owned(), "80"),
+            None => (authority.to_owned(), default_port),
         },
     };
     let port =
@@ -383,7 +379,37 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Refused> {
     if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
         return Err(malformed("nobody can connect to this address"));
     }
-    Ok(Endpoint { host, port })
+    Ok(Endpoint { host, port, is_tls })
+}
+
+/// What a server is asked for beside the requests: path and query.
+pub(super) fn probe_path(text: &str) -> Result<String, Refused> {
+    let parsed = text.parse::<http::uri::PathAndQuery>();
+    // What it was taken for must be what was written.
+    match parsed {
+        Ok(target) if target.as_str() == text && text.starts_with('/') => Ok(text.to_owned()),
+        _ => Err(Refused::bad(format!(
+            "is {}, which is no path; write it as in \"/health\"",
+            shown(text)
+        ))),
+    }
+}
+
+/// `protocol` of an upstream.
+pub(super) fn upstream_protocol(text: &str) -> Result<UpstreamProtocol, Refused> {
+    let words = [
+        ("auto", UpstreamProtocol::Auto),
+        ("http/1.1", UpstreamProtocol::Http1),
+        ("h2", UpstreamProtocol::Http2),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `balance` of an upstream.
+pub(super) fn balance(text: &str) -> Result<Balance, Refused> {
+    let words =
+        [("round_robin", Balance::RoundRobin), ("least_connections", Balance::LeastConnections)];
+    word(text, &words, &[], "")
 }
 
 /// A whole-segment prefix of request paths. Only paths in the one form that requests are compared
@@ -476,6 +502,67 @@ fn word<T: Copy>(
     }))
 }
 
+/// `key` of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LimitKey {
+    /// The client.
+    ClientId,
+    /// The certificate's principal.
+    Principal,
+    /// The address.
+    Source,
+    /// The tenant.
+    Tenant,
+    /// The route.
+    Route,
+}
+
+/// `key` of a limit.
+pub(super) fn limit_key(text: &str) -> Result<LimitKey, Refused> {
+    let words = [
+        ("client_id", LimitKey::ClientId),
+        ("principal", LimitKey::Principal),
+        ("source", LimitKey::Source),
+        ("tenant", LimitKey::Tenant),
+        ("route", LimitKey::Route),
+    ];
+    word(text, &words, &[], "")
+}
+
+/// `mode` of a limit.
+pub(super) fn limit_mode(text: &str) -> Result<limit::Mode, Refused> {
+    word(text, &[("enforce", limit::Mode::Enforce), ("observe", limit::Mode::Observe)], &[], "")
+}
+
+/// A rate of requests: `100/s`, `6000/m`, `10000/h`.
+pub(super) fn request_rate(text: &str) -> Result<(u32, limit::Unit), Refused> {
+    /// More than this machine can serve; it keeps one request's share of time exact to a thousandth.
+    const RATE_MAX_PER_S: u32 = 1_000_000;
+    let malformed = || {
+        let text = shown(text);
+        Refused::bad(format!(
+            "has {text}, which is no rate; write a number for each second, minute or hour, as in \
+             \"100/s\", \"6000/m\", \"10000/h\""
+        ))
+    };
+    let (number, letter) = text.split_once('/').ok_or_else(malformed)?;
+    let units = [limit::Unit::Second, limit::Unit::Minute, limit::Unit::Hour];
+    let unit = units.into_iter().find(|unit| letter.chars().eq([unit.letter()]));
+    let unit = unit.ok_or_else(malformed)?;
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(malformed());
+    }
+    let count: u64 = number.parse().map_err(|_| malformed())?;
+    match u32::try_from(count) {
+        Ok(0) => Err(Refused::bad(format!(
+            "has {text:?}, which would let nothing through; write at least \"1/{}\"",
+            unit.letter()
+        ))),
+        Ok(count) if count / unit.seconds() <= RATE_MAX_PER_S => Ok((count, unit)),
+        _ => Err(Refused::bad(format!("has {text:?}; write at most \"{RATE_MAX_PER_S}/s\""))),
+    }
+}
+
 /// One of a listener's `protocols`.
 pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
     let words = [("h3", Protocol::Http3), ("h2", Protocol::Http2), ("http/1.1", Protocol::Http1)];
@@ -483,6 +570,21 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
 }
 
 /// `client_auth`.
+/// `proxy_protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyProtocol {
+    /// Clients connect themselves.
+    Off,
+    /// Only proxies connect, each with a header.
+    Required,
+}
+
+/// `off`, `required`.
+pub(super) fn proxy_protocol(text: &str) -> Result<ProxyProtocol, Refused> {
+    let words = [("off", ProxyProtocol::Off), ("required", ProxyProtocol::Required)];
+    word(text, &words, &[], "")
+}
+
 pub(super) fn client_auth(text: &str) -> Result<ClientAuth, Refused> {
     let words = [
         ("required", ClientAuth::Required),
@@ -970,7 +1072,8 @@ mod tests {
 
     #[test]
     fn servers() {
-        let to = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port });
+        let to = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port, is_tls: false });
+        let secure = |host: &str, port| Ok(Endpoint { host: host.to_owned(), port, is_tls: true });
         let refused = |text: &str, why: &str| {
             format!("has {text:?}: {why}; write it as in \"http://127.0.0.1:9001\"")
         };
@@ -982,11 +1085,14 @@ mod tests {
                 ("http://[::1]:80", to("::1", 80)),
                 ("http://[::1]", to("::1", 80)),
                 ("http://Orders.internal", to("orders.internal", 80)),
+                ("https://orders.internal", secure("orders.internal", 443)),
+                ("https://[::1]", secure("::1", 443)),
+                ("https://192.0.2.1:8443", secure("192.0.2.1", 8443)),
             ],
         );
         for (text, why) in [
-            ("127.0.0.1:9001", "a server begins with http://"),
-            ("HTTP://127.0.0.1", "a server begins with http://"),
+            ("127.0.0.1:9001", "a server begins with http:// or https://"),
+            ("HTTP://127.0.0.1", "a server begins with http:// or https://"),
             ("http://", "this is no host name or address"),
             ("http://a b", "this is no host name or address"),
             ("http://256.1.1.1", "this is no host name or address"),
@@ -1003,7 +1109,6 @@ mod tests {
         ] {
             assert_eq!(endpoint(text).unwrap_err().text, refused(text, why));
         }
-        assert_eq!(endpoint("https://a").unwrap_err().kind, Kind::NotSupported);
     }
 
     #[test]

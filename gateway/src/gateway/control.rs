@@ -2,11 +2,14 @@
 
 mod drain;
 pub(super) mod drops;
+mod succession;
+pub(super) mod upstreams;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -19,7 +22,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use self::drain::Drain;
+use self::{drain::Drain, succession::Succession};
 use super::{
     course::Course,
     doors::Doors,
@@ -34,6 +37,7 @@ use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
+        notify::Notify,
         socket::{
             AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
             Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
@@ -43,13 +47,17 @@ use crate::{
     config::{self, Config, Disk, Issuer, KeySource},
     identity::token::Keys,
     kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
-    net::worker::{Command, Handle, Phase, Shared},
+    net::{
+        descriptors,
+        worker::{Command, Handle, Phase, Shared},
+    },
     policy::{
         Reason,
-        penalty::{self, Block, Evidence, Ledger, overlaps},
+        penalty::{self, Arrived, Block, Evidence, Ledger, overlaps},
     },
-    snapshot::Snapshot,
+    snapshot::{Published, Snapshot},
     time,
+    upstream::resolve::{self, Addresses},
     watch::Watch,
 };
 
@@ -82,6 +90,13 @@ pub(super) struct Control {
     shared: Shared,
     listeners: RefCell<Listeners>,
     doors: Doors,
+    /// Another process that takes over, if one does.
+    succession: RefCell<Succession>,
+    notify: Notify,
+    /// Names of sockets that the service manager keeps.
+    kept: RefCell<BTreeSet<String>>,
+    /// Where this program was started from; another may be there by now.
+    program: Result<PathBuf, String>,
     /// The drain that is going on, if one is.
     drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
@@ -108,6 +123,8 @@ pub(super) struct Control {
     generation: Cell<u64>,
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
+    /// Where the names of upstream servers lead to.
+    addresses: RefCell<Addresses>,
     started_at: Instant,
 }
 
@@ -115,6 +132,10 @@ pub(super) struct Control {
 pub(super) struct Serving {
     pub(super) listeners: Listeners,
     pub(super) doors: Doors,
+    pub(super) notify: Notify,
+    pub(super) program: Result<PathBuf, String>,
+    /// Addresses whose sockets the service manager keeps for nobody.
+    pub(super) stale: Vec<SocketAddr>,
     pub(super) workers: Vec<Handle>,
 }
 
@@ -124,6 +145,14 @@ pub(super) struct Tell {
     pub(super) phase: watch::Sender<Phase>,
     /// That another state was published.
     pub(super) news: watch::Sender<()>,
+}
+
+/// What was looked at before anything was read.
+pub(super) struct Seen {
+    /// The files of the configuration.
+    pub(super) files: Watch,
+    /// Where the names of upstream servers lead to.
+    pub(super) addresses: Addresses,
 }
 
 /// A ban that user space keeps.
@@ -140,11 +169,12 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        Serving { listeners, doors, workers }: Serving,
+        Serving { listeners, doors, workers, notify, program, stale }: Serving,
         kernel: Option<(Kernel, Vec<String>)>,
         tell: Tell,
-        files: Watch,
+        seen: Seen,
     ) -> Control {
+        let Seen { files, addresses } = seen;
         let kernel = kernel.map(|(kernel, notices)| {
             for notice in notices {
                 tracing::info!(detail = %notice, "xdp");
@@ -165,6 +195,10 @@ impl Control {
             shared,
             listeners: RefCell::new(listeners),
             doors,
+            succession: RefCell::default(),
+            notify,
+            kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
+            program,
             drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
@@ -179,13 +213,22 @@ impl Control {
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
+            addresses: RefCell::new(addresses),
             started_at: time::monotonic(),
         }
     }
 
     /// Takes over what outlived an earlier process.
-    pub(super) fn started(self: &Rc<Self>) {
+    /// `is_alone` is false when the process before went on, and this one has to go at once.
+    pub(super) fn started(self: &Rc<Self>, is_alone: bool) {
+        if !is_alone {
+            self.succession.borrow_mut().is_done = true;
+            self.drain();
+            return;
+        }
         self.doors.open(self);
+        self.keep_sockets();
+        self.notify.ready();
         self.set_never();
         let kernel = self.kernel.borrow();
         let Some(kernel) = kernel.as_ref() else { return };
@@ -202,6 +245,16 @@ impl Control {
         match kernel.bans() {
             Ok(bans) => {
                 let now = time::monotonic();
+                if self.has_proxies() {
+                    let again = |ban: &kernel::BanEntry| Ban {
+                        source: ban.source,
+                        lasts: ban.remaining,
+                        reason: ban.reason,
+                        origin: ban.origin,
+                        level: ban.level,
+                    };
+                    self.ban_in_user_space(&bans.iter().map(again).collect::<Vec<_>>());
+                }
                 let mut ledger = self.ledger.borrow_mut();
                 for ban in bans.iter().filter(|ban| ban.origin == ORIGIN_EVIDENCE) {
                     ledger.adopt(ban.source, ban.level, ban.remaining, now);
@@ -215,12 +268,17 @@ impl Control {
     fn set_never(&self) {
         let config = self.config.borrow();
         let mut exempt = config.xdp.as_ref().map_or_else(Vec::new, |xdp| xdp.exempt.clone());
+        exempt.extend(upstreams::networks(&self.addresses.borrow()));
         match crate::net::addresses::infrastructure() {
             Ok(found) => exempt.extend(found),
             Err(error) => tracing::error!(error = %error, "own addresses not read"),
         }
+        // Without a kernel half nobody has gathered them before.
+        let proxies = config.listeners.iter().filter_map(|listener| listener.proxies.as_ref());
+        exempt.extend(proxies.flatten().filter(|net| !exempt.contains(net)).collect::<Vec<_>>());
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
+        self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
@@ -235,17 +293,20 @@ impl Control {
         if blocks.is_empty() {
             return;
         }
-        let bans: Vec<Ban> = blocks
-            .iter()
-            .map(|block| Ban {
-                source: block.source,
-                lasts: block.lasts,
-                reason: block.reason as u32,
-                origin: ORIGIN_EVIDENCE,
-                level: block.level,
-            })
-            .collect();
-        let outcomes = self.ban(&bans);
+        let ban = |block: &Block| Ban {
+            source: block.source,
+            lasts: block.lasts,
+            reason: block.reason as u32,
+            origin: ORIGIN_EVIDENCE,
+            level: block.level,
+        };
+        // Who came through a proxy is kept out here: its packets bear the proxy's address, and its own
+        // address may be somebody else's on this side of the proxy.
+        let (direct, proxied): (Vec<Block>, Vec<Block>) =
+            blocks.into_iter().partition(|block| block.arrived == Arrived::Directly);
+        let mut outcomes = self.ban(&direct.iter().map(ban).collect::<Vec<_>>());
+        outcomes.extend(self.ban_in_user_space(&proxied.iter().map(ban).collect::<Vec<_>>()));
+        let blocks: Vec<Block> = direct.into_iter().chain(proxied).collect();
         let now = time::monotonic();
         let mut metrics = self.metrics.borrow_mut();
         for (block, (source, outcome)) in blocks.iter().zip(outcomes) {
@@ -278,12 +339,25 @@ impl Control {
                 BanOutcome::TableFull => Err("the kernel's table of bans is full".to_owned()),
                 BanOutcome::Failed(error) => Err(error.to_string()),
             };
+            if self.has_proxies() {
+                self.ban_in_user_space(bans);
+            }
             return kernel
                 .ban(bans)
                 .into_iter()
                 .map(|(source, outcome)| (source, result(outcome)))
                 .collect();
         }
+        self.ban_in_user_space(bans)
+    }
+
+    /// Whether clients come through proxies, whose packets the kernel must let in.
+    fn has_proxies(&self) -> bool {
+        self.config.borrow().listeners.iter().any(|listener| listener.proxies.is_some())
+    }
+
+    /// Bans that are enforced when a connection is accepted, or said to be whose it is.
+    fn ban_in_user_space(&self, bans: &[Ban]) -> Vec<(Source, Result<(), String>)> {
         let now = time::monotonic();
         let mut table = self.bans.borrow_mut();
         bans.iter()
@@ -302,14 +376,15 @@ impl Control {
     fn unban(&self, source: Source) -> Result<bool, String> {
         self.ledger.borrow_mut().forget(source);
         self.notes.borrow_mut().remove(&source.to_string());
+        self.shared.admission.unban(source);
+        let was_here = self.bans.borrow_mut().remove(&source).is_some();
         if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
             return kernel
                 .unban(&[source])
-                .map(|count| count > 0)
+                .map(|count| count > 0 || was_here)
                 .map_err(|error| error.to_string());
         }
-        self.shared.admission.unban(source);
-        Ok(self.bans.borrow_mut().remove(&source).is_some())
+        Ok(was_here)
     }
 
     fn ban_rows(&self) -> Result<Vec<BanRow>, String> {
@@ -322,6 +397,17 @@ impl Control {
             note: notes.get(&source).cloned(),
             source,
         };
+        let now = time::monotonic();
+        let table = self.bans.borrow();
+        // Those that user space enforces, as far as they are `wanted`.
+        let here = |wanted: &dyn Fn(&Source) -> bool| -> Vec<BanRow> {
+            let in_force = table.iter().filter(|(source, ban)| now < ban.until && wanted(source));
+            in_force
+                .map(|(source, ban)| {
+                    row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
+                })
+                .collect()
+        };
         if let Some(kernel) = self.kernel.borrow().as_ref() {
             let bans = kernel.bans().map_err(|error| error.to_string())?;
             let prefixes = kernel.prefix_bans().map_err(|error| error.to_string())?;
@@ -331,18 +417,12 @@ impl Control {
             let of_prefixes = prefixes
                 .iter()
                 .map(|ban| row(ban.net.to_string(), ban.reason, ban.origin, 0, ban.remaining));
-            return Ok(of_sources.chain(of_prefixes).collect());
+            let mut rows: Vec<BanRow> = of_sources.chain(of_prefixes).collect();
+            let kept: HashSet<Source> = bans.iter().map(|ban| ban.source).collect();
+            rows.extend(here(&|source| !kept.contains(source)));
+            return Ok(rows);
         }
-        let now = time::monotonic();
-        Ok(self
-            .bans
-            .borrow()
-            .iter()
-            .filter(|(_, ban)| now < ban.until)
-            .map(|(source, ban)| {
-                row(source.to_string(), ban.reason, ban.origin, ban.level, ban.until - now)
-            })
-            .collect())
+        Ok(here(&|_| true))
     }
 
     /// Removes what has expired.
@@ -358,7 +438,14 @@ impl Control {
 
     /// SIGHUP: all of it, or nothing and one line that says why.
     pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
-        match self.try_reload() {
+        self.notify.reloading(time::monotonic_us());
+        let outcome = self.try_reload();
+        if outcome.is_ok() {
+            self.keep_sockets();
+        }
+        // Whatever came of it: it serves.
+        self.notify.ready();
+        match outcome {
             Ok(()) => {
                 self.metrics.borrow_mut().reloads_applied += 1;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
@@ -381,6 +468,9 @@ impl Control {
         if self.drain.borrow().is_some() {
             return Err("the daemon is draining; nothing is changed any more".to_owned());
         }
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
         needs_restart(&self.config.borrow(), &config)?;
@@ -389,7 +479,10 @@ impl Control {
             .map_err(|errors| {
                 errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             })?;
-        let settings = kernel_settings(&config).map_err(|error| error.to_string())?;
+        let mut addresses = self.addresses.borrow().clone();
+        upstreams::look_up_new(&config, &mut addresses);
+        let settings = kernel_settings(&config, &upstreams::networks(&addresses))
+            .map_err(|error| error.to_string())?;
         let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
         let listeners = self
             .listeners
@@ -411,6 +504,7 @@ impl Control {
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
         self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
+        *self.addresses.borrow_mut() = addresses;
         self.publish(snapshot.at(&listeners.places(), &self.shared.published.load()));
         self.apply(listeners, &config);
         let before = self.config.replace(config);
@@ -419,6 +513,24 @@ impl Control {
         self.files.borrow_mut().replace(watch);
         self.set_never();
         Ok(())
+    }
+
+    /// Has the service manager keep the sockets, so that they outlive this process; none of those that
+    /// are listened on no longer, or what connects there would wait for nobody.
+    fn keep_sockets(&self) {
+        let mut names = BTreeMap::<String, Vec<RawFd>>::new();
+        let listeners = self.listeners.borrow();
+        for (address, socket) in listeners.sockets_held() {
+            names.entry(kept_name(address)).or_default().push(socket.as_raw_fd());
+        }
+        let mut kept = self.kept.borrow_mut();
+        for gone in kept.iter().filter(|name| !names.contains_key(*name)) {
+            self.notify.forget(gone);
+        }
+        for (name, sockets) in names.iter().filter(|(name, _)| !kept.contains(*name)) {
+            self.notify.keep(name, sockets);
+        }
+        *kept = names.into_keys().collect();
     }
 
     /// Whether every worker takes commands: one that does not is stuck, and would not listen.
@@ -443,7 +555,14 @@ impl Control {
                 self.command(number % self.workers.len(), Command::Listen(socket));
             }
         }
-        self.shared.admission.set_open_max(config.server.max_connections);
+        let wanted = config.server.max_connections;
+        let fit = descriptors::make_room(wanted).map_or(wanted, |room| {
+            if let Some(shortage) = room.shortage() {
+                tracing::warn!(detail = %shortage, "descriptors");
+            }
+            room.connections_max
+        });
+        self.shared.admission.set_open_max(fit);
         self.shared.log.set_format(config.log.format);
         let before = self.config.borrow().token_cache.clone();
         if before != config.token_cache {
@@ -469,11 +588,15 @@ impl Control {
     pub(super) fn publish(&self, mut snapshot: Snapshot) {
         let before = self.shared.published.load();
         snapshot.generation = before.generation + 1;
+        snapshot.limits = snapshot.limits.resume(&before.limits, time::monotonic());
         snapshot.issuers = self.issuer_keys.borrow().put_into(
             &snapshot.issuers,
             &before.issuers,
             snapshot.generation,
         );
+        let addresses = self.addresses.borrow();
+        let now = time::monotonic();
+        resolve::settle(&mut snapshot.upstreams, &addresses, &before.upstreams, now);
         self.shared.published.store(Arc::new(snapshot));
         // Connections judge their clients again; receivers live as long as the workers.
         let _ = self.tell.news.send(());
@@ -499,6 +622,11 @@ impl Control {
         act(&mut self.issuer_keys.borrow_mut())
     }
 
+    /// Where the state to serve by is published.
+    pub(super) fn published(&self) -> Published {
+        self.shared.published.clone()
+    }
+
     /// Configurations applied so far.
     pub(super) fn generation(&self) -> u64 {
         self.generation.get()
@@ -516,6 +644,10 @@ impl Control {
 
     /// The operators' socket goes with the daemon; the XDP program stays, on purpose.
     pub(super) fn close(&self) {
+        if self.succession.borrow().is_done {
+            return;
+        }
+        // That it is gone already is as good.
         let _ = std::fs::remove_file(&self.config.borrow().admin.socket);
     }
 
@@ -527,7 +659,8 @@ impl Control {
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
             return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
-        if self.config.borrow().xdp.is_none() {
+        // While another process takes over, the program filters on, and the other says how it is.
+        if self.config.borrow().xdp.is_none() || self.succession.borrow().is_under_way {
             return Ok(());
         }
         let kernel = self.kernel.borrow();
@@ -554,7 +687,8 @@ impl Control {
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Explain { source } => self.explain(source).map(|told| json!(told)),
             // Answered where there is time to ask the workers, and to go on telling.
-            Question::Top | Question::Drops | Question::Drain => {
+            Question::Upgrade => self.upgrade(),
+            Question::Top | Question::Drops | Question::Drain | Question::TakeOver { .. } => {
                 Err("not answered at once".to_owned())
             }
             Question::Reload => self.reload().map(|generation| json!({ "generation": generation })),
@@ -706,6 +840,9 @@ impl Control {
     }
 
     fn detach(&self) -> Result<Value, String> {
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let Some(settings) = self.config.borrow().xdp.clone() else {
             return Err("no XDP program: [xdp].interfaces is empty".to_owned());
         };
@@ -833,8 +970,10 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            takes_over: self.succession.borrow().is_going_on(),
             drain: self.drain_row(),
             certificates,
+            upstreams: self.upstream_status(),
             refused_files: self.followed(|files| {
                 let refused = files.refused().iter().map(|(file, detail)| RefusedFile {
                     file: file.clone(),
@@ -974,6 +1113,7 @@ impl Control {
         readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
+        readings.extend(self.upstream_readings());
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();
@@ -1180,11 +1320,21 @@ fn penalty_settings(config: &Config, never: &[IpNet]) -> penalty::Settings {
     }
 }
 
+/// The name under which an address' sockets are kept; a colon would end it.
+fn kept_name(address: SocketAddr) -> String {
+    format!("tcp-{address}").replace(':', "_")
+}
+
 /// What a reload cannot change. Each is said, so that nobody believes a setting is in force that is not.
 fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
     let changed: Vec<&str> = [
         ("[server].workers", old.server.workers != new.server.workers),
+        (
+            "[server].backlog or cpu_steering",
+            (old.server.backlog, old.server.cpu_steering)
+                != (new.server.backlog, new.server.cpu_steering),
+        ),
         ("[xdp].pin, max_sources, or whether there are interfaces", xdp(old) != xdp(new)),
     ]
     .into_iter()
@@ -1193,5 +1343,8 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(format!("{} changed; restart the daemon to apply that", changed.join(", ")))
+    Err(format!(
+        "{} changed; `portcullis upgrade` applies that without a lost connection, as a restart does",
+        changed.join(", ")
+    ))
 }

@@ -39,6 +39,10 @@ pub(super) struct Listeners {
     quic: Vec<BoundQuic>,
     quic_keys: OnceCell<quic::Keys>,
     leaving: Vec<(watch::Sender<Phase>, Course)>,
+    /// Connections that wait to be accepted, for each socket.
+    backlog: u32,
+    /// Where each worker has a CPU of its own and connections go by that: the CPU of each.
+    steered: Option<Vec<usize>>,
 }
 
 /// One listener's address.
@@ -147,6 +151,11 @@ impl Prepared {
 }
 
 impl Listeners {
+    /// Of sockets with that backlog, and steered to the workers on these CPUs.
+    pub(super) fn new(backlog: u32, steered: Option<Vec<usize>>) -> Listeners {
+        Listeners { backlog, steered, ..Listeners::default() }
+    }
+
     /// Binds what is not bound yet: one socket for each worker. Nothing of what runs is touched.
     ///
     /// # Errors
@@ -222,7 +231,7 @@ impl Listeners {
         let wrap = |error| ListenError { address, error };
         if let Some(mut sockets) = inherited.remove(&address).filter(|some| !some.is_empty()) {
             let missing = workers.saturating_sub(sockets.len());
-            match listen::group_beside(address, missing) {
+            match listen::group_beside(address, missing, self.backlog) {
                 Ok(more) => sockets.extend(more),
                 // Bound by another user, or not to be shared: then workers accept from the same ones.
                 Err(_) => {
@@ -234,11 +243,15 @@ impl Listeners {
             return Ok(sockets);
         }
         // Our own socket at `[::]` is no reason to refuse `0.0.0.0` in its place.
-        if self.bound.iter().any(|bound| config::overlap(&bound.address, &address)) {
-            listen::group_beside(address, workers)
+        let sockets = if self.bound.iter().any(|bound| config::overlap(&bound.address, &address)) {
+            listen::group_beside(address, workers, self.backlog)?
         } else {
-            listen::group(address, workers)
+            listen::group(address, workers, self.backlog)?
+        };
+        if let Some(cpus) = &self.steered {
+            listen::steer(&sockets, cpus).map_err(wrap)?;
         }
+        Ok(sockets)
     }
 
     /// Makes the change; what is no longer listened on takes its course. Gives what is to be accepted
@@ -326,6 +339,11 @@ impl Listeners {
         let names = self.names.iter().cloned().enumerate();
         names.filter(|(place, _)| is_bound(*place) || is_open(*place)).collect()
     }
+
+    /// Every socket that is listened on.
+    pub(super) fn sockets_held(&self) -> impl Iterator<Item = (SocketAddr, &TcpListener)> {
+        self.bound.iter().flat_map(|bound| bound.sockets.iter().map(|one| (bound.address, one)))
+    }
 }
 
 /// A phase is only ever followed by a later one.
@@ -350,7 +368,13 @@ mod tests {
 
     fn listener(name: &str, address: SocketAddr) -> config::Listener {
         let tls = ListenerTls { sites: Vec::new(), sessions: 0 };
-        config::Listener { name: name.to_owned(), address, protocols: Vec::new(), tls }
+        config::Listener {
+            name: name.to_owned(),
+            address,
+            protocols: Vec::new(),
+            proxies: None,
+            tls,
+        }
     }
 
     fn free() -> SocketAddr {
@@ -411,7 +435,7 @@ mod tests {
     #[test]
     fn inherited_sockets_are_used_and_what_is_missing_is_added() {
         let address = free();
-        let others = listen::group(address, 1).unwrap();
+        let others = listen::group(address, 1, 16).unwrap();
         let mut inherited = Inherited::from([(address, others)]);
         let listeners = Listeners::default();
         let prepared = listeners.prepare(&[listener("a", address)], 3, &mut inherited).unwrap();

@@ -8,26 +8,35 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{crypto::aws_lc_rs, sign::SingleCertAndKey};
+use rustls::{
+    RootCertStore,
+    crypto::aws_lc_rs,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{
     config::{
         self, Config, Content, Disk, Files, KeySource, Listener, MATERIAL_MAX_BYTES,
         REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, TlsClients, TlsSite,
     },
+    fetch::system_authorities,
     identity::{
         certificate::{
             Anchors, Hosts, Revocations, Trust, name::shown_bytes, rsa_bits, server_key, validity,
         },
         token::{Issuers, KeySet, Keys, RevokedTokens, TokenRules},
     },
-    policy::route::{Route, Routes},
+    policy::{
+        limit::Limiters,
+        route::{Route, Routes},
+    },
     snapshot::{Listeners, Snapshot},
     time,
     tls::{
         Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, alternative, sessions::Sessions,
     },
-    upstream::Upstream,
+    upstream::{Upstream, tls::ClientTls},
 };
 
 /// A file that is not what the configuration takes it for.
@@ -55,7 +64,9 @@ pub fn files(config: &Config) -> BTreeSet<PathBuf> {
         let clients = site.clients.iter().flat_map(trust_files);
         certificate_files(site).chain(clients)
     });
-    of_sites.chain(issuer_files(config)).chain(revoked_file(config)).cloned().collect()
+    let of_upstreams = config.upstreams.iter().flat_map(upstream_files);
+    let others = issuer_files(config).chain(revoked_file(config)).chain(of_upstreams);
+    of_sites.chain(others).cloned().collect()
 }
 
 fn certificate_files(site: &TlsSite) -> impl Iterator<Item = &PathBuf> {
@@ -70,6 +81,13 @@ fn issuer_files(config: &Config) -> impl Iterator<Item = &PathBuf> {
     config.issuers.iter().filter_map(|issuer| match &issuer.keys {
         KeySource::File(file) => Some(file),
         KeySource::Remote(_) => None,
+    })
+}
+
+fn upstream_files(upstream: &config::Upstream) -> impl Iterator<Item = &PathBuf> {
+    upstream.tls.iter().flat_map(|tls| {
+        let pair = tls.identity.iter().flat_map(|(chain, key)| [chain, key]);
+        tls.ca.iter().chain(pair)
     })
 }
 
@@ -109,10 +127,15 @@ pub fn load_snapshot(config: &Config, generation: u64) -> Result<Snapshot, Vec<M
         .collect();
     let issuers = token_issuers(config, generation).map_err(|more| errors.extend(more)).ok();
     let revoked = revoked_tokens(config).map_err(|more| errors.extend(more)).ok();
+    let mut upstreams = Vec::new();
+    for written in &config.upstreams {
+        let tls = written.tls.as_ref().map(|tls| keep(client_tls(written, tls), &mut errors));
+        upstreams.push(upstream(written, tls.flatten().map(Arc::new)));
+    }
     match (issuers, revoked) {
         (Some(issuers), Some(revoked)) if errors.is_empty() => {
             let tokens = (Arc::new(issuers), Arc::new(revoked));
-            Ok(snapshot(config, generation, Listeners::new(listeners), tokens))
+            Ok(snapshot(config, generation, Listeners::new(listeners), tokens, upstreams))
         }
         _ => Err(errors),
     }
@@ -164,10 +187,21 @@ pub fn refresh(
         part.renewed(issuer_files(config), || token_issuers(config, generation), &before.issuers);
     let revoked =
         part.renewed(revoked_file(config), || revoked_tokens(config), &before.revoked_tokens);
+    let mut upstreams = Vec::new();
+    for (written, before) in config.upstreams.iter().zip(&before.upstreams) {
+        let tls = written.tls.as_ref().zip(before.tls.as_ref()).map(|(tls, before)| {
+            let read = || client_tls(written, tls).map_err(|error| vec![error]);
+            part.renewed(upstream_files(written), read, before)
+        });
+        upstreams.push(upstream(written, tls));
+    }
     let Parts { read, errors, renewed, .. } = part;
     let places = before.listeners.places();
     let listeners = before.listeners.placed(&Listeners::new(listeners), places);
-    let next = || snapshot(config, generation, listeners, (issuers, revoked));
+    let next = || Snapshot {
+        limits: before.limits.clone(),
+        ..snapshot(config, generation, listeners, (issuers, revoked), upstreams)
+    };
     Refreshed { snapshot: (renewed > 0).then(next), read, errors }
 }
 
@@ -211,6 +245,7 @@ fn snapshot(
     generation: u64,
     listeners: Listeners,
     (issuers, revoked_tokens): (Arc<Issuers>, Arc<RevokedTokens>),
+    upstreams: Vec<Upstream>,
 ) -> Snapshot {
     Snapshot {
         generation,
@@ -219,7 +254,9 @@ fn snapshot(
         identities: config.identities.clone(),
         revoked_tokens,
         routes: routes(config),
-        upstreams: upstreams(config),
+        limits: Limiters::new(&config.limits, time::monotonic()),
+        upstreams,
+        clients: Arc::new(config.clients.clone()),
         access_log: config.log.access,
     }
 }
@@ -282,6 +319,7 @@ fn listener_tls(
 ) -> Option<ListenerTls> {
     let others = sites.split_off(1.min(sites.len()));
     Some(ListenerTls {
+        proxies: listener.proxies.as_ref().map(|proxies| proxies.as_slice().into()),
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
         alternative: alternative(&listener.protocols, listener.address.port()),
@@ -331,12 +369,7 @@ fn authorities(path: &Path) -> Result<Anchors, MaterialError> {
 }
 
 fn server_certificate(site: &TlsSite) -> Result<ServerCertificate, MaterialError> {
-    let chain = read(&site.certificate)?;
-    let key = contents(&site.private_key, MATERIAL_MAX_BYTES)?;
-    // Whoever renews a key may forget its permissions.
-    config::private(&key, Disk::new().daemon()).map_err(|open| wrong(&site.private_key, open))?;
-    let certified =
-        server_key(&chain, &key.bytes).map_err(|error| wrong(&site.certificate, error))?;
+    let certified = certified_key(&site.certificate, &site.private_key)?;
     // `server_key` parsed the leaf, so it has a validity.
     let (not_before, not_after) =
         validity(&certified).unwrap_or_else(|| (time::unix(), time::unix()));
@@ -356,21 +389,66 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        limits: route.limits.clone(),
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())
 }
 
-fn upstreams(config: &Config) -> Vec<Upstream> {
-    config
-        .upstreams
-        .iter()
-        .map(|upstream| Upstream {
-            name: upstream.name.as_str().into(),
-            servers: upstream.servers.iter().cloned().map(Arc::new).collect(),
-            connect_timeout: upstream.connect_timeout,
-            response_timeout: upstream.response_timeout,
-        })
-        .collect()
+/// Its servers are put in when it is published, by what their names lead to then.
+fn upstream(written: &config::Upstream, tls: Option<Arc<ClientTls>>) -> Upstream {
+    Upstream {
+        name: written.name.as_str().into(),
+        endpoints: written.servers.clone(),
+        servers: Vec::new(),
+        protocol: written.protocol,
+        balance: written.balance,
+        connect_timeout: written.connect_timeout,
+        response_timeout: written.response_timeout,
+        idle_timeout: written.idle_timeout,
+        max_requests: written.max_requests,
+        max_waiting: written.max_waiting,
+        health: written.health.clone(),
+        tls,
+    }
+}
+
+fn client_tls(
+    upstream: &config::Upstream,
+    written: &config::UpstreamTls,
+) -> Result<ClientTls, MaterialError> {
+    let roots = match &written.ca {
+        Some(path) => file_authorities(path)?,
+        None => {
+            let system = system_authorities();
+            system.map_err(|error| wrong(Path::new("the system's authorities"), error))?
+        }
+    };
+    let identity = match &written.identity {
+        Some((chain, key)) => Some(certified_key(chain, key)?),
+        None => None,
+    };
+    // What the library could refuse is a matter of the files, of which the first is named.
+    let file = written.identity.as_ref().map(|(chain, _)| chain).or(written.ca.as_ref());
+    ClientTls::new(roots, identity, upstream.protocol, written.server_name.clone())
+        .map_err(|error| wrong(file.map_or(Path::new("upstream.tls"), PathBuf::as_path), error))
+}
+
+fn file_authorities(path: &Path) -> Result<RootCertStore, MaterialError> {
+    let bytes = read(path)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
+        let certificate = certificate.map_err(|error| wrong(path, error))?;
+        roots.add(certificate).map_err(|error| wrong(path, error))?;
+    }
+    if roots.is_empty() { Err(wrong(path, "holds no certificate")) } else { Ok(roots) }
+}
+
+fn certified_key(chain: &Path, key: &Path) -> Result<CertifiedKey, MaterialError> {
+    let certificates = read(chain)?;
+    let content = contents(key, MATERIAL_MAX_BYTES)?;
+    // Whoever renews a key may forget its permissions.
+    config::private(&content, Disk::new().daemon()).map_err(|open| wrong(key, open))?;
+    server_key(&certificates, &content.bytes).map_err(|error| wrong(chain, error))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {

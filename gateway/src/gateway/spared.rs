@@ -17,6 +17,8 @@ pub(super) enum Why {
     Router,
     /// A server behind the gateway, by the name of its upstream.
     Upstream(String),
+    /// A proxy in front of the gateway, by the name of its listener.
+    Proxy(String),
     /// `[bans].never` has it.
     Never,
     /// `[xdp].allow` has it.
@@ -30,6 +32,7 @@ impl fmt::Display for Why {
             Why::Own => formatter.write_str("is an address of this host"),
             Why::Router => formatter.write_str("is a router that this host sends through"),
             Why::Upstream(name) => write!(formatter, "is a server of the upstream {name}"),
+            Why::Proxy(name) => write!(formatter, "is a trusted proxy of the listener {name}"),
             Why::Never => formatter.write_str("is on the list [bans].never"),
             Why::Allowed => formatter.write_str("is on the list [xdp].allow"),
         }
@@ -55,6 +58,12 @@ fn judge(by: &IpNet, own: &[IpNet], routers: &[IpNet], config: &Config) -> Why {
         Why::Router
     } else if let Some(upstream) = config.upstreams.iter().find(is_server) {
         Why::Upstream(upstream.name.clone())
+    } else if let Some(listener) = config
+        .listeners
+        .iter()
+        .find(|listener| listener.proxies.as_ref().is_some_and(|proxies| proxies.contains(by)))
+    {
+        Why::Proxy(listener.name.clone())
     } else if config.bans.never.contains(by) {
         Why::Never
     } else {

@@ -42,8 +42,15 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     if let Refusal::Token(TokenError::IssuerUnavailable { .. }) = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(ISSUER_RETRY_AFTER_S));
     }
+    if let Refusal::OverLimit(over) = refusal {
+        let seconds = super::quota::whole_seconds(over.retry_after);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if let Refusal::Draining = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(DRAINING_RETRY_AFTER_S));
+    }
+    if let Some(seconds) = upstream_retry_after_s(refusal) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if let Refusal::MethodNotAllowed { allow } = refusal
         && let Ok(allow) = HeaderValue::from_str(allow)
@@ -65,6 +72,19 @@ pub fn to_method(response: Response<Body>, method: &Method) -> Response<Body> {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     Response::from_parts(parts, Body::full(Bytes::new()))
+}
+
+/// When a request to an upstream that cannot take it now may be worth another try: whole seconds, and
+/// never at once.
+fn upstream_retry_after_s(refusal: &Refusal) -> Option<u64> {
+    match refusal {
+        Refusal::NoHealthyUpstream { retry_after } => {
+            Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
+        }
+        Refusal::UpstreamOverloaded => Some(1),
+        _ => None,
+    }
+    .map(|seconds| seconds.max(1))
 }
 
 /// What the client is told. No value of the token, the configuration or the upstream.
@@ -90,11 +110,20 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::SourceNotAllowed => "The resource is not for this address.",
         Refusal::OutsideHours { .. } => "The resource is closed at this hour.",
         Refusal::TenantMismatch { .. } => "Certificate and token belong to different tenants.",
+        Refusal::OverLimit(over) if over.is_proven => {
+            "There were more requests of this client than it may make."
+        }
+        Refusal::OverLimit(_) => "There were more requests from this address than it may make.",
         Refusal::NoClientCertificate => "The resource asks for a client certificate.",
         Refusal::Draining => "The gateway is about to end here; connect again.",
-        Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => {
+        Refusal::BodyTooSlow => "The request's body did not come in time.",
+        Refusal::RequestTooLong => "The request took too long.",
+        Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
             "The service behind the gateway failed."
         }
+        Refusal::NoHealthyUpstream { .. } => "The service behind the gateway is not available now.",
+        Refusal::UpstreamOverloaded => "The service behind the gateway has more to do than it can.",
+        Refusal::RequestStalled { .. } => "The request's body did not come in time.",
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
 }
@@ -139,6 +168,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::policy::limit::OverLimit;
 
     fn read(refusal: &Refusal) -> (StatusCode, http::HeaderMap, serde_json::Value) {
         let (parts, body) = refused(refusal, "id-12345").into_parts();
@@ -157,8 +187,11 @@ mod tests {
             Refusal::MissingToken,
             Refusal::Draining,
             Refusal::InsufficientScope { required: "read:orders".into() },
-            Refusal::UpstreamUnreachable,
-            Refusal::UpstreamFailed,
+            Refusal::UpstreamUnreachable { detail: "refused".into() },
+            Refusal::UpstreamFailed { detail: "reset".into() },
+            Refusal::NoHealthyUpstream { retry_after: Duration::ZERO },
+            Refusal::UpstreamOverloaded,
+            Refusal::RequestStalled { waited: Duration::from_secs(1) },
             Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
         ] {
             let (status, headers, body) = read(&refusal);
@@ -183,6 +216,43 @@ mod tests {
             if empty {
                 assert_eq!(answer.headers()[header::CONTENT_LENGTH], length.to_string());
             }
+        }
+    }
+
+    #[test]
+    fn who_is_over_a_limit_is_told_when_to_come_back() {
+        for (wait_ms, is_proven, reason, seconds) in
+            [(1, true, "rate_limited", "1"), (12_001, false, "source_rate_limited", "13")]
+        {
+            let (status, headers, body) = read(&Refusal::OverLimit(Box::new(OverLimit {
+                limit: "per-client".into(),
+                rate: "100/s".into(),
+                subject: "client orders".into(),
+                tier: None,
+                is_proven,
+                retry_after: Duration::from_millis(wait_ms),
+            })));
+            assert_eq!((status.as_u16(), &body["reason"]), (429, &reason.into()));
+            assert_eq!(headers[header::RETRY_AFTER], seconds);
+            assert!(!body.to_string().contains("per-client"), "the client is not told names");
+        }
+    }
+
+    #[test]
+    fn when_to_ask_again_is_said_in_whole_seconds() {
+        let out =
+            |millis| Refusal::NoHealthyUpstream { retry_after: Duration::from_millis(millis) };
+        for (refusal, expected) in [
+            (out(0), "1"),
+            (out(1_001), "2"),
+            (out(5_000), "5"),
+            (Refusal::UpstreamOverloaded, "1"),
+        ] {
+            let (status, headers, _) = read(&refusal);
+            assert_eq!(
+                (status.as_u16(), &headers[header::RETRY_AFTER]),
+                (503, &expected.parse::<HeaderValue>().unwrap())
+            );
         }
     }
 

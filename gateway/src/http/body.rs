@@ -3,7 +3,6 @@
 
 use std::{
     cell::Cell,
-    fmt,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -13,8 +12,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{expect::Wait, h3::Upload, headers};
-use crate::upstream::pool::Lease;
+use super::{expect::Wait, guard::Upload, h3, headers};
+use crate::upstream::incoming::UpstreamBody;
+
+/// Why a body broke off; whoever passes it on breaks off too.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An answer's body, and what is to be done when it has ended.
 pub struct Body {
@@ -27,7 +29,7 @@ enum Content {
     /// Ours, whole.
     Full(Option<Bytes>),
     /// An upstream's, passed on as it comes; the connection is reused once all has been read.
-    Upstream(Incoming, Option<Lease>),
+    Upstream(UpstreamBody),
 }
 
 impl Body {
@@ -36,9 +38,9 @@ impl Body {
         Body::new(Content::Full((!bytes.is_empty()).then_some(bytes)))
     }
 
-    /// An upstream's body, from the leased connection.
-    pub fn upstream(incoming: Incoming, lease: Lease) -> Body {
-        Body::new(Content::Upstream(incoming, Some(lease)))
+    /// An upstream's body.
+    pub fn upstream(body: UpstreamBody) -> Body {
+        Body::new(Content::Upstream(body))
     }
 
     fn new(content: Content) -> Body {
@@ -62,23 +64,15 @@ impl Drop for Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match &mut self.content {
             Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::Upstream(incoming, lease) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(context));
-                if frame.is_none()
-                    && let Some(lease) = lease.take()
-                {
-                    lease.give_back();
-                }
-                frame
-            }
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context)),
         };
         let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
         if let Some(data) = frame.data_ref() {
@@ -93,9 +87,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Full(bytes) => bytes.is_none(),
-            // Once the end is known without polling again, `poll_frame` is not called any more: the
-            // lease then goes back when this is dropped, see `Lease`.
-            Content::Upstream(incoming, _) => incoming.is_end_stream(),
+            Content::Upstream(body) => body.is_end_stream(),
         }
     }
 
@@ -104,7 +96,7 @@ impl HttpBody for Body {
             Content::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
             }
-            Content::Upstream(incoming, _) => incoming.size_hint(),
+            Content::Upstream(body) => body.size_hint(),
         }
     }
 }
@@ -114,31 +106,8 @@ pub enum Arriving {
     /// Over HTTP/1.1 or /2.
     Stream(Incoming),
     /// Over HTTP/3.
-    Quic(Box<Upload>),
+    Quic(Box<h3::Upload>),
 }
-
-/// Why a client's body ends before its end.
-#[derive(Debug)]
-pub enum BodyError {
-    /// Over HTTP/1.1 or /2.
-    Stream(hyper::Error),
-    /// Over HTTP/3.
-    Quic(h3::error::StreamError),
-    /// It is not as long as `Content-Length` says (RFC 9114 section 4.1.2).
-    Length,
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BodyError::Stream(error) => write!(f, "{error}"),
-            BodyError::Quic(error) => write!(f, "{error}"),
-            BodyError::Length => f.write_str("the body is not as long as its Content-Length"),
-        }
-    }
-}
-
-impl std::error::Error for BodyError {}
 
 impl HttpBody for Arriving {
     type Data = Bytes;
@@ -151,7 +120,7 @@ impl HttpBody for Arriving {
         match &mut *self {
             Arriving::Stream(incoming) => {
                 let frame = ready!(Pin::new(incoming).poll_frame(context));
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Stream)))
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             Arriving::Quic(upload) => Pin::new(upload).poll_frame(context),
         }
@@ -175,16 +144,24 @@ impl HttpBody for Arriving {
 /// A client's body on its way to the upstream, counted as it passes. Of its trailers those pass that
 /// may: they come after every check, so none may say what a check has looked at.
 pub struct RequestBody {
-    arriving: Arriving,
+    /// `None`: there is none.
+    arriving: Option<Arriving>,
     passed_bytes: Rc<Cell<u64>>,
+    /// Sees whether the client keeps up.
+    upload: Option<Upload>,
     /// Not read before that is over.
     wait: Option<Wait>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
-    pub fn new(arriving: Arriving, passed_bytes: Rc<Cell<u64>>) -> RequestBody {
-        RequestBody { arriving, passed_bytes, wait: None }
+    pub fn new(arriving: Arriving, passed_bytes: Rc<Cell<u64>>, upload: Upload) -> RequestBody {
+        RequestBody { arriving: Some(arriving), passed_bytes, upload: Some(upload), wait: None }
+    }
+
+    /// None.
+    pub fn empty() -> RequestBody {
+        RequestBody { arriving: None, passed_bytes: Rc::default(), upload: None, wait: None }
     }
 
     /// Reads nothing before `wait` is over.
@@ -205,7 +182,16 @@ impl HttpBody for RequestBody {
             ready!(wait.poll(context));
             self.wait = None;
         }
-        let frame = ready!(Pin::new(&mut self.arriving).poll_frame(context));
+        let Some(arriving) = &mut self.arriving else { return Poll::Ready(None) };
+        let polled = Pin::new(arriving).poll_frame(context);
+        if let Some(upload) = &self.upload {
+            upload.note(match &polled {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => Poll::Ready(frame.data_ref().map_or(0, Bytes::len)),
+                Poll::Ready(_) => Poll::Ready(0),
+            });
+        }
+        let frame = ready!(polled);
         let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
         if let Some(data) = frame.data_ref() {
             self.passed_bytes.set(self.passed_bytes.get() + data.len() as u64);
@@ -217,10 +203,10 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.arriving.is_end_stream()
+        self.arriving.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.arriving.size_hint()
+        self.arriving.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }

@@ -19,11 +19,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::watch, time::sleep};
+use tokio::{net::TcpStream, sync::watch};
 
 use super::{
     body::{Arriving, Body},
     exchange::exchange,
+    guard::{Flood, Guarded, Verdict, Watch},
 };
 use crate::{
     admin::audit::{CertificateFields, Line},
@@ -42,24 +43,9 @@ use crate::{
     },
 };
 
-/// From the handshake to the first request, and for each further head over HTTP/1.1: a head is a few
-/// packets, and browsers keep an idle connection about that long.
-pub(super) const HEAD_MAX: Duration = Duration::from_secs(30);
-
-/// A client that opens a connection and then asks nothing for this long is cut, and it is evidence.
-pub(super) const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
-
-/// Bytes of an HTTP/1.1 head: an 8 KiB token, the usual cookies, and as much again.
-const HEAD_MAX_BYTES: usize = 32 * 1024;
-
-/// Fields of an HTTP/1.1 head.
-const FIELDS_MAX: usize = 100;
-
-/// Bytes of a field list over HTTP/2 and HTTP/3, as [`HEAD_MAX_BYTES`].
-pub(super) const FIELD_LIST_MAX_BYTES: u32 = 32 * 1024;
-
-/// Requests at once on one HTTP/2 connection; browsers use up to 100.
-const STREAMS_MAX: u32 = 128;
+/// Fields that are parsed beyond those that are taken, so that a few too many are answered with a
+/// problem that says so; still more are answered by the parser itself.
+const FIELDS_MORE: usize = 28;
 
 /// Streams that a client opened and reset before they were served (rapid reset, CVE-2023-44487).
 const RESET_PENDING_MAX: usize = 32;
@@ -80,6 +66,8 @@ pub struct Arrival {
     pub port: u16,
     /// What bans and limits know it by.
     pub source: Source,
+    /// The proxy that its packets come from.
+    pub via: Option<IpAddr>,
     /// Joins the log lines of the connection.
     pub id: String,
     /// Whether it is to go on, by the address that it came in at.
@@ -96,6 +84,8 @@ pub struct Connection {
     pub peer: Option<Arc<Peer>>,
     /// The host that the handshake named.
     pub server_name: Option<String>,
+    /// Sees what passes, and when it has been too long.
+    pub watch: Rc<Watch>,
     /// Requests so far.
     requests: Rc<Cell<u64>>,
     /// The last judgement of the peer's certificate.
@@ -123,6 +113,7 @@ impl Connection {
         worker: Rc<Worker>,
         arrival: Arrival,
         client: Proven,
+        watch: Rc<Watch>,
         snapshot: &Snapshot,
     ) -> Rc<Connection> {
         let Proven { peer, resumed, server_name } = client;
@@ -146,6 +137,7 @@ impl Connection {
             bans_seen: Cell::new(worker.shared.admission.bans_version()),
             requests: Rc::default(),
             phase: Rc::new(Cell::new(phase)),
+            watch,
             worker,
             arrival,
             peer,
@@ -160,6 +152,7 @@ impl Connection {
             address,
             port,
             source: Source::from(address),
+            via: None,
             id: self.arrival.id.clone(),
             listener: self.arrival.listener,
             phase: self.arrival.phase.clone(),
@@ -175,12 +168,8 @@ impl Connection {
             // Bans of the new source are looked at first.
             bans_seen: Cell::new(0),
             phase: self.phase.clone(),
+            watch: self.watch.clone(),
         })
-    }
-
-    /// Requests so far.
-    pub(super) fn requests(&self) -> u64 {
-        self.requests.get()
     }
 
     /// Takes note of what the connection is to do.
@@ -278,35 +267,40 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let mut news = worker.shared.news.clone();
     news.mark_unchanged();
     let snapshot = worker.shared.published.load_full();
+    let limits = snapshot.clients.clone();
     let listener = &snapshot.listeners[arrival.listener];
-    let secured = match handshake(stream, listener, listener.sessions.as_ref()).await {
-        Ok(secured) => secured,
-        // Whose TCP handshake was completed is who it says it is.
-        Err(failure) => return refused(&worker, &arrival, &failure, true),
-    };
+    let secured =
+        match handshake(stream, listener, listener.sessions.as_ref(), limits.handshake).await {
+            Ok(secured) => secured,
+            // Whose TCP handshake was completed is who it says it is.
+            Err(failure) => return refused(&worker, &arrival, &failure, true),
+        };
     let Secured { stream, client } = secured;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let connection = Connection::begin(worker, arrival, client, &snapshot);
+    let watch = Watch::new(limits.clone(), is_http2, time::monotonic());
+    let connection = Connection::begin(worker, arrival, client, watch.clone(), &snapshot);
     drop(snapshot);
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Guarded::new(stream, watch.clone()));
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
         let request = request.map(Arriving::Stream);
+        let ticket = connection.watch.begin(time::monotonic());
         async move {
-            let mut response = exchange(connection.clone(), request).await;
+            let running = ticket.running().clone();
+            let mut response = exchange(connection.clone(), request, running).await;
             if !is_http2 {
                 dismiss(&connection, &mut response);
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| ticket.hold(body)))
         }
     });
     if is_http2 {
-        let mut builder = http2::Builder::new(Local);
+        let mut builder = http2::Builder::new(Local(watch));
         builder
             .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(FIELD_LIST_MAX_BYTES)
+            .max_concurrent_streams(limits.streams_max)
+            .max_header_list_size(u32::try_from(limits.head_max_bytes).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(RESET_PENDING_MAX)
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
@@ -318,9 +312,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_MAX)
-            .max_buf_size(HEAD_MAX_BYTES)
-            .max_headers(FIELDS_MAX);
+            // The watch has deadlines of its own for a head and for the wait before it.
+            .header_read_timeout(None)
+            .max_buf_size(limits.head_max_bytes)
+            .max_headers(limits.fields_max + FIELDS_MORE);
         drive(&connection, builder.serve_connection(io, service), Phase::Closing, news).await;
     }
 }
@@ -376,11 +371,13 @@ async fn drive(
 ) {
     let mut served = pin!(served);
     let mut phase = connection.arrival.phase.clone();
-    let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
-    let mut waits_for_first = true;
     let mut is_winding_down = false;
+    let mut retiring = false;
+    let watch = &connection.watch;
     loop {
         tokio::select! {
+            // What was read may have been what was waited for, so first of all it is looked at.
+            biased;
             ended = &mut served => {
                 if let Err(error) = ended {
                     broken(connection, &error);
@@ -403,12 +400,21 @@ async fn drive(
                     return withdrawn(connection, &error);
                 }
             }
-            () = &mut first_request, if waits_for_first => {
-                waits_for_first = false;
-                if connection.requests.get() == 0 {
-                    let detail = "no request after the handshake";
-                    evidence(connection, Reason::RequestTimeout, detail);
-                    return;
+            verdict = watch.verdict() => {
+                for reason in watch.take_broken_off() {
+                    evidence(connection, reason, "an answer was broken off");
+                }
+                match verdict {
+                    Verdict::Wait(_) => {}
+                    Verdict::Retire if retiring => return,
+                    Verdict::Retire => {
+                        retiring = true;
+                        watch.retire(time::monotonic());
+                        served.as_mut().wind_down();
+                    }
+                    Verdict::Refuse(reason, detail) => {
+                        return evidence(connection, reason, detail);
+                    }
                 }
             }
         }
@@ -438,7 +444,7 @@ pub(super) fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure, tel
         metrics.handshakes_failed[arrival.listener] += 1;
     }
     if tells {
-        worker.report(arrival.source, reason);
+        worker.report_of(arrival, reason);
     }
     if !worker.may_log_handshake(arrival.source, reason) {
         return;
@@ -447,6 +453,7 @@ pub(super) fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure, tel
         let mut line = log.line(buffer, "warn", "handshake_refused", time::wall());
         line.field("conn_id", &arrival.id)
             .field("source", arrival.address)
+            .maybe("via", arrival.via)
             .field("source_port", arrival.port)
             .maybe("sni", failure.server_name.as_deref())
             .maybe("certificate", failure.certificate.as_ref().map(CertificateFields::of_refused))
@@ -477,25 +484,49 @@ fn connection_fields(line: &mut Line<'_>, connection: &Connection) {
     let peer = connection.peer.as_deref();
     line.field("conn_id", &connection.arrival.id)
         .field("source", connection.arrival.address)
+        .maybe("via", connection.arrival.via)
         .maybe("sni", connection.server_name.as_deref())
         .maybe("certificate", peer.map(CertificateFields::of))
         .maybe("principal", connection.principal());
 }
 
-/// hyper ended the connection with an error; what the client did wrong before any request could be
-/// read is a refusal like any other.
+/// The connection ended with an error; what the client did wrong before any request could be read is
+/// a refusal like any other.
 fn broken(connection: &Connection, error: &hyper::Error) {
-    if error.is_parse() {
-        evidence(connection, Reason::MalformedRequest, &error.to_string());
-    } else if error.is_timeout() && connection.requests.get() == 0 {
-        evidence(connection, Reason::RequestTimeout, &error.to_string());
+    let (reason, detail) = match connection.watch.flood() {
+        Some(Flood::Control) => (Reason::ControlFlood, "frames that carry nothing".to_owned()),
+        Some(Flood::Resets) => (Reason::ResetFlood, "streams reset at once".to_owned()),
+        None if error.is_parse_too_large() => (Reason::HeadTooLarge, error.to_string()),
+        None if error.is_parse() => (Reason::MalformedRequest, error.to_string()),
+        None => match http2_error(error) {
+            Some(found) => found,
+            None => return,
+        },
+    };
+    evidence(connection, reason, &detail);
+}
+
+/// What a client did against the rules of HTTP/2, as far as the library found it; `None` for what ends
+/// by itself.
+fn http2_error(error: &hyper::Error) -> Option<(Reason, String)> {
+    use std::error::Error as _;
+    let found = error.source()?.downcast_ref::<h2::Error>()?;
+    if found.is_io() || found.is_remote() {
+        return None;
     }
+    let reason = match found.reason()? {
+        h2::Reason::NO_ERROR => return None,
+        // Its own bounds: pending resets, streams reset for errors, CONTINUATION, empty frames.
+        h2::Reason::ENHANCE_YOUR_CALM => Reason::ResetFlood,
+        _ => Reason::Http2Error,
+    };
+    Some((reason, found.to_string()))
 }
 
 pub(super) fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
-    worker.report(connection.arrival.source, reason);
+    worker.report_of(&connection.arrival, reason);
     if !worker.may_log(connection.arrival.source, reason) {
         return;
     }
@@ -507,12 +538,22 @@ pub(super) fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     });
 }
 
-/// Runs HTTP/2 streams on the worker's own thread.
-#[derive(Clone, Copy)]
-struct Local;
+/// Runs HTTP/2 streams on the worker's own thread, each until its answer has gone or is broken off.
+#[derive(Clone)]
+struct Local(Rc<Watch>);
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        // A stream is executed right after its request was handed to the service, which began it.
+        let running = self.0.latest();
+        tokio::task::spawn_local(async move {
+            let Some(running) = running else { return future.await };
+            tokio::select! {
+                biased;
+                () = future => {}
+                // Dropping the stream resets it.
+                () = running.aborted() => {}
+            }
+        });
     }
 }

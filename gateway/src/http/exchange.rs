@@ -11,7 +11,9 @@ use super::{
     body::{Arriving, Body, RequestBody},
     connection::Connection,
     expect,
+    guard::{Running, Upload},
     headers::{self, Origin},
+    quota,
 };
 use crate::{
     admin::audit::{CertificateFields, TokenFields},
@@ -20,7 +22,13 @@ use crate::{
         token::{Claims, TokenError},
     },
     net::worker::{Phase, Worker},
-    policy::{Refusal, admit, facts::Facts, permit, refusal::token_reason},
+    policy::{
+        Reason, Refusal, admit,
+        facts::Facts,
+        limit::{Counting, Decision, Verdict},
+        permit,
+        refusal::token_reason,
+    },
     snapshot::Snapshot,
     time,
     upstream::forward,
@@ -45,16 +53,29 @@ struct Record {
     auth: Duration,
     upstream_wait: Option<Duration>,
     access_log: bool,
+    /// What its route's limits said.
+    verdicts: Vec<Verdict>,
 }
 
 /// Serves one request. It never fails: what goes wrong is an answer.
-pub async fn exchange(connection: Rc<Connection>, request: Request<Arriving>) -> Response<Body> {
+pub async fn exchange(
+    connection: Rc<Connection>,
+    request: Request<Arriving>,
+    running: Rc<Running>,
+) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
     let (parts, incoming) = request.into_parts();
     let mut record = Record::new(&connection, &parts, snapshot.access_log);
-    let body = RequestBody::new(incoming, record.bytes_in.clone());
-    let outcome = serve(&connection, &snapshot, parts, body, &mut record).await;
+    let body = RequestBody::new(incoming, record.bytes_in.clone(), Upload::new(running.clone()));
+    let outcome = tokio::select! {
+        biased;
+        outcome = serve(&connection, &snapshot, parts, body, &mut record) => outcome,
+        reason = running.broken_off() => Err(match reason {
+            Reason::BodyTooSlow => Refusal::BodyTooSlow,
+            _ => Refusal::RequestTooLong,
+        }),
+    };
     let (mut response, refusal) = match outcome {
         Ok(mut response) => {
             headers::to_client(response.status(), response.headers_mut());
@@ -69,8 +90,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<Arriving>) ->
         response.headers_mut().insert(header::ALT_SVC, alternative.clone());
     }
     if let Some(refusal) = &refusal {
-        worker.report(connection.arrival.source, refusal.reason());
+        worker.report_of(&connection.arrival, refusal.reason());
     }
+    quota::tell(&record.verdicts, response.headers_mut());
     record.finish(connection, response, refusal)
 }
 
@@ -86,15 +108,24 @@ async fn serve(
         return Err(Refusal::Draining);
     }
     let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
+    if fields.len() > snapshot.clients.fields_max {
+        return Err(Refusal::MalformedRequest("more fields than are taken"));
+    }
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
+    let counting = Counting {
+        limiters: &snapshot.limits,
+        address: connection.arrival.address,
+        now: record.started,
+    };
+    let arrived = counting.arrive(route, connection.peer.is_some(), &mut record.verdicts)?;
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
     let certificate = connection.certified(snapshot);
     record.know(&Identity::new(certificate.clone(), None));
-    let admitted = admit(route, connection.arrival.address, certificate, now)?;
+    let admitted = admit(route, &arrived, certificate, now)?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
             Some(identify(worker, snapshot, token, now).map_err(Refusal::Token)?)
@@ -105,7 +136,7 @@ async fn serve(
     record.know(candidate.identity());
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
-    let permit = permit(candidate)?;
+    let permit = permit(candidate, &counting, &mut record.verdicts)?;
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -189,6 +220,7 @@ impl Record {
             auth: Duration::ZERO,
             upstream_wait: None,
             access_log,
+            verdicts: Vec::new(),
         }
     }
 
@@ -215,6 +247,7 @@ impl Record {
             let mut metrics = worker.metrics.borrow_mut();
             *metrics.requests.entry((consumer, self.route.clone(), status)).or_default() += 1;
             metrics.request_duration.observe(took);
+            metrics.count_limits(&self.verdicts);
             if let Some(refusal) = &refusal {
                 *metrics.refusals.entry(refusal.reason()).or_default() += 1;
             }
@@ -234,6 +267,12 @@ impl Record {
         })
     }
 
+    /// The limit that decided so, by its name.
+    fn said(&self, decision: Decision) -> Option<&str> {
+        let mut said = self.verdicts.iter().filter(|verdict| verdict.decision == Some(decision));
+        said.next().map(|verdict| &*verdict.limit.name)
+    }
+
     fn write(
         &self,
         connection: &Connection,
@@ -250,6 +289,7 @@ impl Record {
             line.field("request_id", &self.request_id)
                 .field("conn_id", &connection.arrival.id)
                 .field("source", connection.arrival.address)
+                .maybe("via", connection.arrival.via)
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", "1.3")
                 .maybe("certificate", peer.map(CertificateFields::of))
@@ -263,6 +303,8 @@ impl Record {
                 .field("status", status)
                 .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
                 .maybe("detail", refusal.and_then(Refusal::detail))
+                .maybe("limit", self.said(Decision::Refused))
+                .maybe("limit_observed", self.said(Decision::WouldRefuse))
                 .maybe("token", refusal.and_then(TokenFields::of))
                 .maybe("upstream", self.upstream.as_deref())
                 .field("bytes_in", self.bytes_in.get())

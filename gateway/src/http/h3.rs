@@ -11,6 +11,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,13 +20,13 @@ use h3::{
     server::{RequestResolver, RequestStream},
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body as _;
+use http_body::Body;
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use quinn::VarInt;
 use rustls_pki_types::CertificateDer;
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 pub use self::upload::Upload;
@@ -34,13 +35,11 @@ use self::{
     upload::Signals,
 };
 use super::{
-    body::{Arriving, Body},
-    connection::{
-        Arrival, Connection, FIELD_LIST_MAX_BYTES, FIRST_REQUEST_MAX, HEAD_MAX, evidence,
-        later_phase, refused, withdrawn,
-    },
+    body::Arriving,
+    connection::{Arrival, Connection, evidence, later_phase, refused, withdrawn},
     exchange::exchange,
     expect,
+    guard::{Limits, Verdict, Watch},
 };
 use crate::{
     net::{
@@ -50,7 +49,7 @@ use crate::{
     policy::Reason,
     time,
     tls::{
-        handshake::{Failure, HANDSHAKE_MAX, Proven},
+        handshake::{Failure, Proven},
         quic::Handshake,
     },
 };
@@ -81,7 +80,8 @@ pub async fn serve<G>(worker: Rc<Worker>, incoming: Incoming, secured: G) {
     let handshake = Handshake::new(listener, time::unix());
     // A retry has proven the address already.
     let validated = quinn.remote_address_validated();
-    let (quic, client) = match secure(quinn, &settings, &handshake).await {
+    let limits = snapshot.clients.clone();
+    let (quic, client) = match secure(quinn, &settings, &handshake, limits.handshake).await {
         Ok(secured) => secured,
         Err(failure) => {
             // So has whoever came as far as showing a certificate, or none where one is asked for:
@@ -92,9 +92,11 @@ pub async fn serve<G>(worker: Rc<Worker>, incoming: Incoming, secured: G) {
         }
     };
     drop(secured);
-    let connection = Connection::begin(worker, arrival, client, &snapshot);
+    // Like HTTP/2, many requests at once; frames of QUIC are quinn's to judge.
+    let watch = Watch::new(limits.clone(), true, time::monotonic());
+    let connection = Connection::begin(worker, arrival, client, watch, &snapshot);
     drop(snapshot);
-    let reason = drive(connection, &quic, news).await;
+    let reason = drive(connection, &quic, &limits, news).await;
     quic.close(code(reason), b"");
 }
 
@@ -102,6 +104,7 @@ async fn secure(
     incoming: quinn::Incoming,
     settings: &Settings,
     handshake: &Handshake,
+    within: Duration,
 ) -> Result<(quinn::Connection, Proven), Failure> {
     let incompatible = |detail: String| Failure {
         reason: Reason::TlsIncompatible,
@@ -113,10 +116,10 @@ async fn secure(
     let connecting = incoming
         .accept_with(Arc::new(settings.accepting(Arc::new(crypto))))
         .map_err(|error| handshake.failure(&error))?;
-    let quic = match timeout(HANDSHAKE_MAX, connecting).await {
+    let quic = match timeout(within, connecting).await {
         Ok(Ok(quic)) => quic,
         Ok(Err(error)) => return Err(handshake.failure(&error)),
-        Err(_) => return Err(Failure::late()),
+        Err(_) => return Err(Failure::late(within)),
     };
     let chain = quic
         .peer_identity()
@@ -155,12 +158,13 @@ impl Requests {
 async fn drive(
     mut connection: Rc<Connection>,
     quic: &quinn::Connection,
+    limits: &Limits,
     mut news: watch::Receiver<()>,
 ) -> Code {
     let accepted: Rc<RefCell<Option<Accepted>>> = Rc::default();
     let streams = streams::Connection::new(quic.clone(), accepted.clone());
     let built = h3::server::builder()
-        .max_field_section_size(u64::from(FIELD_LIST_MAX_BYTES))
+        .max_field_section_size(limits.head_max_bytes as u64)
         .send_grease(false)
         .build::<_, Bytes>(streams)
         .await;
@@ -172,8 +176,7 @@ async fn drive(
         ended: Notify::new(),
     });
     let mut phase = connection.arrival.phase.clone();
-    let mut first_request = pin!(sleep(FIRST_REQUEST_MAX));
-    let mut waits_for_first = true;
+    let watch = connection.watch.clone();
     let mut draining = false;
     loop {
         tokio::select! {
@@ -186,7 +189,10 @@ async fn drive(
                     }
                     requests.open.set(requests.open.get() + 1);
                     let (connection, requests) = (connection.clone(), requests.clone());
-                    tokio::task::spawn_local(serve_request(connection, requests, resolver, accepted));
+                    let within = limits.head;
+                    tokio::task::spawn_local(async move {
+                        serve_request(connection, requests, resolver, accepted, within).await;
+                    });
                 }
                 // The client has said that it will ask no more, and all was answered.
                 Ok(None) => return Code::H3_NO_ERROR,
@@ -214,11 +220,24 @@ async fn drive(
                     return Code::H3_NO_ERROR;
                 }
             }
-            () = &mut first_request, if waits_for_first => {
-                waits_for_first = false;
-                if connection.requests() == 0 {
-                    evidence(&connection, Reason::RequestTimeout, "no request after the handshake");
-                    return Code::H3_NO_ERROR;
+            verdict = watch.verdict() => {
+                for reason in watch.take_broken_off() {
+                    evidence(&connection, reason, "an answer was broken off");
+                }
+                match verdict {
+                    Verdict::Wait(_) => {}
+                    Verdict::Retire if draining => return Code::H3_NO_ERROR,
+                    Verdict::Retire => {
+                        draining = true;
+                        watch.retire(time::monotonic());
+                        if server.shutdown(1).await.is_err() {
+                            return Code::H3_NO_ERROR;
+                        }
+                    }
+                    Verdict::Refuse(reason, detail) => {
+                        evidence(&connection, reason, detail);
+                        return Code::H3_NO_ERROR;
+                    }
                 }
             }
         }
@@ -258,10 +277,11 @@ async fn serve_request(
     requests: Rc<Requests>,
     resolver: RequestResolver<streams::Connection, Bytes>,
     accepted: Accepted,
+    within: Duration,
 ) {
     // The client goes away, or the connection is to end: so does the request, wherever it stands.
     let served = tokio::select! {
-        served = answer(&connection, resolver, accepted) => served,
+        served = answer(&connection, resolver, accepted, within) => served,
         _ = requests.quic.closed() => Served::GivenUp,
     };
     requests.ended(served == Served::GivenUp);
@@ -277,9 +297,10 @@ async fn answer(
     connection: &Rc<Connection>,
     resolver: RequestResolver<streams::Connection, Bytes>,
     accepted: Accepted,
+    within: Duration,
 ) -> Served {
     let Accepted { mut abandoned, resolved } = accepted;
-    let (request, stream) = match timeout(HEAD_MAX, resolver.resolve_request()).await {
+    let (request, stream) = match timeout(within, resolver.resolve_request()).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(error)) => return unresolved(connection, &error),
         Err(_) => {
@@ -307,7 +328,9 @@ async fn answer(
     let signals = Rc::new(Signals::default());
     let upload = Upload::begin(receive, length, signals.clone()).await;
     let request = request.map(|()| Arriving::Quic(Box::new(upload)));
-    let mut exchange = pin!(exchange(connection.clone(), request));
+    let ticket = connection.watch.begin(time::monotonic());
+    let running = ticket.running().clone();
+    let mut exchange = pin!(exchange(connection.clone(), request, running));
     let response = loop {
         tokio::select! {
             response = &mut exchange => break response,
@@ -326,7 +349,7 @@ async fn answer(
         return Served::GivenUp;
     }
     let sent = tokio::select! {
-        sent = pass(&mut send, response, is_head) => sent,
+        sent = pass(&mut send, response.map(|body| ticket.hold(body)), is_head) => sent,
         () = &mut abandoned => Err(Interrupted::Client),
     };
     match sent {
@@ -402,7 +425,7 @@ enum Interrupted {
 /// Sends an answer as fast as the client takes it.
 async fn pass(
     send: &mut RequestStream<Sender, Bytes>,
-    response: Response<Body>,
+    response: Response<impl Body<Data = Bytes>>,
     is_head: bool,
 ) -> Result<(), Interrupted> {
     let gone = |_: StreamError| Interrupted::Client;

@@ -326,7 +326,13 @@ pub fn is_request_id(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{admit, authorize::Demands, permit, route::Route};
+    use crate::policy::{
+        admit,
+        authorize::Demands,
+        limit::{Counting, Limiters},
+        permit,
+        route::Route,
+    };
 
     #[test]
     fn identity_fields_are_known_in_every_spelling() {
@@ -454,10 +460,18 @@ mod tests {
             upstream: 0,
             demands: Demands::default(),
             pass_authorization,
+            limits: vec![],
         };
         let now = rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::ZERO);
-        let admitted = admit(&route, [192, 0, 2, 1].into(), None, now).unwrap();
-        check(&permit(admitted.join(None)).unwrap());
+        let limiters = Limiters::default();
+        let counting = Counting {
+            limiters: &limiters,
+            address: [192, 0, 2, 1].into(),
+            now: crate::time::monotonic(),
+        };
+        let arrived = counting.arrive(&route, false, &mut vec![]).unwrap();
+        let admitted = admit(&route, &arrived, None, now).unwrap();
+        check(&permit(admitted.join(None), &counting, &mut vec![]).unwrap());
     }
 
     #[test]

@@ -5,5 +5,7 @@ pub mod body;
 pub mod connection;
 pub mod exchange;
 pub mod expect;
+pub mod guard;
 pub mod h3;
 pub mod headers;
+pub mod quota;

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     admission::{Admission, Admitted, Denied},
+    proxy_protocol::{self, Header, ReadError},
     quic, quic_accept,
 };
 use crate::{
@@ -32,9 +33,12 @@ use crate::{
         metrics::{Consumer, Consumers, WorkerMetrics},
         repeats::{Repeated, Repeats},
     },
-    http::connection,
+    http::connection::{self, Arrival},
     identity::token::Cache,
-    policy::{Reason, penalty::Evidence},
+    policy::{
+        Reason,
+        penalty::{Arrived, Evidence},
+    },
     snapshot::Published,
     time,
     upstream::forward::Forwarder,
@@ -93,7 +97,7 @@ pub enum Socket {
     Quic(quic::Bound),
 }
 
-/// One open connection among a worker's; dropping it makes room.
+/// One open connection over QUIC; dropping it makes room.
 pub(super) struct Entered {
     worker: Rc<Worker>,
     listener: usize,
@@ -288,7 +292,7 @@ async fn accept_all(
     loop {
         tokio::select! {
             accepted = socket.accept() => match accepted {
-                Ok((stream, address)) => worker.admit(listener, stream, address, &phase),
+                Ok((stream, address)) => worker.accept(listener, stream, address, &phase),
                 Err(error) => {
                     tracing::warn!(error = %error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -301,7 +305,7 @@ async fn accept_all(
     // What the kernel has accepted already would be reset when the last holder closes the socket.
     for _ in 0..LAST_ACCEPTS_MAX {
         let Some(Ok((stream, address))) = socket.accept().now_or_never() else { return };
-        worker.admit(listener, stream, address, &phase);
+        worker.accept(listener, stream, address, &phase);
     }
 }
 
@@ -356,50 +360,74 @@ impl Worker {
         self.open.get() > 0 || self.accepting.get() > 0
     }
 
-    fn admit(
+    fn accept(
         self: &Rc<Self>,
         listener: usize,
         stream: TcpStream,
         peer: SocketAddr,
         phase: &watch::Receiver<Phase>,
     ) {
-        let Ok((arrival, entered)) = self.enter(listener, peer, phase) else { return };
-        let worker = self.clone();
-        tokio::task::spawn_local(async move {
-            connection::serve(worker, stream, arrival).await;
-            drop(entered);
-        });
+        // An IPv4 client on an IPv6 socket is the IPv4 client.
+        let address = peer.ip().to_canonical();
+        let arrival = Arrival {
+            listener,
+            address,
+            port: peer.port(),
+            source: Source::from(address),
+            via: None,
+            id: self.connection_id(),
+            phase: phase.clone(),
+        };
+        let snapshot = self.shared.published.load();
+        let admission = &self.shared.admission;
+        let admitted = match &snapshot.listeners[listener].proxies {
+            None => admission.admit(arrival.source, time::monotonic()),
+            Some(trusted) if trusted.iter().any(|net| net.contains(&address)) => admission.enter(),
+            Some(_) => {
+                let detail = "only trusted_proxies may connect to this listener";
+                return self.refuse(&arrival, Reason::ProxyUntrusted, detail);
+            }
+        };
+        match admitted {
+            Ok(admitted) => {
+                let is_proxied = snapshot.listeners[listener].proxies.is_some();
+                self.spawn(stream, arrival, admitted, is_proxied);
+            }
+            Err(denied) => self.deny(&arrival, denied),
+        }
     }
 
-    /// A new connection, by TCP or QUIC, if there may be one more from there.
-    ///
-    /// # Errors
-    /// Why not; it was counted.
+    /// A new connection over QUIC, if there may be one more from there. Nobody has shown yet that it is
+    /// at its address, so a no is counted and tells against nobody.
     pub(super) fn enter(
         self: &Rc<Self>,
         listener: usize,
         peer: SocketAddr,
         phase: &watch::Receiver<Phase>,
-    ) -> Result<(connection::Arrival, Entered), Denied> {
-        // An IPv4 client on an IPv6 socket is the IPv4 client.
+    ) -> Result<(Arrival, Entered), Denied> {
         let address = peer.ip().to_canonical();
         let source = Source::from(address);
         let admitted = self.shared.admission.admit(source, time::monotonic());
-        let admitted = admitted.inspect_err(|denied| match denied {
-            Denied::Banned => {}
-            Denied::TooMany => self.metrics.borrow_mut().connections_over_limit += 1,
+        let admitted = admitted.inspect_err(|denied| {
+            let mut metrics = self.metrics.borrow_mut();
+            match denied {
+                Denied::Banned => {}
+                Denied::TooMany => metrics.connections_over_limit += 1,
+                Denied::TooManyOfSource => {
+                    *metrics.refusals.entry(Reason::TooManyConnections).or_default() += 1;
+                }
+            }
         })?;
-        let number = self.connections.get();
-        self.connections.set(number + 1);
         self.open.set(self.open.get() + 1);
         self.metrics.borrow_mut().connections[listener] += 1;
-        let arrival = connection::Arrival {
+        let arrival = Arrival {
             listener,
             address,
             port: peer.port(),
             source,
+            via: None,
+            id: self.connection_id(),
             phase: phase.clone(),
-            id: format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number),
         };
         Ok((arrival, Entered { worker: self.clone(), listener, _admitted: admitted }))
     }
@@ -410,12 +438,125 @@ impl Worker {
         self.endpoints.borrow_mut().retain(|other| other.local_addr().ok() != address);
     }
 
-    /// Tells the feedback path, without waiting.
+    /// Differs from that of every other connection.
+    fn connection_id(&self) -> String {
+        let number = self.connections.get();
+        self.connections.set(number + 1);
+        format!("{}-{:x}-{:x}", self.shared.run_id, self.id, number)
+    }
+
+    fn spawn(
+        self: &Rc<Self>,
+        mut stream: TcpStream,
+        mut arrival: Arrival,
+        mut admitted: Admitted,
+        is_proxied: bool,
+    ) {
+        let listener = arrival.listener;
+        self.open.set(self.open.get() + 1);
+        self.metrics.borrow_mut().connections[listener] += 1;
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            let goes_on =
+                !is_proxied || worker.introduce(&mut stream, &mut arrival, &mut admitted).await;
+            if goes_on {
+                connection::serve(worker.clone(), stream, arrival).await;
+            }
+            worker.metrics.borrow_mut().connections[listener] -= 1;
+            worker.open.set(worker.open.get() - 1);
+            drop(admitted);
+        });
+    }
+
+    /// Reads from a trusted proxy whose connection it carries. False: it is refused.
+    async fn introduce(
+        &self,
+        stream: &mut TcpStream,
+        arrival: &mut Arrival,
+        admitted: &mut Admitted,
+    ) -> bool {
+        let within = self.shared.published.load().clients.proxy_header;
+        match proxy_protocol::read(stream, within).await {
+            Ok(Header::Client { source, .. }) => {
+                arrival.via = Some(arrival.address);
+                arrival.address = source.ip().to_canonical();
+                arrival.port = source.port();
+                arrival.source = Source::from(arrival.address);
+            }
+            Ok(Header::Own) => {}
+            Err(error) => {
+                let reason = match error {
+                    ReadError::Malformed(_) => Reason::ProxyHeaderMalformed,
+                    ReadError::TooSlow(_) => Reason::ProxyHeaderTimeout,
+                    // As balancers do that only look whether somebody listens.
+                    ReadError::Broken(_) => Reason::HandshakeAborted,
+                };
+                self.refuse(arrival, reason, &error.to_string());
+                return false;
+            }
+        }
+        match admitted.claim(arrival.source, time::monotonic()) {
+            Ok(()) => true,
+            Err(denied) => {
+                self.deny(arrival, denied);
+                false
+            }
+        }
+    }
+
+    fn deny(&self, arrival: &Arrival, denied: Denied) {
+        match denied {
+            // The ban was told of when it was set; behind a proxy no packet of it is dropped, so here it
+            // is counted.
+            Denied::Banned if arrival.via.is_none() => {}
+            Denied::Banned => self.refuse(arrival, Reason::Banned, "the client is banned"),
+            Denied::TooMany => self.metrics.borrow_mut().connections_over_limit += 1,
+            Denied::TooManyOfSource => {
+                let detail = "max_connections_per_source are open";
+                self.refuse(arrival, Reason::TooManyConnections, detail);
+            }
+        }
+    }
+
+    /// A connection that ends before its handshake: one count, one piece of evidence, one line.
+    fn refuse(&self, arrival: &Arrival, reason: Reason, detail: &str) {
+        *self.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
+        self.report_of(arrival, reason);
+        if !self.may_log_handshake(arrival.source, reason) {
+            return;
+        }
+        self.log(|log, buffer| {
+            let mut line = log.line(buffer, "warn", "connection_refused", time::wall());
+            line.field("conn_id", &arrival.id)
+                .field("source", arrival.address)
+                .maybe("via", arrival.via)
+                .field("source_port", arrival.port)
+                .field("reason", reason.word())
+                .field("detail", detail)
+                .field("worker", self.id);
+            line.end();
+        });
+    }
+
+    /// Tells the feedback path of a client, without waiting.
+    pub fn report_of(&self, arrival: &Arrival, reason: Reason) {
+        let arrived = match arrival.via {
+            None => Arrived::Directly,
+            Some(_) => Arrived::ThroughProxy,
+        };
+        self.tell(arrival.source, reason, arrived);
+    }
+
+    /// Tells the feedback path of a source that came directly, without waiting.
     pub fn report(&self, source: Source, reason: Reason) {
+        self.tell(source, reason, Arrived::Directly);
+    }
+
+    fn tell(&self, source: Source, reason: Reason, arrived: Arrived) {
         if reason.points() == 0 {
             return;
         }
-        let evidence = Evidence { source, reason, at: time::monotonic() };
+        let evidence = Evidence { source, reason, at: time::monotonic(), arrived };
         if self.shared.evidence.try_send(evidence).is_err() {
             self.metrics.borrow_mut().evidence_lost += 1;
         }
@@ -506,6 +647,8 @@ impl Worker {
         counts.token_cache_hits = tokens.counts().hits;
         counts.token_cache_misses = tokens.counts().misses;
         counts.token_cache_entries = tokens.len() as u64;
+        counts.upstream_repeated = self.forwarder.repeated().into_iter().collect();
+        counts.upstream_cut = self.forwarder.cut_bodies();
         counts
     }
 }

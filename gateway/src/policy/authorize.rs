@@ -128,7 +128,12 @@ mod tests {
     use super::*;
     use crate::{
         identity::{certificate::Peer, principal::Unmapped, token::Claims},
-        policy::{Reason, admit, permit, route::Route},
+        policy::{
+            Reason, admit,
+            limit::{Counting, Limiters},
+            permit,
+            route::Route,
+        },
     };
 
     static PEER: LazyLock<Peer> = LazyLock::new(|| Peer::for_test("alice"));
@@ -169,6 +174,7 @@ mod tests {
             upstream: 0,
             demands,
             pass_authorization: false,
+            limits: vec![],
         }
     }
 
@@ -182,9 +188,17 @@ mod tests {
     ) -> Option<Reason> {
         let route = route(demands.clone());
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
-        let admitted = admit(&route, source.parse().unwrap(), certified(certificate), now);
-        let outcome =
-            admitted.and_then(|admitted| permit(admitted.join(claims.map(Arc::new))).map(drop));
+        let limiters = Limiters::default();
+        let counting = Counting {
+            limiters: &limiters,
+            address: source.parse().unwrap(),
+            now: crate::time::monotonic(),
+        };
+        let arrived = counting.arrive(&route, false, &mut vec![]).unwrap();
+        let admitted = admit(&route, &arrived, certified(certificate), now);
+        let outcome = admitted.and_then(|admitted| {
+            permit(admitted.join(claims.map(Arc::new)), &counting, &mut vec![]).map(drop)
+        });
         outcome.err().map(|refusal| refusal.reason())
     }
 

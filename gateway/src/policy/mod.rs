@@ -1,4 +1,4 @@
-//! May they: route, then identity, then the route's rules.
+//! May they: route, limits by address, identity, the route's rules, limits by identity.
 //!
 //! Cheapest first: who would be refused anyway never costs a signature. Each step takes what only
 //! the step before it can make, so that an unauthorized request cannot be forwarded by a forgotten `if`.
@@ -6,18 +6,22 @@
 pub mod authorize;
 pub mod facts;
 pub mod hours;
+pub mod limit;
 pub mod path;
 pub mod penalty;
 pub mod refusal;
 pub mod route;
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
 pub use refusal::{Reason, Refusal};
 
-use self::route::Route;
+use self::{
+    limit::{Arrived, Counting, Verdict},
+    route::Route,
+};
 use crate::identity::{Certified, Identity, token::Claims};
 
 /// A request that its route lets in as far as address, hour and certificate go. Only [`admit`] makes
@@ -61,17 +65,18 @@ impl<'a> Permit<'a> {
     }
 }
 
-/// Judges a request by the rules of its route that need no token.
+/// Judges a request, within the limits that count by address, by the rules of its route that need no
+/// token.
 ///
 /// # Errors
 /// What the route asks for and is not there.
 pub fn admit<'a>(
     route: &'a Route,
-    source: IpAddr,
+    arrived: &Arrived,
     certificate: Option<Certified<'a>>,
     now: UnixTime,
 ) -> Result<Admitted<'a>, Refusal> {
-    route.demands.admit(source, certificate.as_ref(), now)?;
+    route.demands.admit(arrived.address(), certificate.as_ref(), now)?;
     Ok(Admitted { route, certificate })
 }
 
@@ -83,12 +88,19 @@ impl<'a> Admitted<'a> {
     }
 }
 
-/// Judges an admitted request by the rest of the rules of its route.
+/// Judges an admitted request by the rest of the rules of its route, then takes what it costs from the
+/// limits that count by identity: nobody pays for a request that would have been refused anyway. What
+/// each limit said is added to `verdicts`.
 ///
 /// # Errors
-/// What the route asks for and the identity lacks.
-pub fn permit(candidate: Candidate<'_>) -> Result<Permit<'_>, Refusal> {
+/// What the route asks for and the identity lacks, or the limit that is exceeded.
+pub fn permit<'a>(
+    candidate: Candidate<'a>,
+    counting: &Counting<'_>,
+    verdicts: &mut Vec<Verdict>,
+) -> Result<Permit<'a>, Refusal> {
     let Candidate { route, identity } = candidate;
     route.demands.judge(&identity)?;
+    counting.charge(route, &identity, verdicts)?;
     Ok(Permit { route, identity })
 }

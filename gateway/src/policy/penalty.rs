@@ -39,6 +39,18 @@ pub struct Settings {
     pub never: Vec<IpNet>,
 }
 
+/// Over a limit without a name: of a crowd behind one address the last ones are, in a busy second. One
+/// is worth a fiftieth of a point, so that it takes a thousand in half a minute to be banned for it.
+const OVER_LIMIT_SHARE: f64 = 0.02;
+
+/// What one refusal adds to the points of its source.
+pub fn weight(reason: Reason) -> f64 {
+    match reason {
+        Reason::SourceRateLimited => OVER_LIMIT_SHARE,
+        other => f64::from(other.points()),
+    }
+}
+
 /// One sign of abuse by a source whose TCP handshake completed.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence {
@@ -48,6 +60,17 @@ pub struct Evidence {
     pub reason: Reason,
     /// When it was refused.
     pub at: Instant,
+    /// How it came here.
+    pub arrived: Arrived,
+}
+
+/// How a client's packets come here, which decides where it can be kept out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// From its own address.
+    Directly,
+    /// From a proxy's address, which the kernel must not drop; its own never reaches the kernel.
+    ThroughProxy,
 }
 
 /// A source to be dropped by the kernel from now on.
@@ -63,6 +86,8 @@ pub struct Block {
     pub lasts: Duration,
     /// When the deciding refusal happened.
     pub evidence_at: Instant,
+    /// How the source came here then.
+    pub arrived: Arrived,
 }
 
 /// Refusals that are remembered of one source, for an operator who asks why.
@@ -121,8 +146,8 @@ impl Ledger {
 
     /// Adds what the evidence weighs; `Some` when it is enough.
     pub fn record(&mut self, evidence: Evidence) -> Option<Block> {
-        let points = evidence.reason.points();
-        if !self.settings.enabled || points == 0 || self.is_never(evidence.source) {
+        let points = weight(evidence.reason);
+        if !self.settings.enabled || points == 0.0 || self.is_never(evidence.source) {
             return None;
         }
         let now = evidence.at;
@@ -131,7 +156,7 @@ impl Ledger {
         standing.decay(now, half_life);
         standing.lately.rotate_right(1);
         standing.lately[0] = Some((evidence.reason, now));
-        standing.points += f64::from(points);
+        standing.points += points;
         // Whole points: between refusals of one burst milliseconds pass, and what they take off must not
         // decide whether four times five are twenty.
         if standing.points.round() < f64::from(self.settings.threshold) {
@@ -156,6 +181,7 @@ impl Ledger {
             level,
             lasts,
             evidence_at: now,
+            arrived: evidence.arrived,
         })
     }
 
@@ -253,7 +279,7 @@ mod tests {
     }
 
     fn evidence(source: Source, reason: Reason, at: Instant) -> Evidence {
-        Evidence { source, reason, at }
+        Evidence { source, reason, at, arrived: Arrived::Directly }
     }
 
     #[test]

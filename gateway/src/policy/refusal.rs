@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
+use super::limit::OverLimit;
 use crate::identity::{certificate::CertificateError, principal::Unmapped, token::TokenError};
 
 /// The closed list of reasons: one word each, the same in the answer, the log, the metric and the ban.
@@ -166,8 +167,47 @@ reasons! {
     UpstreamFailed = 71, "upstream_failed", 0;
     /// The upstream took too long.
     UpstreamTimeout = 72, "upstream_timeout", 0;
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream = 110, "no_healthy_upstream", 0;
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded = 111, "upstream_overloaded", 0;
+    /// The client did not go on sending its body: a bad line, or a slow attack.
+    RequestStalled = 112, "request_stalled", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
+    // Limits.
+    /// Somebody who was proven is over a limit: it is known who, so it tells nothing against the
+    /// address that others may share.
+    RateLimited = 140, "rate_limited", 0;
+    /// An address that nobody was proven at is over a limit. It weighs little, see
+    /// [`super::penalty::weight`].
+    SourceRateLimited = 141, "source_rate_limited", 1;
+    // The door, and what a client may take of time and work.
+    /// Octets of a head beyond what is taken.
+    HeadTooLarge = 120, "head_too_large", 2;
+    /// As many connections of that source are open as it may have: perhaps many people behind one
+    /// address, and the bound itself is protection enough.
+    TooManyConnections = 121, "too_many_connections", 0;
+    /// A connection to a listener for proxies from somebody else.
+    ProxyUntrusted = 122, "proxy_untrusted", 2;
+    /// A trusted proxy's header is none.
+    ProxyHeaderMalformed = 123, "proxy_header_malformed", 0;
+    /// A trusted proxy's header was not whole in time.
+    ProxyHeaderTimeout = 124, "proxy_header_timeout", 0;
+    /// The connection of a client behind a proxy that is banned: told by the ban.
+    Banned = 125, "banned", 0;
+    /// The body drips.
+    BodyTooSlow = 126, "body_too_slow", 2;
+    /// The client does not take what it asked for: perhaps its link is gone.
+    AnswerStalled = 127, "answer_stalled", 1;
+    /// Longer than any request may take.
+    RequestTooLong = 128, "request_too_long", 0;
+    /// HTTP/2 frames that only make work.
+    ControlFlood = 129, "control_flood", 5;
+    /// HTTP/2 streams opened in order to be reset.
+    ResetFlood = 130, "reset_flood", 5;
+    /// Against the rules of HTTP/2.
+    Http2Error = 131, "http2_error", 3;
 }
 
 /// A request that goes no further, and why.
@@ -215,14 +255,38 @@ pub enum Refusal {
     },
     /// The route asks for a certificate and the connection has none.
     NoClientCertificate,
+    /// There were too many requests.
+    OverLimit(Box<OverLimit>),
     /// The process, or the listener, is about to end and takes nothing new.
     Draining,
+    /// The client's body came too slowly.
+    BodyTooSlow,
+    /// The request took longer than any may.
+    RequestTooLong,
     /// No server of the upstream takes a connection.
-    UpstreamUnreachable,
+    UpstreamUnreachable {
+        /// Why the last one tried does not.
+        detail: String,
+    },
     /// The upstream broke the protocol or went away.
-    UpstreamFailed,
+    UpstreamFailed {
+        /// How.
+        detail: String,
+    },
     /// The upstream took too long.
     UpstreamTimeout {
+        /// The configured wait.
+        waited: Duration,
+    },
+    /// Every server of the upstream is out or down.
+    NoHealthyUpstream {
+        /// When one may be tried again.
+        retry_after: Duration,
+    },
+    /// Every server of the upstream has as many requests as it may have, and as many wait.
+    UpstreamOverloaded,
+    /// The client did not go on sending its body.
+    RequestStalled {
         /// The configured wait.
         waited: Duration,
     },
@@ -270,10 +334,17 @@ impl Refusal {
             Refusal::OutsideHours { .. } => Reason::OutsideHours,
             Refusal::TenantMismatch { .. } => Reason::TenantMismatch,
             Refusal::NoClientCertificate => Reason::NoClientCertificate,
+            Refusal::OverLimit(over) if over.is_proven => Reason::RateLimited,
+            Refusal::OverLimit(_) => Reason::SourceRateLimited,
             Refusal::Draining => Reason::Draining,
-            Refusal::UpstreamUnreachable => Reason::UpstreamUnreachable,
-            Refusal::UpstreamFailed => Reason::UpstreamFailed,
+            Refusal::BodyTooSlow => Reason::BodyTooSlow,
+            Refusal::RequestTooLong => Reason::RequestTooLong,
+            Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
+            Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
+            Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
+            Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
+            Refusal::RequestStalled { .. } => Reason::RequestStalled,
         }
     }
 
@@ -296,8 +367,18 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
-            Refusal::UpstreamUnreachable | Refusal::UpstreamFailed => StatusCode::BAD_GATEWAY,
+            // RFC 6585 section 4.
+            Refusal::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Refusal::RequestTooLong => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::UpstreamUnreachable { .. } | Refusal::UpstreamFailed { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Refusal::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::NoHealthyUpstream { .. } | Refusal::UpstreamOverloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -312,9 +393,17 @@ impl Refusal {
             Refusal::UpstreamTimeout { waited } => {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
+            Refusal::RequestStalled { waited } => Some(format!(
+                "nothing of the body came for {}",
+                humantime::format_duration(*waited)
+            )),
+            Refusal::UpstreamUnreachable { detail } | Refusal::UpstreamFailed { detail } => {
+                Some(detail.clone())
+            }
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
+            Refusal::OverLimit(over) => Some(over.to_string()),
             Refusal::TenantMismatch { of_certificate, of_token } => Some(format!(
                 "the certificate's rule says tenant \"{of_certificate}\", the token \"{of_token}\""
             )),
@@ -324,8 +413,10 @@ impl Refusal {
             | Refusal::NoClientCertificate
             | Refusal::MissingToken
             | Refusal::Draining
-            | Refusal::UpstreamUnreachable
-            | Refusal::UpstreamFailed => None,
+            | Refusal::BodyTooSlow
+            | Refusal::RequestTooLong
+            | Refusal::NoHealthyUpstream { .. }
+            | Refusal::UpstreamOverloaded => None,
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Route {
     pub demands: Demands,
     /// The client's `Authorization` goes on to the upstream.
     pub pass_authorization: bool,
+    /// Indices into the snapshot's limits.
+    pub limits: Vec<usize>,
 }
 
 /// All routes, the most particular first.
@@ -123,6 +125,7 @@ mod tests {
             upstream: 0,
             demands: Demands::default(),
             pass_authorization: false,
+            limits: vec![],
         }
     }
 

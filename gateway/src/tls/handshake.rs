@@ -17,10 +17,6 @@ use crate::{
     time,
 };
 
-/// A handshake takes two round trips and a signature at each end; a client that needs longer than
-/// this either is on a link that no request would get through, or holds the connection on purpose.
-pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-
 /// A completed handshake.
 pub struct Secured {
     /// Decrypts and encrypts.
@@ -60,19 +56,20 @@ pub async fn handshake(
     stream: TcpStream,
     listener: &ListenerTls,
     sessions: Option<&Arc<Sessions>>,
+    within: Duration,
 ) -> Result<Secured, Failure> {
-    match timeout(HANDSHAKE_MAX, negotiate(stream, listener, sessions)).await {
+    match timeout(within, negotiate(stream, listener, sessions)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Failure::late()),
+        Err(_) => Err(Failure::late(within)),
     }
 }
 
 impl Failure {
-    /// There was none within [`HANDSHAKE_MAX`].
-    pub fn late() -> Failure {
+    /// There was none within that time.
+    pub fn late(within: Duration) -> Failure {
         Failure {
             reason: Reason::HandshakeTimeout,
-            detail: format!("no handshake within {} s", HANDSHAKE_MAX.as_secs()),
+            detail: format!("no handshake within {}", humantime::format_duration(within)),
             certificate: None,
             server_name: None,
         }

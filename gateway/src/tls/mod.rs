@@ -10,6 +10,7 @@ pub mod sessions;
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use http::HeaderValue;
+use ipnet::IpNet;
 use rustls::{
     ServerConfig,
     crypto::CryptoProvider,
@@ -44,6 +45,8 @@ pub struct ServerCertificate {
 /// What one listener's handshakes are made of.
 #[derive(Clone)]
 pub struct ListenerTls {
+    /// The proxies that may connect, each with a PROXY header; `None`: clients connect themselves.
+    pub proxies: Option<Arc<[IpNet]>>,
     /// Chosen by the host's name.
     pub sites: Sites,
     /// Offered over TCP by ALPN, in this order.

@@ -1,68 +1,80 @@
 //! Sends a permitted request to its upstream and returns the answer's head; bodies stream.
 
-use std::{cell::RefCell, io, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
-use http::{Request, Response, Uri, uri};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
+use hyper::body::Incoming;
 
 use super::{
     Upstream,
-    balance::Balance,
-    pool::{Lease, Pool},
+    balance::{self, Candidate, NoneWell},
+    dial::{DialError, Purpose, dial},
+    health::{Outcome, Standing, Verdict},
+    incoming::UpstreamBody,
+    outgoing::{Outgoing, Source},
+    pool::{CutBodies, Key, Line, Pool},
+    retry::{Budget, Fate, is_safe},
+    server::{Place, Server},
 };
 use crate::{
-    config::Endpoint,
+    config::UpstreamProtocol,
     http::body::{Body, RequestBody},
     policy::{Permit, Refusal},
     time,
 };
 
+/// Upstreams that one worker remembers a turn and a budget for; a configuration with more begins anew
+/// now and then, which costs a turn.
+const UPSTREAMS_MAX: usize = 10_000;
+
 /// One worker's way to the upstreams.
 #[derive(Clone, Default)]
 pub struct Forwarder {
     pool: Pool,
-    balance: Rc<RefCell<Balance>>,
+    accounts: Rc<RefCell<HashMap<Arc<str>, Account>>>,
+}
+
+/// What one worker remembers of one upstream.
+struct Account {
+    turn: usize,
+    budget: Budget,
+    repeated: u64,
+}
+
+/// One request, for as many attempts as it takes.
+struct Attempts<'a> {
+    upstream: &'a Upstream,
+    purpose: Purpose,
+    /// As an HTTP/1.1 server is asked.
+    head: Parts,
+    body: Rc<Source>,
+}
+
+/// How an attempt ended.
+enum Sent {
+    Answered(Box<Response<Incoming>>),
+    Lost { fate: Fate, detail: String },
+    Late(Refusal),
 }
 
 impl Forwarder {
     /// Sends the request. It takes the [`Permit`], so that nothing unauthorized gets here.
     ///
-    /// Another server is tried only while nothing of the request can have been processed: when no
-    /// connection came about, or a pooled connection turned out closed before it took the request.
+    /// It is sent again only where [`is_safe`] says so and the budget has something left.
     ///
     /// # Errors
-    /// [`Refusal::UpstreamUnreachable`], [`Refusal::UpstreamFailed`] or [`Refusal::UpstreamTimeout`].
+    /// That no server is well or has room, or what became of the last attempt.
     pub async fn forward(
         &self,
         upstream: &Upstream,
         _permit: &Permit<'_>,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
     ) -> Result<Response<Body>, Refusal> {
-        origin_form(&mut request);
-        let order = self.balance.borrow_mut().order(upstream, time::monotonic());
-        for server in order {
-            // A pooled connection may have been closed by its server just now; then a new one is made.
-            if let Some(lease) = self.pool.take(&server, time::monotonic()) {
-                match send(lease, request, upstream).await {
-                    Sent::Answered(response) => return Ok(response),
-                    Sent::Refused(refusal) => return Err(refusal),
-                    Sent::NotTaken(returned) => request = *returned,
-                }
-            }
-            let Ok(lease) = self.connect(&server, upstream).await else {
-                self.balance.borrow_mut().failed(&server, time::monotonic());
-                continue;
-            };
-            self.balance.borrow_mut().worked(&server);
-            match send(lease, request, upstream).await {
-                Sent::Answered(response) => return Ok(response),
-                Sent::Refused(refusal) => return Err(refusal),
-                Sent::NotTaken(returned) => request = *returned,
-            }
-        }
-        Err(Refusal::UpstreamUnreachable)
+        let (mut head, body) = request.into_parts();
+        origin_form(&mut head);
+        let body = Source::new(body, time::monotonic());
+        let attempts = Attempts { upstream, purpose: Purpose::Requests, head, body };
+        self.send_somewhere(&attempts).await
     }
 
     /// Closes idle connections that are too old.
@@ -70,44 +82,298 @@ impl Forwarder {
         self.pool.sweep(time::monotonic());
     }
 
-    async fn connect(&self, server: &Arc<Endpoint>, upstream: &Upstream) -> io::Result<Lease> {
-        let address = (server.host.as_str(), server.port);
-        let stream = timeout(upstream.connect_timeout, TcpStream::connect(address))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        stream.set_nodelay(true)?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        // Ends with the connection, which closes when its sender is dropped. Its errors reach the
-        // exchange through the sender.
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
-        Ok(self.pool.lend(sender, server.clone()))
+    /// Answers that broke off after their head.
+    pub fn cut_bodies(&self) -> CutBodies {
+        self.pool.cut_bodies()
+    }
+
+    /// Requests that were sent once more, by upstream.
+    pub fn repeated(&self) -> Vec<(Arc<str>, u64)> {
+        let accounts = self.accounts.borrow();
+        accounts.iter().map(|(name, account)| (name.clone(), account.repeated)).collect()
+    }
+
+    async fn send_somewhere(&self, attempts: &Attempts<'_>) -> Result<Response<Body>, Refusal> {
+        let upstream = attempts.upstream;
+        let mut order = self.order(upstream)?;
+        let mut last = None;
+        let mut first_full = None;
+        for server in order.iter_mut().filter_map(Option::take) {
+            // Another may have found out in between.
+            let now = time::monotonic();
+            if upstream.servers.len() > 1
+                && server.standing(now) == Standing::Due
+                && !server.claim(now)
+            {
+                continue;
+            }
+            let Some(place) = server.place() else {
+                first_full.get_or_insert(server);
+                continue;
+            };
+            match self.send_to(&server, place, attempts).await? {
+                Ok(response) => return Ok(response),
+                Err(refusal) => last = Some(refusal),
+            }
+        }
+        match (last, first_full) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Some(server)) => {
+                let patience = upstream.connect_timeout;
+                let place = server.wait_for_place(upstream.max_waiting, patience).await;
+                let place = place.ok_or(Refusal::UpstreamOverloaded)?;
+                self.send_to(&server, place, attempts).await?
+            }
+            (None, None) => Err(Refusal::NoHealthyUpstream { retry_after: Duration::ZERO }),
+        }
+    }
+
+    /// The servers to try. Counts the request.
+    fn order(
+        &self,
+        upstream: &Upstream,
+    ) -> Result<[Option<Arc<Server>>; balance::TRIES_MAX], Refusal> {
+        let now = time::monotonic();
+        let turn = {
+            let mut accounts = self.accounts.borrow_mut();
+            if accounts.len() > UPSTREAMS_MAX {
+                accounts.clear();
+            }
+            if !accounts.contains_key(&upstream.name) {
+                let account = Account { turn: 0, budget: Budget::new(now), repeated: 0 };
+                accounts.insert(upstream.name.clone(), account);
+            }
+            let Some(account) = accounts.get_mut(&upstream.name) else {
+                return Ok(Default::default());
+            };
+            account.budget.request(now);
+            account.turn = account.turn.wrapping_add(1);
+            account.turn.wrapping_sub(1)
+        };
+        let is_probed = upstream.health.is_some();
+        let candidate = |server: &Arc<Server>| Candidate {
+            verdict: if is_probed { server.verdict() } else { Verdict::Unknown },
+            standing: server.standing(now),
+            busy: server.busy(),
+        };
+        // The common case costs nothing.
+        if let ([server], false) = (upstream.servers.as_slice(), is_probed) {
+            return Ok([Some(server.clone()), None, None]);
+        }
+        let candidates: Vec<Candidate> = upstream.servers.iter().map(candidate).collect();
+        let order = balance::order(upstream.balance, turn, &candidates);
+        let order = order.map_err(|none| match none {
+            NoneWell::Out(retry_after) => Refusal::NoHealthyUpstream { retry_after },
+            NoneWell::Down => Refusal::NoHealthyUpstream {
+                retry_after: upstream
+                    .health
+                    .as_ref()
+                    .map_or(Duration::ZERO, |probe| probe.interval),
+            },
+            NoneWell::Unresolved => {
+                Refusal::NoHealthyUpstream { retry_after: super::resolve::RETRY_EVERY }
+            }
+        })?;
+        Ok(order.map(|index| Some(upstream.servers[index?].clone())))
+    }
+
+    /// Sends to one server: over a connection that is there, and where that fails, over a new one.
+    ///
+    /// # Errors
+    /// What ends the request. The inner error: it may be sent to another server.
+    async fn send_to(
+        &self,
+        server: &Arc<Server>,
+        place: Place,
+        attempts: &Attempts<'_>,
+    ) -> Result<Result<Response<Body>, Refusal>, Refusal> {
+        let upstream = attempts.upstream;
+        let key = Key { server: server.id(), tls: upstream.tls.as_ref().map_or(0, |tls| tls.id()) };
+        let mut may_be_pooled = true;
+        loop {
+            let (mut line, is_pooled) = match self.line(server, attempts, key, may_be_pooled).await
+            {
+                Ok(line) => line,
+                Err(error) => {
+                    server.observe(Outcome::Failed, time::monotonic());
+                    return Ok(Err(refusal_of(&error, upstream)));
+                }
+            };
+            let (fate, detail) = match attempts.send(&mut line).await {
+                Sent::Answered(response) => {
+                    server.observe(Outcome::Answered, time::monotonic());
+                    let lease = self.pool.lend(line, key, upstream.name.clone(), place);
+                    let (mut parts, incoming) = response.into_parts();
+                    // Nobody asked for another protocol, so nothing may follow such a head.
+                    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                        return Err(Refusal::UpstreamFailed {
+                            detail: "switches protocols unasked".to_owned(),
+                        });
+                    }
+                    parts.version = Version::HTTP_11;
+                    let sent = attempts.body.clone();
+                    let body = UpstreamBody::new(incoming, lease, sent, upstream.idle_timeout);
+                    return Ok(Ok(Response::from_parts(parts, Body::upstream(body))));
+                }
+                Sent::Late(refusal) => {
+                    if matches!(refusal, Refusal::UpstreamTimeout { .. }) {
+                        server.observe(Outcome::Failed, time::monotonic());
+                    }
+                    return Err(refusal);
+                }
+                Sent::Lost { fate, detail } => (fate, detail),
+            };
+            self.pool.forget(key, &line);
+            // A connection that was closed while it lay idle says nothing about its server.
+            if !is_pooled && fate == Fate::Unknown {
+                server.observe(Outcome::Failed, time::monotonic());
+            }
+            let refusal = Refusal::UpstreamFailed { detail };
+            if !is_safe(fate, &attempts.head.method, attempts.body.is_touched()) {
+                return Err(refusal);
+            }
+            if fate != Fate::NotSent && !self.repeat(upstream) {
+                return Err(refusal);
+            }
+            if !is_pooled || !may_be_pooled {
+                return Ok(Err(refusal));
+            }
+            may_be_pooled = false;
+        }
+    }
+
+    /// Whether the upstream's budget has one more repetition.
+    fn repeat(&self, upstream: &Upstream) -> bool {
+        let mut accounts = self.accounts.borrow_mut();
+        accounts.get_mut(&upstream.name).is_some_and(|account| {
+            let may = account.budget.take();
+            account.repeated += u64::from(may);
+            may
+        })
+    }
+
+    /// A connection, and whether it was there already.
+    async fn line(
+        &self,
+        server: &Arc<Server>,
+        attempts: &Attempts<'_>,
+        key: Key,
+        may_be_pooled: bool,
+    ) -> Result<(Line, bool), DialError> {
+        let Attempts { upstream, purpose, .. } = attempts;
+        let pooled = || self.pool.take(key, *purpose, time::monotonic());
+        if may_be_pooled && let Some(line) = pooled() {
+            return Ok((line, true));
+        }
+        let is_surely_shared =
+            upstream.protocol == UpstreamProtocol::Http2 && *purpose == Purpose::Requests;
+        let shared = match purpose {
+            Purpose::Requests => self.pool.dialling(key, is_surely_shared),
+            Purpose::Upgrade => None,
+        };
+        let _turn = match &shared {
+            Some(dialling) => {
+                let turn = tokio::time::timeout(upstream.connect_timeout, dialling.lock()).await;
+                let turn = turn.map_err(|_| DialError::TooLate)?;
+                // Whoever was first has made one for all.
+                if let Some(line) = pooled() {
+                    return Ok((line, true));
+                }
+                Some(turn)
+            }
+            None => None,
+        };
+        let dialled = dial(server, upstream, *purpose).await?;
+        Ok((self.pool.enter(key, *purpose, dialled), false))
     }
 }
 
-enum Sent {
-    Answered(Response<Body>),
-    Refused(Refusal),
-    /// Nothing was written; the request is whole.
-    NotTaken(Box<Request<RequestBody>>),
+impl Attempts<'_> {
+    async fn send(&self, line: &mut Line) -> Sent {
+        let outgoing = self.body.attempt();
+        match line {
+            Line::Http1(sender) => {
+                let request = Request::from_parts(self.head.clone(), outgoing);
+                self.answer(sender.try_send_request(request)).await
+            }
+            Line::Http2(stream) => {
+                let request = Request::from_parts(http2_form(&self.head, self.upstream), outgoing);
+                self.answer(stream.sender().try_send_request(request)).await
+            }
+        }
+    }
+
+    /// Waits for the head of the answer: while the body is under way for something to move, then for
+    /// the answer.
+    async fn answer(
+        &self,
+        sending: impl Future<
+            Output = Result<
+                Response<Incoming>,
+                hyper::client::conn::TrySendError<Request<Outgoing>>,
+            >,
+        >,
+    ) -> Sent {
+        let mut sending = pin!(sending);
+        let begun_at = time::monotonic();
+        loop {
+            let body = &self.body;
+            let (waited, from) = if body.has_ended() {
+                (self.upstream.response_timeout, body.moved_at().max(begun_at))
+            } else {
+                (self.upstream.idle_timeout, body.moved_at().max(begun_at))
+            };
+            let until = from + waited;
+            match tokio::time::timeout_at(until.into(), &mut sending).await {
+                Ok(Ok(response)) => return Sent::Answered(Box::new(response)),
+                Ok(Err(mut error)) => {
+                    let was_returned = error.take_message().is_some();
+                    let error = error.into_error();
+                    let fate = if was_returned { Fate::NotSent } else { fate(&error) };
+                    return Sent::Lost { fate, detail: chain(&error) };
+                }
+                // Something may have moved meanwhile.
+                Err(_) if until < body.moved_at() + waited => {}
+                Err(_) if !body.has_ended() && body.is_waited_for() => {
+                    return Sent::Late(Refusal::RequestStalled { waited });
+                }
+                Err(_) => return Sent::Late(Refusal::UpstreamTimeout { waited }),
+            }
+        }
+    }
 }
 
-async fn send(mut lease: Lease, request: Request<RequestBody>, upstream: &Upstream) -> Sent {
-    let Some(sender) = lease.sender() else {
-        return Sent::NotTaken(Box::new(request));
-    };
-    match timeout(upstream.response_timeout, sender.try_send_request(request)).await {
-        Ok(Ok(response)) => {
-            let (parts, incoming) = response.into_parts();
-            Sent::Answered(Response::from_parts(parts, Body::upstream(incoming, lease)))
+/// What is certain about a request whose connection or stream failed.
+fn fate(error: &hyper::Error) -> Fate {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let is_refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            // Only streams above the last one that GOAWAY names end by it.
+            if error.is_remote() && (is_refused || error.is_go_away()) {
+                return Fate::Unprocessed;
+            }
         }
-        Ok(Err(mut error)) => match error.take_message() {
-            Some(request) => Sent::NotTaken(Box::new(request)),
-            None => Sent::Refused(Refusal::UpstreamFailed),
-        },
-        Err(_) => Sent::Refused(Refusal::UpstreamTimeout { waited: upstream.response_timeout }),
+        cause = error.source();
+    }
+    Fate::Unknown
+}
+
+/// An error with its causes, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn refusal_of(error: &DialError, upstream: &Upstream) -> Refusal {
+    match error {
+        DialError::TooLate => Refusal::UpstreamTimeout { waited: upstream.connect_timeout },
+        error => Refusal::UpstreamUnreachable { detail: error.to_string() },
     }
 }
 
@@ -132,17 +398,38 @@ pub fn with_path(uri: &Uri, path: &str) -> Result<Uri, Refusal> {
 
 /// An HTTP/1.1 server is asked in origin form with a Host (RFC 9112 section 3.2); a client over HTTP/2
 /// names the authority in the target instead.
-fn origin_form(request: &mut Request<RequestBody>) {
-    if let Some(authority) = request.uri().authority()
-        && let Ok(host) = http::HeaderValue::from_str(authority.as_str())
+fn origin_form(head: &mut Parts) {
+    if let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
-        request.headers_mut().insert(http::header::HOST, host);
+        head.headers.insert(header::HOST, host);
     }
-    let target = request.uri().path_and_query().cloned();
+    let target = head.uri.path_and_query().cloned();
     let mut parts = uri::Parts::default();
     parts.path_and_query = target.or(Some(uri::PathAndQuery::from_static("/")));
     if let Ok(uri) = Uri::from_parts(parts) {
-        *request.uri_mut() = uri;
+        head.uri = uri;
     }
-    *request.version_mut() = http::Version::HTTP_11;
+    head.version = Version::HTTP_11;
+}
+
+/// An HTTP/2 server is asked with scheme and authority in the target, and no Host (RFC 9113 section
+/// 8.3.1).
+fn http2_form(head: &Parts, upstream: &Upstream) -> Parts {
+    let mut head = head.clone();
+    let host = head.headers.remove(header::HOST);
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    let authority = host.and_then(|host| uri::Authority::try_from(host.as_bytes()).ok());
+    // A client of HTTP/1.0 names none.
+    let fallback = || upstream.servers.first()?.address().to_string().parse().ok();
+    parts.authority = authority.or_else(fallback);
+    parts.scheme = Some(match upstream.tls {
+        Some(_) => uri::Scheme::HTTPS,
+        None => uri::Scheme::HTTP,
+    });
+    if let Ok(uri) = Uri::from_parts(parts) {
+        head.uri = uri;
+    }
+    head.version = Version::HTTP_2;
+    head
 }

@@ -163,6 +163,8 @@ impl World {
             process: String::new(),
             xdp: xdp(&pins, Enforce::Yes),
             bans: bans(),
+            listener_lines: String::new(),
+            clients: String::new(),
         };
         let launch = Launch {
             environment: Vec::new(),

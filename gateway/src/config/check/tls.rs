@@ -117,7 +117,7 @@ impl Check<'_> {
     }
 
     /// A site's own certificate and key.
-    fn serving(
+    pub(super) fn serving(
         &self,
         table: &str,
         certificate: Option<&At<PathBuf>>,

@@ -77,7 +77,7 @@ impl Upload {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Ok(Some(first)));
         }
-        let data = ready!(self.stream.poll_recv_data(context)).map_err(BodyError::Quic)?;
+        let data = ready!(self.stream.poll_recv_data(context)).map_err(BodyError::from)?;
         Poll::Ready(Ok(data.map(bytes_of)))
     }
 
@@ -85,7 +85,7 @@ impl Upload {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<HeaderMap>, BodyError>> {
-        self.stream.poll_recv_trailers(context).map_err(BodyError::Quic)
+        self.stream.poll_recv_trailers(context).map_err(BodyError::from)
     }
 
     fn count(&mut self, data: &Bytes) -> Result<(), BodyError> {
@@ -102,7 +102,7 @@ impl Upload {
         self.signals.malformed.set(true);
         self.signals.wanted.notify_one();
         self.state = State::Ended;
-        BodyError::Length
+        "the body is not as long as its Content-Length".into()
     }
 }
 

@@ -1,0 +1,207 @@
+//! One request that is being served: since when, whose turn it is, and how it is broken off.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Buf;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
+
+use super::{Limits, Pace, Watch};
+use crate::{policy::Reason, time};
+
+/// A request as its connection's watch sees it.
+#[derive(Debug)]
+pub struct Running {
+    started: Instant,
+    upload: RefCell<Pace>,
+    download: RefCell<Pace>,
+    /// The answer's head is given to the connection.
+    is_answered: Cell<bool>,
+    /// Why and when it was broken off.
+    broken_off: Cell<Option<(Reason, Instant)>>,
+    /// Whether its answer, too, is to end where it is.
+    is_aborted: Cell<bool>,
+    told: Notify,
+}
+
+impl Running {
+    pub(super) fn new(now: Instant) -> Running {
+        Running {
+            started: now,
+            upload: RefCell::default(),
+            download: RefCell::default(),
+            is_answered: Cell::new(false),
+            broken_off: Cell::new(None),
+            is_aborted: Cell::new(false),
+            told: Notify::new(),
+        }
+    }
+
+    /// When it will have taken too long; `None`: not before something happens.
+    pub(super) fn due(&self, limits: &Limits) -> Option<Instant> {
+        if self.is_aborted.get() {
+            return None;
+        }
+        // What is answered to a request that was broken off has to be taken too.
+        if let Some((_, at)) = self.broken_off.get() {
+            return Some(at + limits.answer.grace);
+        }
+        let upload = self.upload.borrow().ends(limits.body);
+        let download = self.download.borrow().ends(limits.answer);
+        let whole = limits.request.map(|whole| self.started + whole);
+        [upload, download, whole].into_iter().flatten().min()
+    }
+
+    /// What has taken too long.
+    pub(super) fn judge(&self, limits: &Limits, now: Instant) -> Option<Reason> {
+        if self.due(limits).is_none_or(|due| due > now) {
+            return None;
+        }
+        let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        Some(if let Some((reason, _)) = self.broken_off.get() {
+            reason
+        } else if is_over(self.upload.borrow().ends(limits.body)) {
+            Reason::BodyTooSlow
+        } else if is_over(self.download.borrow().ends(limits.answer)) {
+            Reason::AnswerStalled
+        } else {
+            Reason::RequestTooLong
+        })
+    }
+
+    /// Breaks it off. True: its own exchange answers that; false: its answer ends where it is.
+    pub(super) fn break_off(&self, reason: Reason, now: Instant) -> bool {
+        let is_answered = self.is_answered.get() || self.broken_off.get().is_some();
+        self.is_aborted.set(is_answered);
+        self.broken_off.set(Some((reason, now)));
+        self.told.notify_waiters();
+        !is_answered
+    }
+
+    /// Why it was broken off.
+    pub fn reason(&self) -> Option<Reason> {
+        self.broken_off.get().map(|(reason, _)| reason)
+    }
+
+    /// Waits until it is broken off.
+    pub async fn broken_off(&self) -> Reason {
+        loop {
+            let told = self.told.notified();
+            if let Some(reason) = self.reason() {
+                return reason;
+            }
+            told.await;
+        }
+    }
+
+    /// Waits until its answer is to end where it is.
+    pub async fn aborted(&self) {
+        loop {
+            let told = self.told.notified();
+            if self.is_aborted.get() {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+/// Held by a request's body until it is read no more.
+#[derive(Debug)]
+pub struct Upload(Rc<Running>);
+
+impl Upload {
+    /// Of that request.
+    pub fn new(running: Rc<Running>) -> Upload {
+        Upload(running)
+    }
+
+    /// What came of asking the client for more: nothing yet, or so many bytes, 0 at the end.
+    pub fn note(&self, step: Poll<usize>) {
+        let now = time::monotonic();
+        let mut upload = self.0.upload.borrow_mut();
+        match step {
+            Poll::Pending => upload.waits(now),
+            Poll::Ready(bytes) => upload.moved(bytes, now),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.0.upload.borrow_mut().rests(time::monotonic());
+    }
+}
+
+/// Held for as long as a request is served.
+pub struct Ticket {
+    watch: Rc<Watch>,
+    running: Rc<Running>,
+}
+
+impl Ticket {
+    pub(super) fn new(watch: Rc<Watch>, running: Rc<Running>) -> Ticket {
+        Ticket { watch, running }
+    }
+
+    /// The request.
+    pub fn running(&self) -> &Rc<Running> {
+        &self.running
+    }
+
+    /// Holds it until the answer's body has ended, and notes whose turn it is meanwhile.
+    pub fn hold<B>(self, body: B) -> Held<B> {
+        self.running.is_answered.set(true);
+        // Over HTTP/2 an answer is asked for once the client's window has room for it.
+        self.running.download.borrow_mut().waits(time::monotonic());
+        Held { body, ticket: self }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.watch.end(&self.running, time::monotonic());
+    }
+}
+
+/// An answer's body while its client takes it.
+pub struct Held<B> {
+    body: B,
+    ticket: Ticket,
+}
+
+impl<B: Body + Unpin> Body for Held<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        // Asked for more, so what was given before is on its way to the client.
+        self.ticket.running.download.borrow_mut().rests(time::monotonic());
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame {
+            let bytes = frame.data_ref().map_or(0, Buf::remaining);
+            let mut download = self.ticket.running.download.borrow_mut();
+            let now = time::monotonic();
+            download.moved(bytes, now);
+            download.waits(now);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

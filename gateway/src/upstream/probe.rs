@@ -1,0 +1,166 @@
+//! Asks servers beside the requests whether they are well: one prober for the process, for whom it
+//! does not matter how many workers there are.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, StatusCode, Version, header};
+use tokio::{task::spawn_local, time::timeout};
+
+use super::{
+    Upstream,
+    dial::{Dialled, Purpose, dial},
+    health::{Streak, Thresholds, Verdict},
+    outgoing::Source,
+    server::Server,
+};
+use crate::{
+    config::{Endpoint, HealthProbe},
+    http::body::RequestBody,
+    snapshot::Published,
+    time,
+};
+
+/// How often is looked who is to be asked: half the shortest interval that can be configured.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The same while nobody is to be asked.
+const IDLE_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What is remembered of each server, by its id.
+type Probes = Rc<RefCell<HashMap<u64, Probe>>>;
+
+#[derive(Clone, Copy)]
+struct Probe {
+    streak: Streak,
+    next_at: Instant,
+    is_asking: bool,
+}
+
+/// Asks until the process ends. Must run inside a [`tokio::task::LocalSet`].
+pub async fn follow(published: Published) {
+    let probes = Probes::default();
+    loop {
+        let snapshot = published.load_full();
+        let probed = snapshot.upstreams.iter().filter_map(|upstream| {
+            let health = upstream.health.as_ref()?;
+            Some((upstream, health))
+        });
+        let now = time::monotonic();
+        let mut present = HashMap::new();
+        for (upstream, health) in probed {
+            for server in &upstream.servers {
+                let mut probe = probes.borrow().get(&server.id()).copied().unwrap_or(Probe {
+                    streak: Streak::default(),
+                    next_at: now,
+                    is_asking: false,
+                });
+                if !probe.is_asking && probe.next_at <= now {
+                    probe.is_asking = true;
+                    probe.next_at = now + health.interval;
+                    let (upstream, server) = (upstream.clone(), server.clone());
+                    spawn_local(judge(upstream, health.clone(), server, probes.clone()));
+                }
+                present.insert(server.id(), probe);
+            }
+        }
+        let is_idle = present.is_empty();
+        // Servers that are gone are forgotten here.
+        *probes.borrow_mut() = present;
+        tokio::time::sleep(if is_idle { IDLE_LOOK_EVERY } else { LOOK_EVERY }).await;
+    }
+}
+
+async fn judge(upstream: Upstream, health: HealthProbe, server: Arc<Server>, probes: Probes) {
+    let answer = timeout(health.timeout, ask(&upstream, &health, &server)).await;
+    let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let mut probes = probes.borrow_mut();
+    let Some(probe) = probes.get_mut(&server.id()) else { return };
+    let thresholds = Thresholds { healthy: health.healthy, unhealthy: health.unhealthy };
+    let before = probe.streak.verdict();
+    probe.streak = probe.streak.observe(answer.is_ok(), thresholds);
+    probe.is_asking = false;
+    let after = probe.streak.verdict();
+    server.set_verdict(after);
+    tell(&upstream, &server, before, after, answer.err());
+}
+
+/// A change is a line in the log.
+fn tell(
+    upstream: &Upstream,
+    server: &Server,
+    before: Verdict,
+    after: Verdict,
+    detail: Option<String>,
+) {
+    let (name, address) = (&*upstream.name, server.address());
+    match after {
+        Verdict::Down if before != Verdict::Down => tracing::warn!(
+            upstream = name,
+            server = %server.endpoint(),
+            address = %address,
+            detail,
+            "upstream server down"
+        ),
+        Verdict::Up if before == Verdict::Down => tracing::info!(
+            upstream = name,
+            server = %server.endpoint(),
+            address = %address,
+            "upstream server up again"
+        ),
+        _ => {}
+    }
+}
+
+/// One question over a connection of its own: what is asked is whether a new client would get on.
+async fn ask(upstream: &Upstream, health: &HealthProbe, server: &Server) -> Result<(), String> {
+    let dialled = dial(server, upstream, Purpose::Requests).await;
+    let body = || Source::new(RequestBody::empty(), time::monotonic()).attempt();
+    let request = |target: String, version| {
+        Request::get(target)
+            .version(version)
+            .header(header::USER_AGENT, concat!("portcullis/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT, "*/*")
+            .body(body())
+            .map_err(|error| error.to_string())
+    };
+    let authority = authority(server.endpoint());
+    let response = match dialled.map_err(|error| error.to_string())? {
+        Dialled::Http1(mut sender) => {
+            let mut request = request(health.path.clone(), Version::HTTP_11)?;
+            let host = authority.parse().map_err(|_| "the host is no field value".to_owned())?;
+            request.headers_mut().insert(header::HOST, host);
+            sender.send_request(request).await
+        }
+        Dialled::Http2(mut sender) => {
+            let scheme = if upstream.tls.is_some() { "https" } else { "http" };
+            let target = format!("{scheme}://{authority}{}", health.path);
+            sender.send_request(request(target, Version::HTTP_2)?).await
+        }
+    };
+    match response.map_err(|error| error.to_string())?.status() {
+        status if status.is_success() || status.is_redirection() => Ok(()),
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
+            Err(format!("answered {status}; is health.path the right one?"))
+        }
+        status => Err(format!("answered {status}")),
+    }
+}
+
+/// Host and port as a client would write them.
+fn authority(endpoint: &Endpoint) -> String {
+    let host = if endpoint.host.contains(':') {
+        format!("[{}]", endpoint.host)
+    } else {
+        endpoint.host.clone()
+    };
+    match (endpoint.is_tls, endpoint.port) {
+        (true, 443) | (false, 80) => host,
+        (_, port) => format!("{host}:{port}"),
+    }
+}
