@@ -377,28 +377,15 @@ fn every_problem_is_listed_with_its_place() {
         ),
         (
             "settings of the contract that are not supported yet",
-            sample_with(&[
-                ("protocols", "protocols = [\"h3\", \"h2\"]"),
-                ("ipv6_prefix", "ipv6_prefix = 56"),
-            ]),
-            vec![
-                (
-                    Kind::NotSupported,
-                    format!(
-                        "{}:14: not supported yet: \"h3\"; leave it out of the list \
-                     (listener.protocols)",
-                        line("protocols")
-                    ),
-                ),
-                (
-                    Kind::NotSupported,
-                    format!(
-                        "{}:1: not supported yet: ipv6_prefix; write 64 or leave it out \
+            sample_with(&[("ipv6_prefix", "ipv6_prefix = 56")]),
+            vec![(
+                Kind::NotSupported,
+                format!(
+                    "{}:1: not supported yet: ipv6_prefix; write 64 or leave it out \
                      (xdp.ipv6_prefix)",
-                        line("ipv6_prefix")
-                    ),
+                    line("ipv6_prefix")
                 ),
-            ],
+            )],
         ),
         (
             "broken lines among others: what is certain is said all the same",

@@ -142,7 +142,9 @@ impl From<ListenersError> for RunError {
     fn from(error: ListenersError) -> Self {
         match error {
             ListenersError::Listen(error) => RunError::Listen(error),
-            ListenersError::Places => RunError::System(error.to_string()),
+            ListenersError::Places | ListenersError::Renamed(_) => {
+                RunError::System(error.to_string())
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod idp;
 pub mod load;
 pub mod netns;
+pub mod origin;
 pub mod peers;
 pub mod pki;
 pub mod process;

@@ -14,8 +14,8 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, RemoteKeys, Route,
-    Server, TokenCache,
+    Admin, Bans, Config, IdpLost, Issuer, KeyLocation, KeySource, Listener, Log, Protocol,
+    RemoteKeys, Route, Server, TokenCache,
     disk::Files,
     file::{self, File},
     material,
@@ -37,6 +37,7 @@ use crate::{
 mod door;
 mod host;
 mod limit;
+mod protocols;
 mod tls;
 mod upstream;
 
@@ -186,7 +187,7 @@ impl Check<'_> {
         Some(Listener {
             name: written.name.as_ref()?.value.clone(),
             address: written.address.as_ref()?.value,
-            protocols: written.protocols.clone(),
+            protocols: self.protocols(written),
             proxies: proxies?,
             tls: tls?,
         })
@@ -736,9 +737,22 @@ impl Check<'_> {
         }
         for service in &file.xdp.management.value {
             let Service { port, transport } = service.value;
-            if transport == Transport::Tcp && ports.contains(&port) {
+            let over_udp = || {
+                file.listeners.iter().any(|listener| {
+                    listener.address.as_ref().is_some_and(|at| at.value.port() == port)
+                        && listener
+                            .protocols
+                            .as_ref()
+                            .is_some_and(|protocols| protocols.value.contains(&Protocol::Http3))
+                })
+            };
+            let (is_served, word) = match transport {
+                Transport::Tcp => (true, "tcp"),
+                Transport::Udp => (over_udp(), "udp"),
+            };
+            if is_served && ports.contains(&port) {
                 let text = format!(
-                    "xdp.management has {port}/tcp, which no rule would touch, and the same port is \
+                    "xdp.management has {port}/{word}, which no rule would touch, and the same port is \
                      to be guarded; take it out of one of the two"
                 );
                 self.contradiction(service.place, text);

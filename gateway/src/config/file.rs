@@ -68,7 +68,7 @@ pub(super) struct Server {
 pub(super) struct Listener {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<SocketAddr>>,
-    pub(super) protocols: Vec<Protocol>,
+    pub(super) protocols: Option<At<Vec<Protocol>>>,
     pub(super) proxy_protocol: At<ProxyProtocol>,
     pub(super) trusted_proxies: Option<At<Vec<At<IpNet>>>>,
     pub(super) tls: Option<Tls>,
@@ -349,10 +349,9 @@ fn listener(section: &Section<'_>) -> Listener {
     Listener {
         name: section.must("name", text(value::name)),
         address: section.must("address", text(value::socket_address)),
-        protocols: section.filled("protocols", text(value::protocol)).map_or_else(
-            || vec![Protocol::Http2, Protocol::Http1],
-            |protocols| values(protocols.value),
-        ),
+        protocols: section
+            .filled("protocols", text(value::protocol))
+            .map(|protocols| At { place: protocols.place, value: values(protocols.value) }),
         proxy_protocol: section.or(
             "proxy_protocol",
             text(value::proxy_protocol),
@@ -887,7 +886,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_is_refused_except_where_it_says_what_holds_anyway() {
         let table: &[(&str, &[(&str, bool)])] = &[
-            ("[[listener]]\nprotocols", &[("[\"h2\"]", true), ("[\"h3\", \"h2\"]", false)]),
             ("[revocation]\nstore", &[("\"\"", true), ("\"redis://a\"", false)]),
             ("[xdp]\nipv6_prefix", &[("64", true), ("56", false), ("0", false)]),
         ];

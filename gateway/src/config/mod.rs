@@ -132,9 +132,11 @@ pub struct Listener {
     pub tls: ListenerTls,
 }
 
-/// What a listener speaks over TLS.
+/// What a listener speaks, always over TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
+    /// HTTP/3 over QUIC, ALPN `h3`: on the UDP port of the same number.
+    Http3,
     /// HTTP/2, ALPN `h2`.
     Http2,
     /// HTTP/1.1, ALPN `http/1.1`.

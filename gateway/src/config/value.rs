@@ -565,8 +565,8 @@ pub(super) fn request_rate(text: &str) -> Result<(u32, limit::Unit), Refused> {
 
 /// One of a listener's `protocols`.
 pub(super) fn protocol(text: &str) -> Result<Protocol, Refused> {
-    let words = [("h2", Protocol::Http2), ("http/1.1", Protocol::Http1)];
-    word(text, &words, &["h3"], "leave it out of the list")
+    let words = [("h3", Protocol::Http3), ("h2", Protocol::Http2), ("http/1.1", Protocol::Http1)];
+    word(text, &words, &[], "")
 }
 
 /// `client_auth`.
@@ -1178,14 +1178,14 @@ mod tests {
             &[
                 ("h2", Ok(Protocol::Http2)),
                 ("http/1.1", Ok(Protocol::Http1)),
-                ("h3", Err("not supported yet: \"h3\"; leave it out of the list")),
+                ("h3", Ok(Protocol::Http3)),
                 (
                     "http/1",
                     Err(
-                        "is \"http/1\"; did you mean \"http/1.1\"? It takes \"h2\" or \"http/1.1\"",
+                        "is \"http/1\"; did you mean \"http/1.1\"? It takes \"h3\" or \"h2\" or \"http/1.1\"",
                     ),
                 ),
-                ("spdy", Err("is \"spdy\"; write \"h2\" or \"http/1.1\"")),
+                ("spdy", Err("is \"spdy\"; write \"h3\" or \"h2\" or \"http/1.1\"")),
             ],
         );
         check(

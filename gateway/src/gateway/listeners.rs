@@ -4,6 +4,7 @@
 //! A change is prepared, which may fail and changes nothing, and then made, which cannot fail.
 
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     io,
     net::{SocketAddr, TcpListener},
@@ -14,10 +15,11 @@ use tokio::sync::watch;
 
 use super::course::Course;
 use crate::{
-    config,
+    config::{self, Protocol},
     net::{
         listen::{self, ListenError},
-        worker::{Listening, Phase},
+        quic,
+        worker::{self, Listening, Phase},
     },
 };
 
@@ -34,6 +36,8 @@ pub(super) struct Listeners {
     /// By place, also those that are gone: a name that comes back has its place again.
     names: Vec<String>,
     bound: Vec<Bound>,
+    quic: Vec<BoundQuic>,
+    quic_keys: OnceCell<quic::Keys>,
     leaving: Vec<(watch::Sender<Phase>, Course)>,
     /// Connections that wait to be accepted, for each socket.
     backlog: u32,
@@ -51,11 +55,30 @@ struct Bound {
     phase: watch::Sender<Phase>,
 }
 
+/// One listener's address for HTTP/3. Its sockets are the workers' alone: a datagram belongs to the
+/// one endpoint that knows its connection.
+#[derive(Debug)]
+struct BoundQuic {
+    place: usize,
+    address: SocketAddr,
+    phase: watch::Sender<Phase>,
+}
+
 /// A change that can be made.
 #[derive(Debug)]
 pub(super) struct Prepared {
     names: Vec<String>,
     listeners: Vec<Next>,
+    quic: Vec<NextQuic>,
+}
+
+/// One listener's HTTP/3 after a change.
+#[derive(Debug)]
+struct NextQuic {
+    place: usize,
+    address: SocketAddr,
+    /// Bound now; `None`: they are there already.
+    sockets: Option<Vec<quic::Bound>>,
 }
 
 /// One listener after a change.
@@ -82,12 +105,19 @@ pub(super) enum ListenersError {
     Listen(ListenError),
     /// Too many names came and went.
     Places,
+    /// HTTP/3 is served at this address under another name.
+    Renamed(SocketAddr),
 }
 
 impl std::fmt::Display for ListenersError {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ListenersError::Listen(error) => write!(formatter, "{error}"),
+            ListenersError::Renamed(address) => write!(
+                formatter,
+                "the listener at {address} serves HTTP/3 and cannot be renamed while it runs; keep \
+                 its name, or restart the daemon"
+            ),
             ListenersError::Places => write!(
                 formatter,
                 "more than {PLACES_MAX} names of listeners came and went; keep their names, or \
@@ -115,7 +145,8 @@ impl Prepared {
             Origin::Stays(_) => 0,
             Origin::New(_, copies) => copies.len(),
         };
-        self.listeners.iter().map(count).sum()
+        let of_quic = self.quic.iter().filter_map(|next| next.sockets.as_ref()).map(Vec::len);
+        self.listeners.iter().map(count).chain(of_quic).sum()
     }
 }
 
@@ -137,7 +168,8 @@ impl Listeners {
     ) -> Result<Prepared, ListenersError> {
         let mut names = self.names.clone();
         let mut next = Vec::new();
-        for config::Listener { name, address, .. } in listeners {
+        let mut next_quic = Vec::new();
+        for config::Listener { name, address, protocols, .. } in listeners {
             let place = names.iter().position(|known| known == name).unwrap_or_else(|| {
                 names.push(name.clone());
                 names.len() - 1
@@ -156,11 +188,38 @@ impl Listeners {
                 }
             };
             next.push(Next { place, address: *address, origin });
+            if protocols.contains(&Protocol::Http3) {
+                next_quic.push(self.prepare_quic(place, *address, workers)?);
+            }
         }
         if names.len() > PLACES_MAX {
             return Err(ListenersError::Places);
         }
-        Ok(Prepared { names, listeners: next })
+        Ok(Prepared { names, listeners: next, quic: next_quic })
+    }
+
+    fn prepare_quic(
+        &self,
+        place: usize,
+        address: SocketAddr,
+        workers: usize,
+    ) -> Result<NextQuic, ListenersError> {
+        let sockets = match self.quic.iter().find(|bound| bound.address == address) {
+            Some(bound) if bound.place == place => None,
+            // Two endpoints at one port would take each other's datagrams.
+            Some(_) => return Err(ListenersError::Renamed(address)),
+            None => Some(quic::group(address, workers, &self.quic_keys(address)?)?),
+        };
+        Ok(NextQuic { place, address, sockets })
+    }
+
+    /// One pair of keys for the whole run.
+    fn quic_keys(&self, address: SocketAddr) -> Result<quic::Keys, ListenError> {
+        if let Some(keys) = self.quic_keys.get() {
+            return Ok(keys.clone());
+        }
+        let keys = quic::Keys::random().map_err(|error| ListenError { address, error })?;
+        Ok(self.quic_keys.get_or_init(|| keys).clone())
     }
 
     fn sockets(
@@ -207,8 +266,10 @@ impl Listeners {
                 Origin::Stays(index) => self.bound.extend(before[index].take()),
                 Origin::New(sockets, copies) => {
                     let (phase, heard) = watch::channel(Phase::Running);
-                    let listening =
-                        |socket| Listening { listener: place, socket, phase: heard.clone() };
+                    let listening = |socket| {
+                        let socket = worker::Socket::Streams(socket);
+                        Listening { listener: place, socket, phase: heard.clone() }
+                    };
                     news.push(copies.into_iter().map(listening).collect());
                     self.bound.push(Bound { place, address, sockets, phase });
                 }
@@ -220,7 +281,29 @@ impl Listeners {
             drop(sockets);
             self.leaving.push((phase, course));
         }
+        news.extend(self.make_quic(prepared.quic, course));
         self.follow_courses(course.accepts_until);
+        news
+    }
+
+    fn make_quic(&mut self, next: Vec<NextQuic>, course: Course) -> Vec<Vec<Listening>> {
+        let mut before = std::mem::take(&mut self.quic);
+        let mut news = Vec::new();
+        for NextQuic { place, address, sockets } in next {
+            let Some(sockets) = sockets else {
+                let stays = before.iter().position(|bound| bound.address == address);
+                self.quic.extend(stays.map(|index| before.swap_remove(index)));
+                continue;
+            };
+            let (phase, heard) = watch::channel(Phase::Running);
+            let listening = |bound| {
+                let socket = worker::Socket::Quic(bound);
+                Listening { listener: place, socket, phase: heard.clone() }
+            };
+            news.push(sockets.into_iter().map(listening).collect());
+            self.quic.push(BoundQuic { place, address, phase });
+        }
+        self.leaving.extend(before.into_iter().map(|bound| (bound.phase, course)));
         news
     }
 
@@ -236,7 +319,8 @@ impl Listeners {
     /// Tells everybody what the process is doing.
     pub(super) fn tell(&self, phase: Phase) {
         let leaving = self.leaving.iter().map(|(leaving, _)| leaving);
-        for each in self.bound.iter().map(|bound| &bound.phase).chain(leaving) {
+        let quic = self.quic.iter().map(|bound| &bound.phase);
+        for each in self.bound.iter().map(|bound| &bound.phase).chain(quic).chain(leaving) {
             tell(each, phase);
         }
     }

@@ -33,7 +33,9 @@ use crate::{
     },
     snapshot::{Listeners, Snapshot},
     time,
-    tls::{Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, sessions::Sessions},
+    tls::{
+        Clients, ListenerTls, ServerCertificate, Site, Sites, alpn, alternative, sessions::Sessions,
+    },
     upstream::{Upstream, tls::ClientTls},
 };
 
@@ -320,6 +322,7 @@ fn listener_tls(
         proxies: listener.proxies.as_ref().map(|proxies| proxies.as_slice().into()),
         sites: Sites::new(sites.pop()?, others),
         protocols: alpn(&listener.protocols),
+        alternative: alternative(&listener.protocols, listener.address.port()),
         provider: Arc::new(aws_lc_rs::default_provider()),
         tickets: if sessions.is_none() { 0 } else { TICKETS },
         sessions,

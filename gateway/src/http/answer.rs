@@ -3,7 +3,8 @@
 //! The client is told the reason's word and a sentence; what exactly was wrong stays in the log.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Method, Response, header};
+use http_body::Body as _;
 
 use super::body::Body;
 use crate::{
@@ -64,6 +65,19 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     }
     super::headers::to_client(status, headers);
     response
+}
+
+/// The answer to a request of that method: HEAD gets the fields alone, with the length that the body
+/// would have (RFC 9110 section 9.3.2). hyper leaves a body out over HTTP/1.1 only.
+pub fn to_method(response: Response<Body>, method: &Method) -> Response<Body> {
+    if *method != Method::HEAD {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Body::full(Bytes::new()))
 }
 
 /// When a request to an upstream that cannot take it now may be worth another try: whole seconds, and
@@ -198,6 +212,19 @@ mod tests {
                 status == StatusCode::UNAUTHORIZED,
                 refusal.reason() == Reason::MissingToken
             );
+        }
+    }
+
+    #[test]
+    fn head_is_refused_without_a_body_and_with_its_length() {
+        for (method, empty) in [(Method::HEAD, true), (Method::GET, false)] {
+            let whole = refused(&Refusal::NoRoute, "id-12345");
+            let length = whole.body().size_hint().exact().unwrap();
+            let answer = to_method(whole, &method);
+            assert_eq!(answer.body().is_end_stream(), empty, "{method}");
+            if empty {
+                assert_eq!(answer.headers()[header::CONTENT_LENGTH], length.to_string());
+            }
         }
     }
 

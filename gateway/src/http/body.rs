@@ -1,4 +1,5 @@
-//! The one body type of answers: a few bytes of our own, or an upstream's stream.
+//! The one body type of answers (a few bytes of our own, or an upstream's stream), and the one of
+//! requests, over whatever they come.
 
 use std::{
     cell::Cell,
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::guard::Upload;
+use super::{expect::Wait, guard::Upload, h3, headers};
 use crate::upstream::incoming::UpstreamBody;
 
 /// Why a body broke off; whoever passes it on breaks off too.
@@ -73,12 +74,14 @@ impl HttpBody for Body {
             Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context)),
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
+        let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
+        if let Some(data) = frame.data_ref() {
             self.passed_bytes += data.len() as u64;
         }
-        Poll::Ready(frame)
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::trailers_to_client(trailers);
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -98,42 +101,93 @@ impl HttpBody for Body {
     }
 }
 
-/// A client's body on its way to the upstream, counted as it passes. Its trailers end here: a field
-/// that comes after the body comes after every check (RFC 9110 section 6.5.1 lets a proxy drop them).
+/// A client's body as it arrives.
+pub enum Arriving {
+    /// Over HTTP/1.1 or /2.
+    Stream(Incoming),
+    /// Over HTTP/3.
+    Quic(Box<h3::Upload>),
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Arriving::Stream(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(context));
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Arriving::Quic(upload) => Pin::new(upload).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Arriving::Stream(incoming) => incoming.is_end_stream(),
+            Arriving::Quic(upload) => upload.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Arriving::Stream(incoming) => incoming.size_hint(),
+            Arriving::Quic(upload) => upload.size_hint(),
+        }
+    }
+}
+
+/// A client's body on its way to the upstream, counted as it passes. Of its trailers those pass that
+/// may: they come after every check, so none may say what a check has looked at.
 pub struct RequestBody {
     /// `None`: there is none.
-    incoming: Option<Incoming>,
+    arriving: Option<Arriving>,
     passed_bytes: Rc<Cell<u64>>,
     /// Sees whether the client keeps up.
     upload: Option<Upload>,
+    /// Not read before that is over.
+    wait: Option<Wait>,
 }
 
 impl RequestBody {
     /// Counts what passes into `passed_bytes`.
     pub fn new(
-        incoming: Incoming,
+        arriving: Arriving,
         passed_bytes: Rc<Cell<u64>>,
         upload: Option<Upload>,
     ) -> RequestBody {
-        RequestBody { incoming: Some(incoming), passed_bytes, upload }
+        RequestBody { arriving: Some(arriving), passed_bytes, upload, wait: None }
     }
 
     /// None.
     pub fn empty() -> RequestBody {
-        RequestBody { incoming: None, passed_bytes: Rc::default(), upload: None }
+        RequestBody { arriving: None, passed_bytes: Rc::default(), upload: None, wait: None }
+    }
+
+    /// Reads nothing before `wait` is over.
+    pub fn after(&mut self, wait: Wait) {
+        self.wait = Some(wait);
     }
 }
 
 impl HttpBody for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let polled = Pin::new(incoming).poll_frame(context);
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(wait) = &mut self.wait {
+            ready!(wait.poll(context));
+            self.wait = None;
+        }
+        let Some(arriving) = &mut self.arriving else { return Poll::Ready(None) };
+        let polled = Pin::new(arriving).poll_frame(context);
         if let Some(upload) = &self.upload {
             upload.note(match &polled {
                 Poll::Pending => Poll::Pending,
@@ -142,24 +196,21 @@ impl HttpBody for RequestBody {
             });
         }
         let frame = ready!(polled);
-        if let Some(Ok(frame)) = &frame
-            && frame.is_trailers()
-        {
-            return Poll::Ready(None);
-        }
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
+        let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
+        if let Some(data) = frame.data_ref() {
             self.passed_bytes.set(self.passed_bytes.get() + data.len() as u64);
         }
-        Poll::Ready(frame)
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::trailers_to_upstream(trailers);
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.arriving.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
+        self.arriving.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    body::Body,
+    body::{Arriving, Body},
     exchange::exchange,
     guard::{Flood, Guarded, Verdict, Watch},
     upgrade::Tunnels,
@@ -42,7 +42,7 @@ use crate::{
     time,
     tls::{
         Sites,
-        handshake::{Failure, Secured, Strangers, handshake},
+        handshake::{Failure, Proven, Secured, Strangers, handshake},
     },
 };
 
@@ -90,7 +90,7 @@ pub struct Connection {
     /// Sees what passes, and when it has been too long.
     pub watch: Rc<Watch>,
     /// Requests so far.
-    requests: Cell<u64>,
+    requests: Rc<Cell<u64>>,
     /// The last judgement of the peer's certificate.
     judged: RefCell<Judgement>,
     /// Whose certificate it is, by the rules of which snapshot.
@@ -98,13 +98,14 @@ pub struct Connection {
     /// The bans that were looked at last.
     bans_seen: Cell<u64>,
     /// What its end has heard of [`Arrival::phase`]; a request looks here without a lock.
-    phase: Cell<Phase>,
+    phase: Rc<Cell<Phase>>,
     /// What became of requests that are none any more.
     pub tunnels: Tunnels,
 }
 
 /// Whether a connection's client would be let in now: by which snapshot and at which second that was
 /// judged, and the outcome.
+#[derive(Clone)]
 struct Judgement {
     generation: u64,
     at_s: u64,
@@ -112,6 +113,82 @@ struct Judgement {
 }
 
 impl Connection {
+    /// A connection whose handshake was completed under that snapshot.
+    pub(super) fn begin(
+        worker: Rc<Worker>,
+        arrival: Arrival,
+        client: Proven,
+        watch: Rc<Watch>,
+        snapshot: &Snapshot,
+    ) -> Rc<Connection> {
+        let Proven { peer, resumed, server_name } = client;
+        {
+            let mut metrics = worker.metrics.borrow_mut();
+            let counts =
+                if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
+            counts[arrival.listener] += 1;
+        }
+        let phase = *arrival.phase.borrow();
+        Rc::new(Connection {
+            mapped: RefCell::new((
+                snapshot.generation,
+                peer.as_deref().map(|peer| snapshot.identities.map(peer)),
+            )),
+            judged: RefCell::new(Judgement {
+                generation: snapshot.generation,
+                at_s: time::unix().as_secs(),
+                outcome: Ok(()),
+            }),
+            bans_seen: Cell::new(worker.shared.admission.bans_version()),
+            requests: Rc::default(),
+            phase: Rc::new(Cell::new(phase)),
+            tunnels: Tunnels::new(watch.clone()),
+            watch,
+            worker,
+            arrival,
+            peer,
+            server_name,
+        })
+    }
+
+    /// The same connection, its client now at another address (RFC 9000 section 9): further requests
+    /// are judged, limited and logged by where they come from.
+    pub(super) fn moved(&self, address: IpAddr, port: u16) -> Rc<Connection> {
+        let arrival = Arrival {
+            address,
+            port,
+            source: Source::from(address),
+            via: None,
+            id: self.arrival.id.clone(),
+            listener: self.arrival.listener,
+            phase: self.arrival.phase.clone(),
+        };
+        Rc::new(Connection {
+            worker: self.worker.clone(),
+            arrival,
+            peer: self.peer.clone(),
+            server_name: self.server_name.clone(),
+            requests: self.requests.clone(),
+            tunnels: self.tunnels.clone(),
+            judged: RefCell::new(self.judged.borrow().clone()),
+            mapped: RefCell::new(self.mapped.borrow().clone()),
+            // Bans of the new source are looked at first.
+            bans_seen: Cell::new(0),
+            phase: self.phase.clone(),
+            watch: self.watch.clone(),
+        })
+    }
+
+    /// Takes note of what the connection is to do.
+    pub(super) fn hear(&self, phase: Phase) {
+        self.phase.set(phase);
+    }
+
+    /// How HTTP/3 is announced in answers (RFC 7838), where the listener serves it.
+    pub fn alternative<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s HeaderValue> {
+        snapshot.listeners[self.arrival.listener].alternative.as_ref()
+    }
+
     /// The number of a new request, from 1.
     pub fn next_request(&self) -> u64 {
         let number = self.requests.get() + 1;
@@ -179,11 +256,19 @@ impl Connection {
     }
 
     /// Whether the source was banned since the last look.
-    fn is_banned(&self) -> bool {
+    pub(super) fn is_banned(&self) -> bool {
         let admission = &self.worker.shared.admission;
         let version = admission.bans_version();
         version != self.bans_seen.replace(version)
             && admission.is_banned(self.arrival.source, time::monotonic())
+    }
+}
+
+/// What becomes of new clients without a certificate, as the host is now.
+pub(super) fn strangers(worker: &Worker) -> Strangers {
+    match worker.shared.host.load().stage {
+        Stage::Normal | Stage::Strained => Strangers::Served,
+        Stage::NoStrangers | Stage::Essential | Stage::Critical => Strangers::Shed,
     }
 }
 
@@ -199,52 +284,25 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let snapshot = worker.shared.published.load_full();
     let limits = snapshot.clients.clone();
     let listener = &snapshot.listeners[arrival.listener];
-    let strangers = match worker.shared.host.load().stage {
-        Stage::Normal | Stage::Strained => Strangers::Served,
-        Stage::NoStrangers | Stage::Essential | Stage::Critical => Strangers::Shed,
-    };
     let sessions = listener.sessions.as_ref();
+    let strangers = strangers(&worker);
     let shaken = handshake(stream, listener, sessions, strangers, limits.handshake);
     // In memory of its own, which is given back: an idle connection must not keep it.
     let secured = match Box::pin(shaken).await {
         Ok(secured) => secured,
-        Err(failure) => return refused(&worker, &arrival, &failure),
+        // Whose TCP handshake was completed is who it says it is.
+        Err(failure) => return refused(&worker, &arrival, &failure, true),
     };
-    let Secured { stream, peer, resumed, server_name } = secured;
-    {
-        let mut metrics = worker.metrics.borrow_mut();
-        let counts =
-            if resumed { &mut metrics.handshakes_resumed } else { &mut metrics.handshakes };
-        counts[arrival.listener] += 1;
-    }
-    let phase = *arrival.phase.borrow();
+    let Secured { stream, client } = secured;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let watch = Watch::new(limits.clone(), is_http2, time::monotonic());
-    let connection = Rc::new(Connection {
-        watch: watch.clone(),
-        mapped: RefCell::new((
-            snapshot.generation,
-            peer.as_deref().map(|peer| snapshot.identities.map(peer)),
-        )),
-        judged: RefCell::new(Judgement {
-            generation: snapshot.generation,
-            at_s: time::unix().as_secs(),
-            outcome: Ok(()),
-        }),
-        bans_seen: Cell::new(worker.shared.admission.bans_version()),
-        requests: Cell::new(0),
-        phase: Cell::new(phase),
-        tunnels: Tunnels::new(watch.clone()),
-        worker,
-        arrival,
-        peer,
-        server_name,
-    });
+    let connection = Connection::begin(worker, arrival, client, watch.clone(), &snapshot);
     drop(snapshot);
     let io = TokioIo::new(Guarded::new(stream, watch.clone()));
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
+        let request = request.map(Arriving::Stream);
         let ticket = connection.watch.begin(time::monotonic());
         async move {
             let running = ticket.running().clone();
@@ -386,7 +444,7 @@ async fn drive(
             }
             () = connection.tunnels.ended(), if has_ended => return,
             now = later_phase(&mut phase, connection.phase()) => {
-                connection.phase.set(now);
+                connection.hear(now);
                 if now == Phase::Stopping {
                     return;
                 }
@@ -435,14 +493,18 @@ pub async fn later_phase(phase: &mut watch::Receiver<Phase>, heard: Phase) -> Ph
 }
 
 /// A handshake failed: one log line, one count, one piece of evidence, all from the same value.
-fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
+///
+/// `tells`: whether the client is known to be at its address, or another might have used it.
+pub(super) fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure, tells: bool) {
     let reason = failure.reason;
     {
         let mut metrics = worker.metrics.borrow_mut();
         *metrics.handshake_failures.entry(reason).or_default() += 1;
         metrics.handshakes_failed[arrival.listener] += 1;
     }
-    worker.report_of(arrival, reason);
+    if tells {
+        worker.report_of(arrival, reason);
+    }
     if !worker.may_log_handshake(arrival.source, reason) {
         return;
     }
@@ -463,7 +525,7 @@ fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure) {
 
 /// The client was let in, and would not be now: its connection ends at once, whatever runs on it.
 /// That tells nothing against its source.
-fn withdrawn(connection: &Connection, error: &CertificateError) {
+pub(super) fn withdrawn(connection: &Connection, error: &CertificateError) {
     let reason = certificate_reason(error);
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().connections_withdrawn.entry(reason).or_default() += 1;
@@ -520,7 +582,7 @@ fn http2_error(error: &hyper::Error) -> Option<(Reason, String)> {
     Some((reason, found.to_string()))
 }
 
-fn evidence(connection: &Connection, reason: Reason, detail: &str) {
+pub(super) fn evidence(connection: &Connection, reason: Reason, detail: &str) {
     let worker = &connection.worker;
     *worker.metrics.borrow_mut().refusals.entry(reason).or_default() += 1;
     worker.report_of(&connection.arrival, reason);

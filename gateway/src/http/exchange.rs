@@ -2,13 +2,14 @@
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
-use http::{Request, Response, request::Parts};
-use hyper::body::Incoming;
+use http::{Request, Response, header, request::Parts};
+use http_body::Body as _;
 
 use super::{
     answer,
-    body::{Body, RequestBody},
+    body::{Arriving, Body, RequestBody},
     connection::Connection,
+    expect,
     guard::{Running, Upload},
     headers::{self, Origin},
     quota,
@@ -59,7 +60,7 @@ struct Record {
 /// Serves one request. It never fails: what goes wrong is an answer.
 pub async fn exchange(
     connection: Rc<Connection>,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
     running: Rc<Running>,
 ) -> Response<Body> {
     let worker = connection.worker.clone();
@@ -91,8 +92,14 @@ pub async fn exchange(
             headers::to_client(response.status(), response.headers_mut());
             (response, None)
         }
-        Err(refusal) => (answer::refused(&refusal, &record.request_id), Some(refusal)),
+        Err(refusal) => {
+            let answer = answer::refused(&refusal, &record.request_id);
+            (answer::to_method(answer, &record.method), Some(refusal))
+        }
     };
+    if let Some(alternative) = connection.alternative(&snapshot) {
+        response.headers_mut().insert(header::ALT_SVC, alternative.clone());
+    }
     if let Some(refusal) = &refusal {
         worker.report_of(&connection.arrival, refusal.reason());
     }
@@ -156,6 +163,7 @@ async fn serve(
         host: host.as_deref(),
         request_id: &record.request_id,
     };
+    let is_expected = expect::is_expected(&parts.headers);
     headers::to_upstream(&mut parts.headers, &permit, origin);
     if let Some(target) = target {
         parts.uri = target?;
@@ -171,7 +179,11 @@ async fn serve(
         None => Purpose::Requests,
     };
     let sent = time::monotonic();
-    let request = Request::from_parts(parts, body);
+    let mut request = Request::from_parts(parts, body);
+    if is_expected && !request.body().is_end_stream() {
+        let wait = expect::pass_on(&mut request);
+        request.body_mut().after(wait);
+    }
     let outcome = worker.forwarder.forward(upstream, &permit, purpose, request).await;
     record.upstream_wait = Some(time::monotonic().saturating_duration_since(sent));
     let result = match &outcome {

@@ -63,19 +63,37 @@ const IDENTITY_PREFIXES: [&str; 4] =
 
 /// Fields of one connection (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2). `te` may be passed on
 /// with the one value `trailers`.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
-    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
 
-const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+/// Fields that have no place after a body (RFC 9110 section 6.5.1): they frame the message, route it,
+/// say who asks, or say how the body is to be read.
+const NOT_IN_TRAILERS: [HeaderName; 16] = [
+    header::ACCEPT_ENCODING,
+    header::AGE,
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::HOST,
+    header::LOCATION,
+    header::SET_COOKIE,
+    header::STRICT_TRANSPORT_SECURITY,
+    header::TRAILER,
+    header::WWW_AUTHENTICATE,
+];
 
 /// What the connection and the request contribute to the forwarding fields.
 #[derive(Clone, Copy, Debug)]
@@ -90,17 +108,23 @@ pub struct Origin<'a> {
 
 /// Makes a client's fields into those for the upstream.
 pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_>) {
-    let takes_trailers = headers.get(header::TE).is_some_and(|value| value == TRAILERS);
+    let takes_trailers = takes_trailers(headers);
     remove_hop_by_hop(headers);
-    if takes_trailers {
-        // RFC 9113 section 8.2.2 lets HTTP/2 carry it, and gRPC is refused without; see `forward`.
-        headers.insert(header::TE, TRAILERS);
-    }
     remove_identity(headers);
+    if takes_trailers {
+        // The one value that crosses, named in `Connection` because it is for the next hop only
+        // (RFC 9110 section 10.1.4).
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
     if !permit.route().pass_authorization {
         headers.remove(header::AUTHORIZATION);
     }
     headers.remove(header::EXPECT);
+    join_cookies(headers);
+    if headers.contains_key(header::TRAILER) {
+        announce_trailers(headers);
+    }
     write_identity(headers, permit.identity());
     write_origin(headers, origin);
 }
@@ -122,6 +146,67 @@ pub fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     headers
         .entry(header::STRICT_TRANSPORT_SECURITY)
         .or_insert(HeaderValue::from_static("max-age=31536000"));
+}
+
+/// Leaves in a client's trailer section what may stand there.
+pub fn trailers_to_upstream(trailers: &mut HeaderMap) {
+    remove_identity(trailers);
+    trailers_to_client(trailers);
+}
+
+/// Leaves in an upstream's trailer section what may stand there.
+pub fn trailers_to_client(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers);
+    for name in &NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// A client announces only those trailers that will be passed on.
+fn announce_trailers(headers: &mut HeaderMap) {
+    let announced = headers.get_all(header::TRAILER);
+    let names: Vec<&str> = announced
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|name| {
+            HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| {
+                !is_identity(name.as_str())
+                    && !HOP_BY_HOP.contains(&name)
+                    && !NOT_IN_TRAILERS.contains(&name)
+            })
+        })
+        .collect();
+    match HeaderValue::from_str(&names.join(", ")) {
+        Ok(names) if !names.is_empty() => headers.insert(header::TRAILER, names),
+        _ => headers.remove(header::TRAILER),
+    };
+}
+
+/// Whether the client takes trailers (RFC 9110 section 10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// Over HTTP/2 and /3 a client may send cookies one by one; over HTTP/1.1 they are one field
+/// (RFC 9113 section 8.2.3, RFC 9114 section 4.2.1).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    // What is joined of values is a value.
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -361,6 +446,45 @@ mod tests {
                 "x-request-id: r-1234567",
             ]
         );
+    }
+
+    #[test]
+    fn trailers_are_announced_and_passed_without_what_a_check_has_looked_at() {
+        let origin = Origin { source: [192, 0, 2, 1].into(), host: None, request_id: "r-1234567" };
+        for (te, trailer, expected_te, expected) in [
+            ("trailers", "x-checksum, X_User_ID, te", Some("trailers"), Some("x-checksum")),
+            ("gzip, Trailers;q=1", "host", None, None),
+            ("gzip , TRAILERS", "a,b", Some("trailers"), Some("a, b")),
+            ("gzip", "content-length", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("te", te.parse().unwrap());
+            headers.insert("trailer", trailer.parse().unwrap());
+            permitted(false, |permit| to_upstream(&mut headers, permit, origin));
+            let text = |name| headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(text("te"), expected_te, "{te}");
+            assert_eq!(text("connection"), expected_te.map(|_| "te"), "{te}");
+            assert_eq!(text("trailer"), expected, "{trailer}");
+        }
+        let mut trailers = HeaderMap::new();
+        for name in ["x-checksum", "x_user_id", "content-length", "authorization", "te", "host"] {
+            trailers.insert(HeaderName::from_static(name), "1".parse().unwrap());
+        }
+        trailers_to_upstream(&mut trailers);
+        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-checksum"]);
+    }
+
+    #[test]
+    fn cookies_become_one_field() {
+        let origin = Origin { source: [192, 0, 2, 1].into(), host: None, request_id: "r-1234567" };
+        let mut headers = HeaderMap::new();
+        for cookie in ["a=1", "b=2; c=3", "d=\u{e9}"] {
+            headers.append("cookie", HeaderValue::from_bytes(cookie.as_bytes()).unwrap());
+        }
+        permitted(false, |permit| to_upstream(&mut headers, permit, origin));
+        let cookies: Vec<&[u8]> =
+            headers.get_all("cookie").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3; d=\u{e9}".as_bytes()]);
     }
 
     /// A permit for nobody, on a public route.

@@ -8,4 +8,6 @@ pub mod executor;
 pub mod handover;
 pub mod listen;
 pub mod proxy_protocol;
+pub mod quic;
+mod quic_accept;
 pub mod worker;

@@ -17,6 +17,7 @@ use futures_util::FutureExt as _;
 use gateway_ebpf::Source;
 use lru::LruCache;
 use nix::sched::{CpuSet, sched_setaffinity};
+use quinn::Endpoint;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot, watch},
@@ -26,6 +27,7 @@ use tokio::{
 use super::{
     admission::{Admission, Admitted, Denied},
     proxy_protocol::{self, Header, ReadError},
+    quic, quic_accept,
 };
 use crate::{
     admin::{
@@ -91,10 +93,33 @@ pub enum Phase {
 pub struct Listening {
     /// The listener's place in the snapshot and among counts.
     pub listener: usize,
-    /// Where connections come from. Others hold the same socket, so closing it closes nothing.
-    pub socket: StdListener,
+    /// Where connections come from.
+    pub socket: Socket,
     /// The process' phase, or a later one when this address is given up before.
     pub phase: watch::Receiver<Phase>,
+}
+
+/// Where a worker's new connections come from.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP. Others hold the same socket, so closing it closes nothing.
+    Streams(StdListener),
+    /// QUIC, the one socket of this worker.
+    Quic(quic::Bound),
+}
+
+/// One open connection over QUIC; dropping it makes room.
+pub(super) struct Entered {
+    worker: Rc<Worker>,
+    listener: usize,
+    _admitted: Admitted,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.worker.metrics.borrow_mut().connections[self.listener] -= 1;
+        self.worker.open.set(self.worker.open.get() - 1);
+    }
 }
 
 /// What the control thread tells a worker to do.
@@ -181,6 +206,8 @@ pub struct Worker {
     open: Cell<usize>,
     /// Sockets that connections are accepted from.
     accepting: Cell<usize>,
+    /// Those of QUIC, which have a last word to say.
+    endpoints: RefCell<Vec<Endpoint>>,
     handshake_lines: Cell<u32>,
     handshake_lines_suppressed: Cell<u64>,
     repeats: RefCell<Repeats>,
@@ -263,6 +290,8 @@ async fn serve(
             Ok(()) = phase.changed() => flush.reset_immediately(),
         }
     }
+    let endpoints = worker.endpoints.take();
+    quic_accept::close(&endpoints).await;
     worker.report_suppressed();
     let repeated = worker.repeats.borrow_mut().take_all();
     worker.report_repeated(&repeated);
@@ -308,6 +337,7 @@ impl Worker {
             connections: Cell::new(0),
             open: Cell::new(0),
             accepting: Cell::new(0),
+            endpoints: RefCell::default(),
             handshake_lines: Cell::new(0),
             handshake_lines_suppressed: Cell::new(0),
             repeats: RefCell::default(),
@@ -319,12 +349,22 @@ impl Worker {
     fn listen(self: &Rc<Self>, listening: Listening) {
         let Listening { listener, socket, phase } = listening;
         self.metrics.borrow_mut().grow(listener + 1);
-        match TcpListener::from_std(socket) {
-            Ok(socket) => {
-                let worker = self.clone();
+        let worker = self.clone();
+        let accepting = match socket {
+            Socket::Streams(socket) => TcpListener::from_std(socket)
+                .map(|socket| accept_all(worker.clone(), listener, socket, phase).boxed_local()),
+            Socket::Quic(bound) => {
+                quic_accept::endpoint(&worker, listener, bound).map(|endpoint| {
+                    self.endpoints.borrow_mut().push(endpoint.quinn.clone());
+                    quic_accept::accept_all(worker.clone(), listener, endpoint, phase).boxed_local()
+                })
+            }
+        };
+        match accepting {
+            Ok(accepting) => {
                 self.accepting.set(self.accepting.get() + 1);
                 tokio::task::spawn_local(async move {
-                    accept_all(worker.clone(), listener, socket, phase).await;
+                    accepting.await;
                     worker.accepting.set(worker.accepting.get() - 1);
                 });
             }
@@ -372,6 +412,47 @@ impl Worker {
             }
             Err(denied) => self.deny(&arrival, denied),
         }
+    }
+
+    /// A new connection over QUIC, if there may be one more from there. Nobody has shown yet that it is
+    /// at its address, so a no is counted and tells against nobody.
+    pub(super) fn enter(
+        self: &Rc<Self>,
+        listener: usize,
+        peer: SocketAddr,
+        phase: &watch::Receiver<Phase>,
+    ) -> Result<(Arrival, Entered), Denied> {
+        let address = peer.ip().to_canonical();
+        let source = Source::from(address);
+        let admitted = self.shared.admission.admit(source, time::monotonic());
+        let admitted = admitted.inspect_err(|denied| {
+            let mut metrics = self.metrics.borrow_mut();
+            match denied {
+                Denied::Banned => {}
+                Denied::TooMany => metrics.connections_over_limit += 1,
+                Denied::TooManyOfSource => {
+                    *metrics.refusals.entry(Reason::TooManyConnections).or_default() += 1;
+                }
+            }
+        })?;
+        self.open.set(self.open.get() + 1);
+        self.metrics.borrow_mut().connections[listener] += 1;
+        let arrival = Arrival {
+            listener,
+            address,
+            port: peer.port(),
+            source,
+            via: None,
+            id: self.connection_id(),
+            phase: phase.clone(),
+        };
+        Ok((arrival, Entered { worker: self.clone(), listener, _admitted: admitted }))
+    }
+
+    /// An endpoint has nothing left to do.
+    pub(super) fn forget(&self, endpoint: &Endpoint) {
+        let address = endpoint.local_addr().ok();
+        self.endpoints.borrow_mut().retain(|other| other.local_addr().ok() != address);
     }
 
     /// Differs from that of every other connection.

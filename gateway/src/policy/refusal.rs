@@ -103,6 +103,8 @@ reasons! {
     NoRoute = 33, "no_route", 1;
     /// The route does not take this method.
     MethodNotAllowed = 34, "method_not_allowed", 1;
+    /// Requests opened and given up, more than any honest client does: rapid reset (CVE-2023-44487).
+    RequestsGivenUp = 100, "requests_given_up", 5;
     /// It came on a connection that was told to end, after the time to hear of it.
     Draining = 150, "draining", 0;
     // The token.

@@ -3,11 +3,12 @@
 use std::{io, sync::Arc, time::Duration};
 
 use rustls::{HandshakeKind, server::Acceptor};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
-    ListenerTls,
+    ListenerTls, Site,
     sessions::{Resumption, Sessions},
 };
 use crate::{
@@ -29,7 +30,13 @@ pub enum Strangers {
 pub struct Secured {
     /// Decrypts and encrypts.
     pub stream: TlsStream<TcpStream>,
-    /// The client, proven; `None` when it came without a certificate and may.
+    /// Who is at its other end.
+    pub client: Proven,
+}
+
+/// What a completed handshake has proven, over TCP or QUIC.
+pub struct Proven {
+    /// The client; `None` when it came without a certificate and may.
     pub peer: Option<Arc<Peer>>,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
@@ -63,12 +70,19 @@ pub async fn handshake(
 ) -> Result<Secured, Failure> {
     match timeout(within, negotiate(stream, listener, sessions, strangers)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Failure {
+        Err(_) => Err(Failure::late(within)),
+    }
+}
+
+impl Failure {
+    /// There was none within that time.
+    pub fn late(within: Duration) -> Failure {
+        Failure {
             reason: Reason::HandshakeTimeout,
             detail: format!("no handshake within {}", humantime::format_duration(within)),
             certificate: None,
             server_name: None,
-        }),
+        }
     }
 }
 
@@ -97,7 +111,7 @@ async fn negotiate(
         Arc::new(Resumption::new(sessions, site.clone(), verifier.clone(), time::unix()))
     });
     let config = listener.config(
-        site,
+        site.certificate.resolver.clone(),
         verifier.clone().map(|verifier| verifier as _),
         resumption.clone().map(|resumption| resumption as _),
     );
@@ -127,23 +141,10 @@ async fn negotiate(
     let session = stream.get_ref().1;
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
-    let proven = if resumed {
-        let leaf = leaf.map(AsRef::as_ref);
-        resumption.and_then(|resumption| resumption.peer(leaf)).map(|resumed| resumed.peer)
-    } else {
-        match (outcome, leaf) {
-            (Some(Ok(peer)), Some(_)) => Some(Some(peer.clone())),
-            (None, None) => Some(None),
-            _ => None,
-        }
-    };
-    // rustls and the verifier agree, or nobody was proven and the connection ends; and a site that
-    // requires a certificate serves nobody without.
-    match proven {
-        Some(peer) if site.admits(peer.as_deref(), time::unix()).is_ok() => {
-            Ok(Secured { stream, peer, resumed, server_name })
-        }
-        _ => Err(Failure {
+    let (verifier, resumption) = (verifier.as_deref(), resumption.as_deref());
+    match proven(site, verifier, resumption, resumed, leaf, time::unix()) {
+        Some(peer) => Ok(Secured { client: Proven { peer, resumed, server_name }, stream }),
+        None => Err(Failure {
             reason: Reason::NoClientCertificate,
             detail: "the handshake ended without a verified certificate".to_owned(),
             certificate: None,
@@ -152,13 +153,38 @@ async fn negotiate(
     }
 }
 
-fn shed(server_name: Option<String>) -> Failure {
+/// The host sheds this client.
+pub(super) fn shed(server_name: Option<String>) -> Failure {
     Failure {
         reason: Reason::HostStrained,
         detail: "the host sheds new clients without a certificate".to_owned(),
         certificate: None,
         server_name,
     }
+}
+
+/// Who the client is; `leaf` is the certificate that rustls holds of it. rustls and the verifier
+/// agree, or nobody was proven and the connection ends; and a site that requires a certificate serves
+/// nobody without.
+pub(super) fn proven(
+    site: &Site,
+    verifier: Option<&Verifier>,
+    resumption: Option<&Resumption>,
+    resumed: bool,
+    leaf: Option<&CertificateDer<'_>>,
+    now: UnixTime,
+) -> Option<Option<Arc<Peer>>> {
+    let peer = if resumed {
+        resumption?.peer(leaf.map(AsRef::as_ref))?.peer
+    } else {
+        match (verifier.and_then(Verifier::outcome), leaf) {
+            (Some(Ok(peer)), Some(_)) => Some(peer.clone()),
+            (None, None) => None,
+            _ => return None,
+        }
+    };
+    site.admits(peer.as_deref(), now).ok()?;
+    Some(peer)
 }
 
 fn failure(

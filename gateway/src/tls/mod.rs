@@ -4,10 +4,12 @@
 //! own certificate, and its own word on whose clients are trusted.
 
 pub mod handshake;
+pub mod quic;
 pub mod sessions;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
+use http::HeaderValue;
 use ipnet::IpNet;
 use rustls::{
     ServerConfig,
@@ -47,8 +49,10 @@ pub struct ListenerTls {
     pub proxies: Option<Arc<[IpNet]>>,
     /// Chosen by the host's name.
     pub sites: Sites,
-    /// Offered by ALPN, in this order.
+    /// Offered over TCP by ALPN, in this order.
     pub protocols: Vec<Vec<u8>>,
+    /// Says that HTTP/3 is served too (RFC 7838), for answers over TCP; `None` where it is not.
+    pub alternative: Option<HeaderValue>,
     /// The cryptography.
     pub provider: Arc<CryptoProvider>,
     /// Tickets handed out after a handshake; 0: no session is ever resumed.
@@ -165,14 +169,14 @@ impl ListenerTls {
         }
     }
 
-    /// The settings of one handshake, with the verifier that will judge this client, or none where
-    /// clients are not asked, and the sessions it may resume.
+    /// The settings of one handshake: the certificate, the verifier that will judge this client, or
+    /// none where clients are not asked, and the sessions it may resume.
     ///
     /// # Errors
     /// The provider lacks TLS 1.3, which the built-in one does not.
     fn config(
         &self,
-        site: &Site,
+        certificate: Arc<dyn ResolvesServerCert>,
         verifier: Option<Arc<dyn ClientCertVerifier>>,
         sessions: Option<Arc<dyn StoresServerSessions>>,
     ) -> Result<ServerConfig, rustls::Error> {
@@ -182,7 +186,7 @@ impl ListenerTls {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_cert_resolver(site.certificate.resolver.clone());
+        let mut config = builder.with_cert_resolver(certificate);
         config.alpn_protocols.clone_from(&self.protocols);
         config.send_tls13_tickets = self.tickets;
         config.session_storage = sessions.unwrap_or_else(|| Arc::new(NoServerSessionStorage {}));
@@ -190,15 +194,28 @@ impl ListenerTls {
     }
 }
 
-/// The ALPN names (RFC 7301) of the configured protocols.
+/// The ALPN names (RFC 7301) of the configured protocols over TCP.
 pub fn alpn(protocols: &[Protocol]) -> Vec<Vec<u8>> {
     protocols
         .iter()
-        .map(|protocol| match protocol {
-            Protocol::Http2 => b"h2".to_vec(),
-            Protocol::Http1 => b"http/1.1".to_vec(),
+        .filter_map(|protocol| match protocol {
+            Protocol::Http3 => None,
+            Protocol::Http2 => Some(b"h2".to_vec()),
+            Protocol::Http1 => Some(b"http/1.1".to_vec()),
         })
         .collect()
+}
+
+/// A client may keep to HTTP/3 for this long without asking again. It falls back by itself when UDP
+/// does not get through, so a day is no risk.
+const ALTERNATIVE_MAX_AGE_S: u32 = 24 * 3600;
+
+/// `Alt-Svc` of a listener on that port, where it serves HTTP/3 (RFC 9114 section 3.1.1).
+pub fn alternative(protocols: &[Protocol], port: u16) -> Option<HeaderValue> {
+    if !protocols.contains(&Protocol::Http3) {
+        return None;
+    }
+    HeaderValue::from_str(&format!("h3=\":{port}\"; ma={ALTERNATIVE_MAX_AGE_S}")).ok()
 }
 
 #[cfg(test)]
@@ -229,6 +246,14 @@ mod tests {
             }),
             clients: None,
         }
+    }
+
+    #[test]
+    fn http_3_is_announced_beside_what_tcp_offers() {
+        let all = [Protocol::Http3, Protocol::Http2, Protocol::Http1];
+        assert_eq!(alpn(&all), [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        assert_eq!(alternative(&all, 8443).unwrap(), "h3=\":8443\"; ma=86400");
+        assert_eq!(alternative(&all[1..], 8443), None);
     }
 
     #[test]

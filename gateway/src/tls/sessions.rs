@@ -141,6 +141,11 @@ impl Resumption {
         same.then_some(resumed)
     }
 
+    /// Whether a session was handed to rustls to be resumed.
+    pub(super) fn is_taken(&self) -> bool {
+        self.held().is_some()
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<Resumed>> {
         self.resumed.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -296,10 +296,7 @@ impl Attempts<'_> {
         let outgoing = self.body.attempt();
         match line {
             Line::Http1(sender) => {
-                let mut head = self.head.clone();
-                // There it would be a field of the connection (RFC 9110 section 10.1.4).
-                head.headers.remove(header::TE);
-                let request = Request::from_parts(head, outgoing);
+                let request = Request::from_parts(self.head.clone(), outgoing);
                 self.answer(sender.try_send_request(request)).await
             }
             Line::Http2(stream) => {
@@ -423,6 +420,8 @@ fn origin_form(head: &mut Parts) {
 /// 8.3.1).
 fn http2_form(head: &Parts, upstream: &Upstream) -> Parts {
     let mut head = head.clone();
+    // Over HTTP/2 nothing belongs to one connection but `TE: trailers` (RFC 9113 section 8.2.2).
+    head.headers.remove(header::CONNECTION);
     let host = head.headers.remove(header::HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     let authority = host.and_then(|host| uri::Authority::try_from(host.as_bytes()).ok());

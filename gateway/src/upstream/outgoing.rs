@@ -108,7 +108,7 @@ impl Body for Outgoing {
         source.is_touched.set(true);
         source.moved_at.set(time::monotonic());
         source.has_ended.set(frame.is_none() || body.is_end_stream());
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
