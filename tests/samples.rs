@@ -206,7 +206,7 @@ fn every_problem_is_listed_with_its_place() {
                     Kind::MisplacedKey,
                     format!(
                         "{}:1: \"certificate\" does not belong in [server]; move it to [listener.tls] or \
-                         [[listener.tls.sni]]",
+                         [[listener.tls.sni]] or [upstream.tls]",
                         line("drain_timeout")
                     ),
                 ),
@@ -380,7 +380,7 @@ fn every_problem_is_listed_with_its_place() {
             sample_with(&[
                 ("protocols", "protocols = [\"h3\", \"h2\"]"),
                 ("ipv6_prefix", "ipv6_prefix = 56"),
-            ]) + "\n[host]\nsysfs = \"/proc\"\n",
+            ]),
             vec![
                 (
                     Kind::NotSupported,
@@ -396,13 +396,6 @@ fn every_problem_is_listed_with_its_place() {
                         "{}:1: not supported yet: ipv6_prefix; write 64 or leave it out \
                      (xdp.ipv6_prefix)",
                         line("ipv6_prefix")
-                    ),
-                ),
-                (
-                    Kind::NotSupported,
-                    format!(
-                        "{}:2: not supported yet: host; leave the table out (host)",
-                        SAMPLE.lines().count() + 1
                     ),
                 ),
             ],

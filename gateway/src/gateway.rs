@@ -13,6 +13,8 @@ mod listeners;
 mod material;
 mod refresh;
 mod spared;
+mod takeover;
+mod vouching;
 
 use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
 
@@ -33,23 +35,28 @@ pub use self::material::{MaterialError, load_snapshot, revoked_tokens, token_iss
 use self::{
     control::{Control, Seen, Serving, Tell, upstreams},
     course::Course,
-    doors::{Doors, Sockets},
-    listeners::{Inherited, Listeners, ListenersError},
+    doors::Doors,
+    listeners::{Listeners, ListenersError},
     refresh::Followed,
+    takeover::Estate,
 };
 use crate::{
     admin::{
         audit::{Log, TracingLayer},
         metrics::Consumers,
-        monitor, socket,
+        monitor,
+        notify::Notify,
+        socket,
     },
     config::{self, Config, Disk, Problems, Warning},
+    host,
     kernel::{Kernel, KernelError},
     net::{
-        addresses,
+        activation, addresses,
         admission::Admission,
         descriptors,
-        listen::{self, ListenError},
+        handover::Taken,
+        listen::ListenError,
         worker::{self, Listening, Phase, Shared},
     },
     time,
@@ -146,11 +153,15 @@ impl From<KernelError> for RunError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. With `take_over` it gets the sockets of the daemon that runs, if
+/// one does, and ends it when it serves.
 ///
 /// # Errors
 /// Why it cannot start. Once it serves, nothing ends it but a signal.
-pub fn run(path: &Path) -> Result<ExitCode, RunError> {
+pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
+    // Before anything else opens descriptors, or another program takes this one's place.
+    let passed = activation::passed();
+    let program = std::env::current_exe().map_err(|error| format!("this program's file: {error}"));
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     let watch = Followed::look(&config);
@@ -172,12 +183,10 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
     let cpus = cpus();
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
     let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
+    let mut estate = Estate::gather(&config, passed, take_over)?;
     let mut listeners = Listeners::new(config.server.backlog, steered);
-    let bound = listeners.prepare(&config.listeners, workers, &mut Inherited::new())?;
-    let doors = Sockets {
-        monitors: listen::single(config.admin.metrics)?,
-        operators: socket::bind(&config.admin.socket).map_err(RunError::System)?,
-    };
+    let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
+    let doors = estate.doors(&config)?;
     let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
     let room = descriptors::make_room(config.server.max_connections)
         .map_err(|error| system("cannot read the limit of descriptors", error.into()))?;
@@ -194,16 +203,22 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
             "cpu_steering does nothing: there is not one worker for each CPU; write workers = 0";
         tracing::warn!(detail, "configuration");
     }
+    for unused in &estate.unused {
+        tracing::warn!(detail = unused, "a socket that was passed has no use here and is closed");
+    }
     let (evidence, evidence_receiver) = mpsc::channel(EVIDENCE_QUEUE);
+    let (vouchers, voucher_receiver) = mpsc::channel(vouching::VOUCHERS_QUEUE);
     let (unknown_keys, unknown_receiver) = mpsc::channel(keys::UNKNOWN_KEYS_QUEUE);
     let (phase, phase_receiver) = watch::channel(Phase::Running);
     let (news, news_receiver) = watch::channel(());
     let shared = Shared {
         published: Arc::new(ArcSwap::from_pointee(snapshot)),
         admission: Admission::new(room.connections_max, config.server.max_connections_per_source),
+        host: host::Published::default(),
         evidence,
         news: news_receiver,
         unknown_keys,
+        vouchers,
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
@@ -226,17 +241,26 @@ pub fn run(path: &Path) -> Result<ExitCode, RunError> {
         handles.push(handle);
     }
     let tell = Tell { phase, news };
-    let serving = Serving { listeners, doors: Doors::new(doors), workers: handles };
+    let serving = Serving {
+        listeners,
+        doors: Doors::new(doors),
+        workers: handles,
+        notify: Notify::from_environment(),
+        program,
+        stale: estate.stale,
+    };
     let seen = Seen { files: watch, addresses };
     let control = Control::new(path, config, shared, serving, kernel, tell, seen);
-    LocalSet::new().block_on(&runtime, async {
+    let went_well = LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
-        serve(control, signals, evidence_receiver).await;
+        tokio::task::spawn_local(control::host::follow(control.clone()));
+        tokio::task::spawn_local(vouching::follow(control.clone(), voucher_receiver));
+        serve(control, signals, evidence_receiver, estate.before).await
     });
     tracing::info!("stopped");
     writer.finish(&log);
-    Ok(ExitCode::SUCCESS)
+    Ok(if went_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn start_kernel(
@@ -314,8 +338,10 @@ async fn serve(
     control: Rc<Control>,
     mut signals: Signals,
     mut evidence: mpsc::Receiver<crate::policy::penalty::Evidence>,
-) {
-    control.started();
+    before: Option<Taken>,
+) -> bool {
+    let went_well = before.is_none_or(|before| succeed(&control, before));
+    control.started(went_well);
     tokio::task::spawn_local(refresh::follow(control.clone()));
     tokio::task::spawn_local(upstreams::follow_names(control.clone()));
     tokio::task::spawn_local(probe::follow(control.published()));
@@ -324,6 +350,8 @@ async fn serve(
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut batch = Vec::with_capacity(EVIDENCE_BATCH);
     let mut poll = tokio::time::interval(DRAIN_LOOK_EVERY);
+    let is_watched = control.alive_every().is_some();
+    let mut alive = tokio::time::interval(control.alive_every().unwrap_or(SWEEP_EVERY));
     loop {
         tokio::select! {
             biased;
@@ -350,7 +378,9 @@ async fn serve(
             _ = second.tick() => {
                 control.go_back_unless_confirmed();
                 control.keep_attached();
+                control.look_after_successor();
             }
+            _ = alive.tick(), if is_watched => control.tell_alive(),
             _ = poll.tick() => {
                 if control.follow_courses() {
                     break;
@@ -360,6 +390,24 @@ async fn serve(
     }
     control.tell_end();
     control.close();
+    went_well
+}
+
+/// This process serves: the one before is told, and what it knew is taken. False: it serves on by itself,
+/// and this one, which has no right to the sockets then, has to end.
+fn succeed(control: &Control, before: Taken) -> bool {
+    let pid = before.offer.pid;
+    match before.serving() {
+        Ok(state) => {
+            control.inherit(&state);
+            tracing::info!(pid, "took over from the process before");
+            true
+        }
+        Err(error) => {
+            tracing::error!(pid, detail = %error, "the process before went on; this one ends");
+            false
+        }
+    }
 }
 
 async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
@@ -373,6 +421,9 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
             let answer = match socket::read(&mut stream).await {
                 Ok(socket::Question::Drops) => return tell_drops(&control, &mut stream).await,
                 Ok(socket::Question::Drain) => return control.drain_for(stream),
+                Ok(socket::Question::TakeOver { protocol, .. }) => {
+                    return takeover::hand_over(control, protocol, stream).await;
+                }
                 Ok(socket::Question::Top) => match control.top().await {
                     Ok(overview) => socket::Answer::Ok(serde_json::json!(overview)),
                     Err(why) => socket::Answer::Error(why),
@@ -419,7 +470,10 @@ async fn answer_monitors(control: Rc<Control>, listener: TcpListener) {
             match page {
                 monitor::Page::Metrics => monitor::Content::Metrics(control.metrics().await),
                 monitor::Page::Live => monitor::Content::Health(Ok(())),
-                monitor::Page::Ready => monitor::Content::Health(control.readiness()),
+                monitor::Page::Ready => match control.readiness() {
+                    Ok(()) => monitor::Content::Ready(control.notes()),
+                    Err(why) => monitor::Content::Health(Err(why)),
+                },
             }
         }
     })

@@ -11,6 +11,13 @@ pub fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// For the service manager: microseconds of `CLOCK_MONOTONIC`.
+pub fn monotonic_us() -> u128 {
+    // It fails only where there is no such clock, which no supported kernel is.
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| std::time::Duration::from(now).as_micros())
+}
+
 /// For certificates and tokens: seconds of the system's clock.
 ///
 /// A clock before 1970 reads as 1970, at which no certificate and no token is valid yet.

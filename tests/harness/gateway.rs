@@ -4,6 +4,7 @@ use std::{
     fmt::{self, Display, Formatter},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -245,18 +246,36 @@ impl Launch {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self) -> Result<Gateway> {
+        self.run_as(&Start::default())
+    }
+
+    /// Starts `run` as somebody else would than a person.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run_as(&self, start: &Start<'_>) -> Result<Gateway> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "nsenter"]);
         command.arg(format!("--net={}", self.namespace.path().display()));
         if let Some(core) = self.core {
             command.args(["taskset", "--cpu-list", &core.to_string()]);
         }
+        let mut stdin = Stdio::null();
+        if let Some(socket) = start.socket {
+            // The process id is the daemon's own: nothing here forks.
+            let pass = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
+            command.args(["sh", "-c", pass, "sh"]);
+            stdin = Stdio::from(socket.try_clone()?);
+        }
         command
             .arg("env")
             .args(self.environment.iter().map(|(name, value)| format!("{name}={value}")));
-        command.arg(&self.binary).arg("--config").arg(&self.config).arg("run");
+        command.arg(&self.binary).arg("--config").arg(&self.config).arg("run").args(start.words);
+        if let Some(path) = start.manager {
+            command.env("NOTIFY_SOCKET", path);
+        }
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -286,6 +305,17 @@ impl Launch {
         gateway.wait_ready()?;
         Ok(gateway)
     }
+}
+
+/// What else `run` is started with.
+#[derive(Debug, Default)]
+pub struct Start<'a> {
+    /// Words behind `run`.
+    pub words: &'a [&'a str],
+    /// A socket that listens, passed as systemd does.
+    pub socket: Option<&'a OwnedFd>,
+    /// Where the service manager listens.
+    pub manager: Option<&'a Path>,
 }
 
 /// A running daemon; killed when dropped. Its kernel half stays then, as it does for users.

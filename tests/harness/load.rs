@@ -8,7 +8,10 @@ use std::{
     io::{BufReader, ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +28,8 @@ use super::{client::Credential, clock, flood, netns};
 /// An answer later than this is lost: longer than TCP's first retransmissions, so that a request
 /// which only came late is told from one that never came.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// In a crowd beside a full build an answer may take long; lost is what never comes.
+const CROWD_LIMIT: Duration = Duration::from_secs(30);
 /// A test asks for no more.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
@@ -97,7 +102,7 @@ impl Target {
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
-        Ok(Connection { reader: BufReader::new(tls), host: self.host.clone() })
+        Ok(Connection { reader: BufReader::new(tls), host: self.host.clone(), is_last: false })
     }
 
     /// Connects from the namespace.
@@ -120,6 +125,7 @@ impl Target {
 pub struct Connection {
     reader: BufReader<StreamOwned<ClientConnection, TcpStream>>,
     host: String,
+    is_last: bool,
 }
 
 impl Connection {
@@ -136,6 +142,11 @@ impl Connection {
         stream.write_all(request.as_bytes())?;
         stream.flush()?;
         self.read_answer()
+    }
+
+    /// Whether the last answer asked to open another connection next time.
+    pub fn is_last(&self) -> bool {
+        self.is_last
     }
 
     /// Whether an earlier session was resumed.
@@ -161,6 +172,7 @@ impl Connection {
         }
         let head = String::from_utf8_lossy(&head).into_owned();
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("status")?;
+        self.is_last = head.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
         let length = head.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
             name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>())
@@ -253,6 +265,78 @@ pub fn keep_rate(target: &Target, rate: &Rate, path: &str, token: &str) -> Resul
         whole.latencies.sort_unstable();
         Ok(whole)
     })
+}
+
+/// Clients that ask again and again until they are told to stop, as many do at a real gateway.
+#[derive(Clone, Copy, Debug)]
+pub struct Crowd {
+    /// Clients that keep their connections for as long as the server does.
+    pub kept: usize,
+    /// Clients that open a new one for each request.
+    pub new: usize,
+    /// Between the answer and the next request of each.
+    pub pause: Duration,
+}
+
+/// Has the crowd ask for `path` until `stop`; every request must be answered with 200.
+///
+/// # Errors
+/// When a client's thread cannot enter the namespace; what became of requests is the result.
+pub fn keep_busy(target: &Target, crowd: Crowd, path: &str, stop: &AtomicBool) -> Result<Outcome> {
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..crowd.kept + crowd.new)
+            .map(|number| {
+                let is_kept = number < crowd.kept;
+                scope.spawn(move || {
+                    netns::enter(&target.namespace)?;
+                    Ok(ask_until(target, is_kept, crowd.pause, path, stop))
+                })
+            })
+            .collect();
+        let mut whole = Outcome::default();
+        for client in clients {
+            let part: Result<Outcome> =
+                client.join().unwrap_or_else(|_panic| bail!("a client thread panicked"));
+            let part = part?;
+            whole.intended += part.intended;
+            whole.served += part.served;
+            whole.lost.extend(part.lost);
+        }
+        Ok(whole)
+    })
+}
+
+fn ask_until(
+    target: &Target,
+    is_kept: bool,
+    pause: Duration,
+    path: &str,
+    stop: &AtomicBool,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut connection: Option<Connection> = None;
+    while !stop.load(Ordering::Relaxed) && !clock::interrupted() {
+        outcome.intended += 1;
+        let open = match connection.take() {
+            Some(open) => Ok(open),
+            None => target.connect_here(CROWD_LIMIT).context("connecting"),
+        };
+        let answered = open.and_then(|mut open| {
+            let status = open.ask(path, "").context("asking")?;
+            ensure!(status == 200, "answered with {status}");
+            Ok(open)
+        });
+        match answered {
+            Ok(open) => {
+                outcome.served += 1;
+                // Whoever is told to go elsewhere does.
+                connection = Some(open).filter(|open| is_kept && !open.is_last());
+            }
+            Err(error) => outcome.lost.push(format!("{error:#}")),
+        }
+        thread::sleep(pause);
+    }
+    outcome
 }
 
 fn prepare(target: &Target, core: Option<usize>) -> Result<Connection> {

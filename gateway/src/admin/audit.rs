@@ -26,6 +26,7 @@ use tracing_subscriber::{Layer, layer::Context};
 
 use crate::{
     config::LogFormat,
+    host::clock::ClockReading,
     identity::{
         certificate::{CertificateRefusal, Peer},
         token::{KeyName, TokenError},
@@ -215,7 +216,7 @@ impl<'a> CertificateFields<'a> {
 }
 
 /// What was wrong with a refused token, for whoever has to put it right. Never the token.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize)]
 pub struct TokenFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     issuer: Option<&'a str>,
@@ -232,6 +233,12 @@ pub struct TokenFields<'a> {
     off_by_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leeway_s: Option<u64>,
+    /// The clock is at most this far off, as its keeper says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_max_error_s: Option<f64>,
+    /// Whether something keeps it right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_synchronized: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<&'static str>,
 }
@@ -246,6 +253,30 @@ impl<'a> TokenFields<'a> {
         let Refusal::Token(error) = refusal else { return None };
         let fields = TokenFields { issuer: error.issuer(), ..Self::about(error) };
         (fields != TokenFields::default()).then_some(fields)
+    }
+
+    /// With what the clock is worth, where the refusal hangs on it.
+    #[must_use]
+    pub fn by(self, clock: &ClockReading) -> TokenFields<'a> {
+        if self.clock.is_none() {
+            return self;
+        }
+        let is_suspect = clock.is_synchronized != Some(true);
+        let remedy = match self.remedy {
+            Some(_) if is_suspect && self.off_by_s.is_some_and(|off_s| off_s < CLOCK_SUSPECT_S) => {
+                Some(
+                    "nothing keeps this host's clock right: start chrony, then compare it with the \
+                      issuer's (chronyc tracking)",
+                )
+            }
+            remedy => remedy,
+        };
+        TokenFields {
+            clock_max_error_s: clock.is_synchronized.map(|_| clock.max_error_s),
+            clock_synchronized: clock.is_synchronized,
+            remedy,
+            ..self
+        }
     }
 
     fn about(error: &'a TokenError) -> TokenFields<'a> {

@@ -4,5 +4,6 @@
 pub mod audit;
 pub mod metrics;
 pub mod monitor;
+pub mod notify;
 pub mod repeats;
 pub mod socket;

@@ -39,6 +39,8 @@ pub enum Content {
     Metrics(String),
     /// For a balancer.
     Health(Readiness),
+    /// It should, and this is what a person should know besides, a line each.
+    Ready(Vec<String>),
 }
 
 /// Serves monitors until the task is dropped.
@@ -103,6 +105,10 @@ where
             response
         }
         Content::Health(Ok(())) => plain(StatusCode::OK, "ok\n".to_owned()),
+        Content::Ready(notes) => {
+            let lines = std::iter::once("ok".to_owned()).chain(notes);
+            plain(StatusCode::OK, lines.map(|line| line + "\n").collect())
+        }
         Content::Health(Err(why)) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }

@@ -69,6 +69,15 @@ pub enum Question {
     Reload,
     /// Drain and exit: after the answer one [`DrainRow`] a line, until it is over.
     Drain,
+    /// Start the program that is installed now, to take over from this one.
+    Upgrade,
+    /// Hand the sockets over to the asker, then end: see [`crate::net::handover`].
+    TakeOver {
+        /// The language that the asker speaks.
+        protocol: u32,
+        /// The asker's version.
+        version: String,
+    },
     /// Take the XDP program off the interfaces.
     Detach,
     /// Switch the XDP program between dropping and only counting.
@@ -94,7 +103,7 @@ pub struct BanRow {
     pub level: u32,
     /// Time left, in seconds.
     pub remaining_s: f64,
-    /// The operator's words, while the daemon that heard them runs.
+    /// The operator's words, or what the ban rests on, while the daemon that set it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -122,6 +131,12 @@ pub struct Explanation {
     pub points: f64,
     /// Points at which it would be banned.
     pub threshold: u32,
+    /// Points at which sources are banned that nobody speaks for.
+    #[serde(default)]
+    pub threshold_of_everybody: u32,
+    /// Good clients seen there of late, each by how long ago.
+    #[serde(default)]
+    pub good_clients: f64,
     /// Step of the ladder that the next ban would have.
     pub next_level: u32,
     /// The last refusals, the newest first.
@@ -201,6 +216,9 @@ pub struct Overview {
     pub refusals: Vec<CountRow>,
     /// Requests by consumer.
     pub consumers: Vec<CountRow>,
+    /// Requests over a limit, by limit and whom they were counted for.
+    #[serde(default)]
+    pub limited: Vec<CountRow>,
 }
 
 /// One counter of the XDP program in [`Overview`].
@@ -265,6 +283,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// Whether another process has been started to take over.
+    #[serde(default)]
+    pub takes_over: bool,
     /// How far the drain is; `None` while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainRow>,
@@ -276,6 +297,42 @@ pub struct Status {
     pub refused_files: Vec<RefusedFile>,
     /// Who issues tokens, and how their keys stand.
     pub issuers: Vec<IssuerStatus>,
+    /// Limits on requests.
+    #[serde(default)]
+    pub limits: Vec<LimitStatus>,
+    /// The machine; `None` before it was looked at.
+    #[serde(default)]
+    pub host: Option<HostStatus>,
+}
+
+/// The machine in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// What is shed, in a word: `normal`, `strained`, `no_strangers`, `essential`, `critical`.
+    pub stage: String,
+    /// Why, when it is not `normal`.
+    pub why: Option<String>,
+    /// The hottest CPU sensor, in °C; `None` without sensors.
+    pub celsius: Option<f64>,
+    /// Times that CPUs were slowed down for their heat, since the machine's start.
+    pub throttle_events: Option<u64>,
+    /// Its clock.
+    pub clock: ClockStatus,
+}
+
+/// The clock in [`HostStatus`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// Who says so: `chrony`, `kernel`, `unknown`.
+    pub keeper: String,
+    /// Whether something keeps it right; `None`: nobody knows.
+    pub synchronized: Option<bool>,
+    /// How far it is ahead, in seconds.
+    pub offset_s: Option<f64>,
+    /// It is at most this far off, in seconds.
+    pub max_error_s: Option<f64>,
+    /// The longest leeway that tokens are granted, in seconds; `None` without issuers.
+    pub leeway_s: Option<u64>,
 }
 
 /// One issuer in [`Status`].
@@ -295,6 +352,23 @@ pub struct IssuerStatus {
     pub next_fetch_s: Option<u64>,
     /// Why the last question had no usable answer; `None` when it had one.
     pub last_error: Option<String>,
+}
+
+/// One limit in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Its name.
+    pub name: String,
+    /// What it counts by.
+    pub key: String,
+    /// Its rates.
+    pub rates: Vec<String>,
+    /// Whether it refuses, or only counts.
+    pub enforce: bool,
+    /// Consumers that have used something of it.
+    pub consumers: usize,
+    /// Consumers that there is room for.
+    pub entries: usize,
 }
 
 /// The kernel half in [`Status`].
@@ -419,7 +493,8 @@ pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
     if path.exists() {
         if StdUnixStream::connect(path).is_ok() {
             return Err(format!(
-                "another daemon answers at {}; stop it, or set [admin].socket to another path",
+                "another daemon answers at {}; stop it, take over from it with --take-over, or set \
+                 [admin].socket to another path",
                 path.display()
             ));
         }

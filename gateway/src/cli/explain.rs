@@ -58,6 +58,19 @@ fn show(told: &Explanation) {
         "points    {} of {}; the next ban would be step {}",
         told.points, told.threshold, told.next_level
     );
+    if told.good_clients > 0.0 {
+        println!(
+            "vouched   by {} good clients; others would be banned at {} points",
+            told.good_clients, told.threshold_of_everybody
+        );
+    }
+    if told.limits_doubled != 0 {
+        let (times, how) = match told.limits_doubled {
+            wider @ 1.. => (wider, "doubled"),
+            narrower => (-narrower, "halved"),
+        };
+        println!("class     limits in the kernel {how} {times} times");
+    }
     for past in &told.lately {
         println!("refused   {} {}s ago", past.reason, past.ago_s);
     }

@@ -55,7 +55,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve in the foreground until SIGTERM or SIGINT.
-    Run,
+    Run(run::Arguments),
     /// Judge the configuration and every file it names; list all problems.
     Check(check::Arguments),
     /// Look at this host: whether it has what the configuration needs, and what to do if not.
@@ -77,6 +77,9 @@ enum Command {
     Observe,
     /// Read the configuration anew, all or nothing, and tell what came of it.
     Reload(reload::Arguments),
+    /// Have the program that is installed now take over from the running daemon, without a lost
+    /// connection.
+    Upgrade(reload::Arguments),
     /// Finish what is under way, then end the daemon; tell how many connections were cut.
     Drain(reload::Arguments),
     /// Take the XDP program and all its pins off this host, with or without a daemon.
@@ -134,7 +137,7 @@ pub fn main() -> ExitCode {
     let done =
         |result: anyhow::Result<()>| result.map(|()| ExitCode::from(DONE)).map_err(Failure::from);
     let result = match arguments.command {
-        Command::Run => run::run(&config),
+        Command::Run(arguments) => run::run(&config, &arguments),
         Command::Check(arguments) => check::run(&config, &arguments),
         Command::Doctor(arguments) => doctor::run(&config, &arguments),
         Command::Status(arguments) => status::run(&config, &arguments),
@@ -145,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Enforce(arguments) => enforce::run(&config, true, &arguments),
         Command::Observe => enforce::run(&config, false, &enforce::Arguments::default()),
         Command::Reload(arguments) => reload::reload(&config, &arguments),
+        Command::Upgrade(arguments) => reload::upgrade(&config, &arguments),
         Command::Drain(arguments) => reload::drain(&config, &arguments),
         Command::Detach => detach::run(&config),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use super::{DONE, Failure, Question, loaded, socket};
-use crate::admin::socket::{IssuerStatus, Status, UpstreamServerStatus};
+use crate::admin::socket::{ClockStatus, HostStatus, IssuerStatus, Status, UpstreamServerStatus};
 
 /// What `status` is told.
 #[derive(Debug, clap::Args)]
@@ -55,12 +55,27 @@ fn show(status: &Status) {
             }
         }
     }
+    for limit in &status.limits {
+        println!(
+            "limit         {}: {} by {}, {} of {} consumers, {}",
+            limit.name,
+            limit.rates.join(" and "),
+            limit.key,
+            limit.consumers,
+            limit.entries,
+            if limit.enforce { "enforcing" } else { "observing" }
+        );
+    }
     for certificate in &status.certificates {
         let left = match u64::try_from(certificate.remaining_s) {
             Ok(left) => format!("valid for {}", span(left)),
             Err(_) => "EXPIRED".to_owned(),
         };
         println!("certificate   {} ({}): {left}", certificate.listener, certificate.file.display());
+    }
+    if let Some(host) = &status.host {
+        println!("host          {}", host_line(host));
+        println!("clock         {}", clock_line(&host.clock));
     }
     for issuer in &status.issuers {
         println!("issuer        {}", issuer_line(issuer));
@@ -97,6 +112,36 @@ fn issuer_line(issuer: &IssuerStatus) -> String {
     }
     if let Some(why) = &issuer.last_error {
         line += &format!("; LAST ERROR {why}");
+    }
+    line
+}
+
+fn host_line(host: &HostStatus) -> String {
+    let mut line = host.stage.clone();
+    if let Some(why) = &host.why {
+        line += &format!(" ({why})");
+    }
+    line += &match host.celsius {
+        Some(celsius) => format!(", CPU at {celsius:.1} °C"),
+        None => ", no CPU sensor".to_owned(),
+    };
+    if let Some(events) = host.throttle_events {
+        line += &format!(", slowed down {events} times");
+    }
+    line
+}
+
+fn clock_line(clock: &ClockStatus) -> String {
+    let mut line = match clock.synchronized {
+        Some(true) => format!("synchronised, says {}", clock.keeper),
+        Some(false) => format!("NOT SYNCHRONISED, says {}", clock.keeper),
+        None => "unknown".to_owned(),
+    };
+    if let (Some(offset_s), Some(max_error_s)) = (clock.offset_s, clock.max_error_s) {
+        line += &format!(", off by {offset_s:.6} s, at most {max_error_s:.6} s");
+    }
+    if let Some(leeway_s) = clock.leeway_s {
+        line += &format!(", leeway {leeway_s} s");
     }
     line
 }

@@ -68,9 +68,11 @@ fn add_rates(before: &Overview, now: &mut Overview) {
     for row in &mut now.packets {
         row.packets_per_s = rate(packets.get(&key(row)).copied().unwrap_or(0), row.packets);
     }
-    for (list, earlier) in
-        [(&mut now.refusals, &before.refusals), (&mut now.consumers, &before.consumers)]
-    {
+    for (list, earlier) in [
+        (&mut now.refusals, &before.refusals),
+        (&mut now.consumers, &before.consumers),
+        (&mut now.limited, &before.limited),
+    ] {
         let counted: BTreeMap<_, _> = earlier.iter().map(|row| (&row.name, row.count)).collect();
         for row in list {
             row.per_s = rate(counted.get(&row.name).copied().unwrap_or(0), row.count);
@@ -108,7 +110,11 @@ fn text(overview: &Overview) -> String {
             .collect();
         line(format_args!("{:<43} {}", source.source, used.join(", ")));
     }
-    for (title, list) in [("REFUSALS", &overview.refusals), ("CONSUMERS", &overview.consumers)] {
+    for (title, list) in [
+        ("REFUSALS", &overview.refusals),
+        ("CONSUMERS", &overview.consumers),
+        ("OVER A LIMIT", &overview.limited),
+    ] {
         line(format_args!("\n{title:<43} {:>12} {:>16}", "A SECOND", "IN ALL"));
         let mut rows: Vec<_> = list.iter().filter(|row| row.count > 0).collect();
         rows.sort_by(|one, other| {

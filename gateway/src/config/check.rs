@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod door;
+mod host;
 mod limit;
 mod tls;
 mod upstream;
@@ -98,6 +99,7 @@ pub(super) fn judge(
     check.unused(file);
     let xdp = check.xdp(file);
     let bans = check.bans(&file.bans);
+    let host = check.host(&file.host);
     let admin = check.admin(&file.admin);
     Some(Config {
         server: Server {
@@ -123,6 +125,7 @@ pub(super) fn judge(
         xdp: xdp?,
         clients: file.clients.clone(),
         bans,
+        host,
         admin,
         log: Log { format: file.log.format.value, access: file.log.access.value },
     })
@@ -497,6 +500,7 @@ impl Check<'_> {
                 hours: written.hours.as_ref()?.value.clone(),
             },
             pass_authorization: written.pass_authorization.value,
+            priority: written.priority.value,
             limits: limits?,
         })
     }

@@ -20,7 +20,7 @@ use crate::{
         token::Algorithm,
     },
     kernel::{Mode, Service, Transport},
-    policy::hours::Hours,
+    policy::{hours::Hours, route::Priority},
 };
 
 mod clients;
@@ -46,6 +46,7 @@ pub(super) struct File {
     pub(super) xdp: Xdp,
     pub(super) clients: clients::Clients,
     pub(super) bans: Bans,
+    pub(super) host: Host,
     pub(super) admin: Admin,
     pub(super) log: Log,
 }
@@ -199,6 +200,7 @@ pub(super) struct Route {
     pub(super) require: Option<At<Vec<At<Proof>>>>,
     pub(super) scopes: Option<At<Vec<At<String>>>>,
     pub(super) bound_token: At<bool>,
+    pub(super) priority: At<Priority>,
     pub(super) roles: Option<At<Vec<At<String>>>>,
     pub(super) principals: Option<At<Vec<At<Pattern>>>>,
     pub(super) sources: Option<At<Vec<At<IpNet>>>>,
@@ -249,6 +251,17 @@ pub(super) struct Bans {
     pub(super) never: Vec<IpNet>,
 }
 
+/// `[host]`.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) temperature_warn: At<i32>,
+    pub(super) temperature_critical: At<i32>,
+    pub(super) clock_warn: At<Duration>,
+    pub(super) clock_critical: At<Duration>,
+    pub(super) chrony: At<Option<SocketAddr>>,
+    pub(super) sysfs: At<PathBuf>,
+}
+
 /// `[admin]`.
 #[derive(Debug)]
 pub(super) struct Admin {
@@ -267,7 +280,6 @@ pub(super) struct Log {
 /// Reads all tables and notes every value that is not of its kind.
 pub(super) fn read(root: &Table, report: &Report) -> File {
     let root = Section::new("", root, Place::start_of(0), report);
-    root.not_yet("host", Neutral::Empty, "leave the table out");
     // A table that is not written is read as an empty one, so that there is one place for defaults.
     let nothing = Table::new();
     let table = |key: &'static str| {
@@ -287,6 +299,7 @@ pub(super) fn read(root: &Table, report: &Report) -> File {
         xdp: xdp(&table("xdp")),
         clients: clients::read(&table("clients")),
         bans: bans(&table("bans")),
+        host: host(&table("host")),
         admin: admin(&table("admin")),
         log: log(&table("log")),
     }
@@ -590,6 +603,7 @@ fn route(section: &Section<'_>, report: &Report) -> Route {
         require: section.list("require", text(value::proof)),
         scopes: section.list_or_empty("scopes", text(value::scope)),
         bound_token: section.or("bound_token", boolean, false),
+        priority: section.or("priority", text(value::priority), Priority::Normal),
         roles: section.list_or_empty("roles", text(value::role)),
         principals: section.list_or_empty("principals", text(value::pattern)),
         sources: section.list_or_empty("sources", text(value::network)),
@@ -684,6 +698,42 @@ fn bans(section: &Section<'_>) -> Bans {
         never: section
             .list("never", text(value::network))
             .map_or_else(Vec::new, |list| values(list.value)),
+    }
+}
+
+fn host(section: &Section<'_>) -> Host {
+    let celsius = || integer(0..=150, "degrees Celsius, as the sensors tell them");
+    let error = || {
+        text(duration_between(Between {
+            min: Duration::from_millis(1),
+            max: HOUR,
+            why: "no clock is kept better than the one, and by the other every token is wrong",
+        }))
+    };
+    let chrony = |written: &str| match written {
+        "" => Ok(None),
+        address => value::server_address(address).map(Some),
+    };
+    let (temperature, clock) = (
+        section.child("cpu_temperature", "host.cpu_temperature"),
+        section.child("clock", "host.clock"),
+    );
+    let degrees = |key, default| match &temperature {
+        Some(section) => section.or(key, celsius(), default),
+        None => section.default(default),
+    };
+    let apart = |key, default| match &clock {
+        Some(section) => section.or(key, error(), default),
+        None => section.default(default),
+    };
+    Host {
+        temperature_warn: degrees("warn", 80),
+        temperature_critical: degrees("critical", 95),
+        clock_warn: apart("warn", Duration::from_millis(500)),
+        clock_critical: apart("critical", 30 * SECOND),
+        // Where chronyd answers whoever is on this host.
+        chrony: section.or("chrony", text(chrony), Some(([127, 0, 0, 1], 323).into())),
+        sysfs: section.or("sysfs", text(value::absolute_path), PathBuf::from("/sys")),
     }
 }
 
@@ -848,9 +898,6 @@ mod tests {
                 assert_eq!(!refused, *accepted, "{key} = {value}: {problems}");
             }
         }
-        let problems = problem_lines(&Fake::new().load("[host]\nsysfs = \"/sys\"").unwrap_err());
-        let is_it = |problem: &String| problem.starts_with("1:2: not supported yet: ");
-        assert!(problems.iter().any(is_it), "{problems:#?}");
     }
 
     #[test]

@@ -19,13 +19,14 @@ use ipnet::IpNet;
 
 use crate::{
     fetch::Url,
+    host::{assess::Temperatures, clock::ClockLimits},
     http::guard::Limits,
     identity::{
         principal,
         token::{RefreshRules, TokenRules},
     },
     kernel,
-    policy::{authorize::Demands, limit},
+    policy::{authorize::Demands, limit, route::Priority},
 };
 
 mod check;
@@ -89,6 +90,8 @@ pub struct Config {
     pub clients: Limits,
     /// What turns refusals into bans: `[bans]`.
     pub bans: Bans,
+    /// Where the host is looked at, and what is too much: `[host]`.
+    pub host: Host,
     /// Where operators and Prometheus ask: `[admin]`.
     pub admin: Admin,
     /// `[log]`.
@@ -368,6 +371,8 @@ pub struct Route {
     pub demands: Demands,
     /// The client's `Authorization` goes on to the upstream.
     pub pass_authorization: bool,
+    /// Whether it is shed when the host is short of something.
+    pub priority: Priority,
     /// Indices into [`Config::limits`].
     pub limits: Vec<usize>,
 }
@@ -385,6 +390,19 @@ pub struct Bans {
     pub ladder: Vec<Duration>,
     /// Never banned, whatever they do.
     pub never: Vec<IpNet>,
+}
+
+/// `[host]`.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// CPU temperatures between which is shed.
+    pub cpu_temperature: Temperatures,
+    /// Errors of the clock that are told, and that take the node out.
+    pub clock: ClockLimits,
+    /// Where chronyd answers; `None`: it is not asked.
+    pub chrony: Option<SocketAddr>,
+    /// `/sys`, or another tree with sensors.
+    pub sysfs: PathBuf,
 }
 
 /// `[admin]`.

@@ -202,6 +202,7 @@ pub(super) const TABLES: &[Known] = &[
             ("hours", "\"Mon-Fri 08:00-18:00 Europe/Berlin\""),
             ("pass_authorization", "false"),
             ("bound_token", "false"),
+            ("priority", "\"normal\""),
             ("limits", "[]"),
         ],
     },
@@ -323,6 +324,26 @@ pub(super) const TABLES: &[Known] = &[
             ("ladder", "[\"1m\", \"10m\", \"1h\", \"24h\"]"),
             ("never", "[\"192.0.2.0/24\"]"),
         ],
+    },
+    Known {
+        path: "host",
+        header: "[host]",
+        keys: &[
+            ("cpu_temperature", "{ warn = 80, critical = 95 }"),
+            ("clock", "{ warn = \"500ms\", critical = \"30s\" }"),
+            ("chrony", "\"127.0.0.1:323\""),
+            ("sysfs", "\"/sys\""),
+        ],
+    },
+    Known {
+        path: "host.cpu_temperature",
+        header: "[host.cpu_temperature]",
+        keys: &[("warn", "80"), ("critical", "95")],
+    },
+    Known {
+        path: "host.clock",
+        header: "[host.clock]",
+        keys: &[("warn", "\"500ms\""), ("critical", "\"30s\"")],
     },
     Known {
         path: "admin",

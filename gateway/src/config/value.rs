@@ -20,7 +20,7 @@ use crate::{
         token::Algorithm,
     },
     kernel::{Mode, Service, Transport},
-    policy::{hours::Hours, limit},
+    policy::{hours::Hours, limit, route::Priority},
 };
 
 /// A span of time that a setting may take, and why no other.
@@ -684,6 +684,11 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Refused> {
 /// One of a route's `require`.
 pub(super) fn proof(text: &str) -> Result<Proof, Refused> {
     word(text, &[("certificate", Proof::Certificate), ("token", Proof::Token)], &[], "")
+}
+
+/// A route's `priority`.
+pub(super) fn priority(text: &str) -> Result<Priority, Refused> {
+    word(text, &[("normal", Priority::Normal), ("low", Priority::Low)], &[], "")
 }
 
 /// An identity rule's `from`.

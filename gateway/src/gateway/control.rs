@@ -1,13 +1,17 @@
 //! The control thread's state and what it does with it: bans, reloads, answers, the drain.
 
+mod classes;
 mod drain;
 pub(super) mod drops;
+pub(super) mod host;
+mod succession;
 pub(super) mod upstreams;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -20,7 +24,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use self::drain::Drain;
+use self::{drain::Drain, succession::Succession};
 use super::{
     course::Course,
     doors::Doors,
@@ -35,10 +39,11 @@ use crate::{
     admin::{
         metrics::{self, ControlMetrics, Reading, WorkerMetrics},
         monitor::{Readiness, is_allowed},
+        notify::Notify,
         socket::{
             AllowanceRow, Answer, BanRow, CertificateStatus, CountRow, Explanation, IssuerStatus,
-            Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow, Status,
-            XdpInterface, XdpStatus,
+            LimitStatus, Overview, PacketRow, PastRefusal, Question, RefusedFile, SourceRow,
+            Status, XdpInterface, XdpStatus,
         },
     },
     config::{self, Config, Disk, Issuer, KeySource},
@@ -50,6 +55,7 @@ use crate::{
     },
     policy::{
         Reason,
+        limit::{Limiter, Limiters, Mode},
         penalty::{self, Arrived, Block, Evidence, Ledger, overlaps},
     },
     snapshot::{Published, Snapshot},
@@ -87,6 +93,13 @@ pub(super) struct Control {
     shared: Shared,
     listeners: RefCell<Listeners>,
     doors: Doors,
+    /// Another process that takes over, if one does.
+    succession: RefCell<Succession>,
+    notify: Notify,
+    /// Names of sockets that the service manager keeps.
+    kept: RefCell<BTreeSet<String>>,
+    /// Where this program was started from; another may be there by now.
+    program: Result<PathBuf, String>,
     /// The drain that is going on, if one is.
     drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
@@ -96,6 +109,8 @@ pub(super) struct Control {
     /// Bans in force when there is no kernel half to keep them.
     bans: RefCell<HashMap<Source, UserBan>>,
     ledger: RefCell<Ledger>,
+    /// Sources whose limits in the kernel differ from everybody's.
+    classes: RefCell<classes::Classes>,
     /// Never dropped: own addresses, gateways, upstreams, `[xdp].allow`.
     exempt: RefCell<Vec<IpNet>>,
     /// Never banned, by evidence or by hand: the exempt and `[bans].never`.
@@ -113,6 +128,7 @@ pub(super) struct Control {
     generation: Cell<u64>,
     files: RefCell<Followed>,
     issuer_keys: RefCell<IssuerKeys>,
+    host: RefCell<host::Watcher>,
     /// Where the names of upstream servers lead to.
     addresses: RefCell<Addresses>,
     started_at: Instant,
@@ -122,6 +138,10 @@ pub(super) struct Control {
 pub(super) struct Serving {
     pub(super) listeners: Listeners,
     pub(super) doors: Doors,
+    pub(super) notify: Notify,
+    pub(super) program: Result<PathBuf, String>,
+    /// Addresses whose sockets the service manager keeps for nobody.
+    pub(super) stale: Vec<SocketAddr>,
     pub(super) workers: Vec<Handle>,
 }
 
@@ -155,7 +175,7 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        Serving { listeners, doors, workers }: Serving,
+        Serving { listeners, doors, workers, notify, program, stale }: Serving,
         kernel: Option<(Kernel, Vec<String>)>,
         tell: Tell,
         seen: Seen,
@@ -175,12 +195,17 @@ impl Control {
         Control {
             path: path.to_path_buf(),
             ledger: RefCell::new(Ledger::new(settings)),
+            classes: RefCell::default(),
             exempt: RefCell::default(),
             never: RefCell::default(),
             config: RefCell::new(config),
             shared,
             listeners: RefCell::new(listeners),
             doors,
+            succession: RefCell::default(),
+            notify,
+            kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
+            program,
             drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
@@ -195,14 +220,23 @@ impl Control {
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
+            host: RefCell::default(),
             addresses: RefCell::new(addresses),
             started_at: time::monotonic(),
         }
     }
 
     /// Takes over what outlived an earlier process.
-    pub(super) fn started(self: &Rc<Self>) {
+    /// `is_alone` is false when the process before went on, and this one has to go at once.
+    pub(super) fn started(self: &Rc<Self>, is_alone: bool) {
+        if !is_alone {
+            self.succession.borrow_mut().is_done = true;
+            self.drain();
+            return;
+        }
         self.doors.open(self);
+        self.keep_sockets();
+        self.notify.ready();
         self.set_never();
         let kernel = self.kernel.borrow();
         let Some(kernel) = kernel.as_ref() else { return };
@@ -260,10 +294,26 @@ impl Control {
 
     /// Evidence → blocks → bans, all of a batch in one turn.
     pub(super) fn judge(&self, batch: impl Iterator<Item = Evidence>) {
+        let mut sources = Vec::new();
         let blocks: Vec<Block> = {
             let mut ledger = self.ledger.borrow_mut();
-            batch.filter_map(|evidence| ledger.record(evidence)).collect()
+            batch
+                .filter_map(|evidence| {
+                    // Packets of who came through a proxy bear the proxy's address.
+                    if evidence.arrived == Arrived::Directly {
+                        sources.push(evidence.source);
+                    }
+                    ledger.record(evidence)
+                })
+                .collect()
         };
+        self.carry_out(blocks);
+        sources.sort_unstable_by_key(|source| source.word());
+        sources.dedup();
+        self.classify(sources.into_iter());
+    }
+
+    fn carry_out(&self, blocks: Vec<Block>) {
         if blocks.is_empty() {
             return;
         }
@@ -289,6 +339,7 @@ impl Control {
                 Ok(()) => {
                     metrics.ban_feedback.observe(took);
                     *metrics.bans.entry(block.reason).or_default() += 1;
+                    self.note(source.to_string(), reasons(block));
                     tracing::warn!(
                         source = %source,
                         reason = block.reason.word(),
@@ -299,7 +350,10 @@ impl Control {
                         "ban"
                     );
                 }
-                Err(why) => tracing::error!(source = %source, detail = %why, "ban not set"),
+                Err(why) => {
+                    self.ledger.borrow_mut().release(source);
+                    tracing::error!(source = %source, detail = %why, "ban not set");
+                }
             }
         }
     }
@@ -408,11 +462,34 @@ impl Control {
         }
         let now = time::monotonic();
         self.bans.borrow_mut().retain(|_, ban| now < ban.until);
+        self.classes.borrow_mut().sweep(now);
+        // Notes of bans that have ended, once there are many.
+        if self.notes.borrow().len() > NOTES_MAX / 2
+            && let Ok(rows) = self.ban_rows()
+        {
+            let banned: HashSet<String> = rows.into_iter().map(|row| row.source).collect();
+            self.notes.borrow_mut().retain(|source, _| banned.contains(source));
+        }
+    }
+
+    /// Keeps why somebody is banned, in words, beside the ban.
+    fn note(&self, source: String, note: String) {
+        let mut notes = self.notes.borrow_mut();
+        if notes.len() < NOTES_MAX || notes.contains_key(&source) {
+            notes.insert(source, note);
+        }
     }
 
     /// SIGHUP: all of it, or nothing and one line that says why.
     pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
-        match self.try_reload() {
+        self.notify.reloading(time::monotonic_us());
+        let outcome = self.try_reload();
+        if outcome.is_ok() {
+            self.keep_sockets();
+        }
+        // Whatever came of it: it serves.
+        self.notify.ready();
+        match outcome {
             Ok(()) => {
                 self.metrics.borrow_mut().reloads_applied += 1;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
@@ -435,6 +512,9 @@ impl Control {
         if self.drain.borrow().is_some() {
             return Err("the daemon is draining; nothing is changed any more".to_owned());
         }
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let (config, warnings) =
             config::load(&self.path, &Disk::new()).map_err(|problems| problems.to_string())?;
         needs_restart(&self.config.borrow(), &config)?;
@@ -447,6 +527,8 @@ impl Control {
         upstreams::look_up_new(&config, &mut addresses);
         let settings = kernel_settings(&config, &upstreams::networks(&addresses))
             .map_err(|error| error.to_string())?;
+        // A hot host stays as careful as it is.
+        let settings = settings.map(|settings| host::tightened(settings, self.divisor()));
         let doors = Doors::prepare(&self.config.borrow().admin, &config.admin)?;
         let listeners = self
             .listeners
@@ -477,6 +559,24 @@ impl Control {
         self.files.borrow_mut().replace(watch);
         self.set_never();
         Ok(())
+    }
+
+    /// Has the service manager keep the sockets, so that they outlive this process; none of those that
+    /// are listened on no longer, or what connects there would wait for nobody.
+    fn keep_sockets(&self) {
+        let mut names = BTreeMap::<String, Vec<RawFd>>::new();
+        let listeners = self.listeners.borrow();
+        for (address, socket) in listeners.sockets_held() {
+            names.entry(kept_name(address)).or_default().push(socket.as_raw_fd());
+        }
+        let mut kept = self.kept.borrow_mut();
+        for gone in kept.iter().filter(|name| !names.contains_key(*name)) {
+            self.notify.forget(gone);
+        }
+        for (name, sockets) in names.iter().filter(|(name, _)| !kept.contains(*name)) {
+            self.notify.keep(name, sockets);
+        }
+        *kept = names.into_keys().collect();
     }
 
     /// Whether every worker takes commands: one that does not is stuck, and would not listen.
@@ -590,6 +690,10 @@ impl Control {
 
     /// The operators' socket goes with the daemon; the XDP program stays, on purpose.
     pub(super) fn close(&self) {
+        if self.succession.borrow().is_done {
+            return;
+        }
+        // That it is gone already is as good.
         let _ = std::fs::remove_file(&self.config.borrow().admin.socket);
     }
 
@@ -601,7 +705,9 @@ impl Control {
         if let Some(issuer) = self.issuer_keys.borrow().starting() {
             return Err(format!("starting: issuer {issuer} has not given its keys yet"));
         }
-        if self.config.borrow().xdp.is_none() {
+        self.host_readiness()?;
+        // While another process takes over, the program filters on, and the other says how it is.
+        if self.config.borrow().xdp.is_none() || self.succession.borrow().is_under_way {
             return Ok(());
         }
         let kernel = self.kernel.borrow();
@@ -628,7 +734,8 @@ impl Control {
             Question::Unban { source } => self.unban_by_hand(source),
             Question::Explain { source } => self.explain(source).map(|told| json!(told)),
             // Answered where there is time to ask the workers, and to go on telling.
-            Question::Top | Question::Drops | Question::Drain => {
+            Question::Upgrade => self.upgrade(),
+            Question::Top | Question::Drops | Question::Drain | Question::TakeOver { .. } => {
                 Err("not answered at once".to_owned())
             }
             Question::Reload => self.reload().map(|generation| json!({ "generation": generation })),
@@ -661,10 +768,9 @@ impl Control {
             note,
             "ban"
         );
-        let mut notes = self.notes.borrow_mut();
-        if let Some(mut note) = note.filter(|_| notes.len() < NOTES_MAX) {
+        if let Some(mut note) = note {
             note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
-            notes.insert(name.clone(), note);
+            self.note(name.clone(), note);
         }
         Ok(json!({ "source": name, "for_s": for_s }))
     }
@@ -767,7 +873,9 @@ impl Control {
                 .map(allowance)
                 .collect(),
             points: account.as_ref().map_or(0.0, |account| (account.points * 10.0).round() / 10.0),
-            threshold: ledger.threshold(),
+            threshold: ledger.threshold_of(source, time::monotonic()).round() as u32,
+            threshold_of_everybody: ledger.threshold(),
+            good_clients: (ledger.good(source, time::monotonic()) * 10.0).round() / 10.0,
             next_level: account.as_ref().map_or(0, |account| account.level),
             lately: lately
                 .map(|(reason, ago)| PastRefusal {
@@ -780,11 +888,16 @@ impl Control {
     }
 
     fn detach(&self) -> Result<Value, String> {
+        if self.succession.borrow().is_under_way {
+            return Err("another process is taking over; ask it".to_owned());
+        }
         let Some(settings) = self.config.borrow().xdp.clone() else {
             return Err("no XDP program: [xdp].interfaces is empty".to_owned());
         };
         // What this process holds open would keep the program attached.
         drop(self.kernel.borrow_mut().take());
+        // With the program go its bans.
+        self.ledger.borrow_mut().release_all();
         let detached = kernel::detach(&settings.pin).map_err(|error| error.to_string())?;
         tracing::warn!(interfaces = detached.interfaces.join(" "), "xdp detached by an operator");
         Ok(json!({ "interfaces": detached.interfaces }))
@@ -895,7 +1008,10 @@ impl Control {
             .map(|(issuer, (_, keys))| self.issuer_status(issuer, keys))
             .collect();
         let readiness = self.readiness();
+        let now = time::monotonic();
         Status {
+            host: self.host_status(),
+            limits: snapshot.limits.iter().map(|limiter| limit_status(limiter, now)).collect(),
             issuers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -907,6 +1023,7 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            takes_over: self.succession.borrow().is_going_on(),
             drain: self.drain_row(),
             certificates,
             upstreams: self.upstream_status(),
@@ -993,8 +1110,8 @@ impl Control {
         for ((consumer, _, _), count) in &counted.requests {
             *consumers.entry(consumer.name(&names)).or_default() += count;
         }
-        let row =
-            |(name, count): (&str, u64)| CountRow { name: name.to_owned(), count, per_s: 0.0 };
+        let row_of = |name: String, count| CountRow { name, count, per_s: 0.0 };
+        let row = |(name, count): (&str, u64)| row_of(name.to_owned(), count);
         let mut consumers: Vec<CountRow> = consumers.into_iter().map(row).collect();
         consumers.sort_by_key(|row| std::cmp::Reverse(row.count));
         Ok(Overview {
@@ -1005,6 +1122,11 @@ impl Control {
             sources,
             refusals: refusals.into_iter().map(row).collect(),
             consumers,
+            limited: counted
+                .limited
+                .iter()
+                .map(|((limit, subject), count)| row_of(format!("{limit}: {subject}"), *count))
+                .collect(),
         })
     }
 
@@ -1048,6 +1170,7 @@ impl Control {
         ];
         readings.extend(self.tls_readings());
         readings.extend(self.followed(|files| files.readings()));
+        readings.extend(self.host_readings());
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         readings.extend(self.upstream_readings());
         let rows = self.ban_rows().unwrap_or_default();
@@ -1061,6 +1184,7 @@ impl Control {
             kind: "gauge",
             series: vec![active("evidence"), active("operator")],
         });
+        readings.extend(limit_readings(&self.shared.published.load().limits, time::monotonic()));
         if let Some(kernel) = self.kernel.borrow().as_ref() {
             readings.extend(kernel_readings(kernel));
         }
@@ -1123,6 +1247,41 @@ fn tls_readings(config: &Config, snapshot: &Snapshot, now: UnixTime) -> [Reading
         ),
         gauge("gateway_tls_crl_entries", "Certificates on a revocation list.", by_issuer(revoked)),
     ]
+}
+
+/// How full the tables of limits are.
+fn limit_readings(limits: &Limiters, now: Instant) -> [Reading; 2] {
+    let series = |value: &dyn Fn(&Limiter) -> f64| {
+        let of =
+            |limiter: &Limiter| (vec![("limit", limiter.limit().name.to_string())], value(limiter));
+        limits.iter().map(of).collect()
+    };
+    [
+        Reading {
+            name: "gateway_ratelimit_consumers",
+            help: "Consumers that have used something of a limit.",
+            kind: "gauge",
+            series: series(&|limiter| limiter.table().active(now) as f64),
+        },
+        Reading {
+            name: "gateway_ratelimit_forgotten_total",
+            help: "Consumers forgotten before all of a limit was theirs again: entries is too small.",
+            kind: "counter",
+            series: series(&|limiter| limiter.table().forgotten() as f64),
+        },
+    ]
+}
+
+fn limit_status(limiter: &Limiter, now: Instant) -> LimitStatus {
+    let (limit, table) = (limiter.limit(), limiter.table());
+    LimitStatus {
+        name: limit.name.to_string(),
+        key: limit.key.word().to_owned(),
+        rates: limit.rates.iter().map(ToString::to_string).collect(),
+        enforce: limit.mode == Mode::Enforce,
+        consumers: table.active(now),
+        entries: table.entries(),
+    }
 }
 
 fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
@@ -1231,6 +1390,12 @@ fn allowance(allowance: &kernel::Allowance) -> AllowanceRow {
     }
 }
 
+/// What a ban by evidence rests on.
+fn reasons(block: &Block) -> String {
+    let lately: Vec<&str> = block.lately.iter().flatten().map(|reason| reason.word()).collect();
+    format!("{} points of {}, the last for {}", block.points, block.threshold, lately.join(", "))
+}
+
 fn origin_word(origin: u32) -> &'static str {
     match origin {
         ORIGIN_OPERATOR => "operator",
@@ -1256,6 +1421,11 @@ fn penalty_settings(config: &Config, never: &[IpNet]) -> penalty::Settings {
     }
 }
 
+/// The name under which an address' sockets are kept; a colon would end it.
+fn kept_name(address: SocketAddr) -> String {
+    format!("tcp-{address}").replace(':', "_")
+}
+
 /// What a reload cannot change. Each is said, so that nobody believes a setting is in force that is not.
 fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     let xdp = |config: &Config| config.xdp.as_ref().map(|xdp| (xdp.pin.clone(), xdp.max_sources));
@@ -1274,5 +1444,8 @@ fn needs_restart(old: &Config, new: &Config) -> Result<(), String> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(format!("{} changed; restart the daemon to apply that", changed.join(", ")))
+    Err(format!(
+        "{} changed; `portcullis upgrade` applies that without a lost connection, as a restart does",
+        changed.join(", ")
+    ))
 }

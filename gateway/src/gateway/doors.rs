@@ -1,6 +1,13 @@
 //! Where operators and monitors come in: two sockets that a reload may move.
 
-use std::{cell::RefCell, net::TcpListener, os::unix::net::UnixListener, path::Path, rc::Rc};
+use std::{
+    cell::RefCell,
+    io,
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::Path,
+    rc::Rc,
+};
 
 use tokio::task::AbortHandle;
 
@@ -8,7 +15,10 @@ use super::{answer_monitors, answer_operators, control::Control};
 use crate::{
     admin::socket,
     config::Admin,
-    net::listen::{self, ListenError},
+    net::{
+        handover::Offered,
+        listen::{self, ListenError},
+    },
 };
 
 /// The sockets, held so that they can be given to others; tasks answer on copies.
@@ -90,6 +100,19 @@ impl Doors {
             }
             Err(error) => tracing::error!(error = %error, "monitors are not answered"),
         }
+    }
+
+    /// Copies of the sockets, to be given to another process.
+    ///
+    /// # Errors
+    /// No more descriptors are to be had.
+    pub(super) fn offered(&self) -> io::Result<Vec<(Offered, OwnedFd)>> {
+        let sockets = self.sockets.borrow();
+        let address = sockets.monitors.local_addr()?;
+        Ok(vec![
+            (Offered::Monitors { address }, sockets.monitors.try_clone()?.into()),
+            (Offered::Operators, sockets.operators.try_clone()?.into()),
+        ])
     }
 
     /// Takes no more questions; who asked already is answered.

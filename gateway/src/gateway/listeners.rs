@@ -255,6 +255,11 @@ impl Listeners {
         let names = self.names.iter().cloned().enumerate();
         names.filter(|(place, _)| is_bound(*place) || is_open(*place)).collect()
     }
+
+    /// Every socket that is listened on.
+    pub(super) fn sockets_held(&self) -> impl Iterator<Item = (SocketAddr, &TcpListener)> {
+        self.bound.iter().flat_map(|bound| bound.sockets.iter().map(|one| (bound.address, one)))
+    }
 }
 
 /// A phase is only ever followed by a later one.

@@ -386,6 +386,7 @@ fn routes(config: &Config) -> Routes {
         upstream: route.upstream,
         demands: route.demands.clone(),
         pass_authorization: route.pass_authorization,
+        priority: route.priority,
         limits: route.limits.clone(),
     };
     Routes::new(config.routes.iter().enumerate().map(route).collect())

@@ -17,6 +17,9 @@ const ISSUER_RETRY_AFTER_S: &str = "30";
 /// `Retry-After` while the process ends: another is there already, or soon.
 const DRAINING_RETRY_AFTER_S: &str = "1";
 
+/// `Retry-After` while the host sheds: two of its stages are left in that time at the earliest.
+const HOST_RETRY_AFTER_S: &str = "10";
+
 /// The answer to a refused request.
 pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     let reason = refusal.reason();
@@ -48,6 +51,9 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     if let Refusal::Draining = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(DRAINING_RETRY_AFTER_S));
     }
+    if let Refusal::HostStrained { .. } = refusal {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(HOST_RETRY_AFTER_S));
+    }
     if let Some(seconds) = upstream_retry_after_s(refusal) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -77,6 +83,7 @@ fn upstream_retry_after_s(refusal: &Refusal) -> Option<u64> {
 fn detail(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::MalformedRequest(_) => "The request's head is malformed or ambiguous.",
+        Refusal::HostStrained { .. } => "The gateway serves only what matters most for now.",
         Refusal::Misdirected => "This connection was opened for another host.",
         Refusal::NoRoute => "Nothing is served under this host and path.",
         Refusal::MethodNotAllowed { .. } => "The resource does not take this method.",

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     admin::audit::{CertificateFields, Line},
+    host::Stage,
     identity::{
         Certified,
         certificate::{CertificateError, Peer},
@@ -39,7 +40,7 @@ use crate::{
     time,
     tls::{
         Sites,
-        handshake::{Failure, Secured, handshake},
+        handshake::{Failure, Secured, Strangers, handshake},
     },
 };
 
@@ -194,9 +195,14 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let snapshot = worker.shared.published.load_full();
     let limits = snapshot.clients.clone();
     let listener = &snapshot.listeners[arrival.listener];
+    let strangers = match worker.shared.host.load().stage {
+        Stage::Normal | Stage::Strained => Strangers::Served,
+        Stage::NoStrangers | Stage::Essential | Stage::Critical => Strangers::Shed,
+    };
     let sessions = listener.sessions.as_ref();
+    let shaken = handshake(stream, listener, sessions, strangers, limits.handshake);
     // In memory of its own, which is given back: an idle connection must not keep it.
-    let secured = match Box::pin(handshake(stream, listener, sessions, limits.handshake)).await {
+    let secured = match Box::pin(shaken).await {
         Ok(secured) => secured,
         Err(failure) => return refused(&worker, &arrival, &failure),
     };

@@ -4,7 +4,6 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
 use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
-use rustls_pki_types::UnixTime;
 
 use super::{
     answer,
@@ -18,7 +17,7 @@ use crate::{
     admin::audit::{CertificateFields, TokenFields},
     identity::{
         Identity,
-        token::{Claims, TokenError},
+        token::{Claims, Clock, TokenError},
     },
     net::worker::{Phase, Worker},
     policy::{
@@ -116,6 +115,11 @@ async fn serve(
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();
+    let (stage, leeway_max) = {
+        let host = worker.shared.host.load();
+        (host.stage, host.leeway_max)
+    };
+    route.priority.check(stage)?;
     let counting = Counting {
         limiters: &snapshot.limits,
         address: connection.arrival.address,
@@ -129,7 +133,8 @@ async fn serve(
     let admitted = admit(route, &arrived, certificate, now)?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
-            Some(identify(worker, snapshot, token, now).map_err(Refusal::Token)?)
+            let clock = Clock { now, leeway_max };
+            Some(identify(worker, snapshot, token, clock).map_err(Refusal::Token)?)
         }
         _ => None,
     };
@@ -138,6 +143,7 @@ async fn serve(
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
     let permit = permit(candidate, &counting, &mut record.verdicts)?;
+    worker.vouch(connection.arrival.source, permit.identity(), record.started);
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -170,11 +176,11 @@ fn identify(
     worker: &Worker,
     snapshot: &Snapshot,
     token: &str,
-    now: UnixTime,
+    clock: Clock,
 ) -> Result<Arc<Claims>, TokenError> {
     let mut tokens = worker.tokens.borrow_mut();
     let misses = tokens.counts().misses;
-    let verdict = tokens.verify(token, &snapshot.issuers, now).and_then(|claims| {
+    let verdict = tokens.verify(token, &snapshot.issuers, clock).and_then(|claims| {
         // Also of a remembered one.
         snapshot.revoked_tokens.check(&claims).map(|()| claims)
     });
@@ -280,6 +286,8 @@ impl Record {
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let level = if refusal.is_some() { "warn" } else { "info" };
         let peer = connection.peer.as_deref();
+        let host = connection.worker.shared.host.load();
+        let token = refusal.and_then(TokenFields::of).map(|fields| fields.by(&host.clock));
         connection.worker.log(|log, buffer| {
             let mut line = log.line(buffer, level, "request", time::wall());
             line.field("request_id", &self.request_id)
@@ -301,7 +309,7 @@ impl Record {
                 .maybe("detail", refusal.and_then(Refusal::detail))
                 .maybe("limit", self.said(Decision::Refused))
                 .maybe("limit_observed", self.said(Decision::WouldRefuse))
-                .maybe("token", refusal.and_then(TokenFields::of))
+                .maybe("token", token)
                 .maybe("upstream", self.upstream.as_deref())
                 .field("bytes_in", self.bytes_in.get())
                 .field("bytes_out", bytes_out)

@@ -362,6 +362,7 @@ mod tests {
             upstream: 0,
             demands: Demands::default(),
             pass_authorization,
+            priority: crate::policy::route::Priority::Normal,
             limits: vec![],
         };
         let now = rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::ZERO);

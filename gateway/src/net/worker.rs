@@ -6,14 +6,16 @@ use std::{
     collections::HashMap,
     io,
     net::{SocketAddr, TcpListener as StdListener},
+    num::NonZeroUsize,
     rc::Rc,
     sync::Arc,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::FutureExt as _;
 use gateway_ebpf::Source;
+use lru::LruCache;
 use nix::sched::{CpuSet, sched_setaffinity};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -31,11 +33,13 @@ use crate::{
         metrics::{Consumer, Consumers, WorkerMetrics},
         repeats::{Repeated, Repeats},
     },
+    host,
     http::connection::{self, Arrival},
-    identity::token::Cache,
+    identity::{Identity, token::Cache},
     policy::{
         Reason,
         penalty::{Arrived, Evidence},
+        vouch::{self, Voucher},
     },
     snapshot::Published,
     time,
@@ -58,6 +62,13 @@ const HANDSHAKE_LINES_PER_S: u32 = 50;
 
 /// Idle upstream connections are looked over this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// A good client is told of again after this: often enough to be remembered, seldom enough to cost
+/// nothing.
+const VOUCH_EVERY: Duration = Duration::from_secs(60);
+
+/// Good clients that one worker remembers having told of.
+const VOUCHED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("is not 0");
 
 /// What the process is doing; workers and connections follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,12 +126,16 @@ pub struct Shared {
     pub published: Published,
     /// Who may connect.
     pub admission: Admission,
+    /// What the host can do, and what its clock is worth.
+    pub host: host::Published,
     /// Evidence goes here, and the sender never waits.
     pub evidence: mpsc::Sender<Evidence>,
     /// Tells connections that another state was published.
     pub news: watch::Receiver<()>,
     /// Issuers of tokens whose key is not known go here, and the sender never waits.
     pub unknown_keys: mpsc::Sender<Arc<str>>,
+    /// Good clients go here, and the sender never waits.
+    pub vouchers: mpsc::Sender<Voucher>,
     /// What the process is doing.
     pub phase: watch::Receiver<Phase>,
     /// Where log lines go.
@@ -169,6 +184,7 @@ pub struct Worker {
     handshake_lines: Cell<u32>,
     handshake_lines_suppressed: Cell<u64>,
     repeats: RefCell<Repeats>,
+    vouched: RefCell<LruCache<(Source, u64), Instant>>,
 }
 
 /// Starts a worker's thread.
@@ -295,6 +311,7 @@ impl Worker {
             handshake_lines: Cell::new(0),
             handshake_lines_suppressed: Cell::new(0),
             repeats: RefCell::default(),
+            vouched: RefCell::new(LruCache::new(VOUCHED_MAX)),
             shared,
         }
     }
@@ -478,6 +495,21 @@ impl Worker {
         let evidence = Evidence { source, reason, at: time::monotonic(), arrived };
         if self.shared.evidence.try_send(evidence).is_err() {
             self.metrics.borrow_mut().evidence_lost += 1;
+        }
+    }
+
+    /// Tells the ledger that a proven client was let in, without waiting; of each client at an address
+    /// once in a while.
+    pub fn vouch(&self, source: Source, identity: &Identity<'_>, now: Instant) {
+        let Some(who) = vouch::who(identity) else { return };
+        let mut vouched = self.vouched.borrow_mut();
+        let is_told = |at: &Instant| now.saturating_duration_since(*at) < VOUCH_EVERY;
+        if vouched.get(&(source, who)).is_some_and(is_told) {
+            return;
+        }
+        // A full queue: its next request will do.
+        if self.shared.vouchers.try_send(Voucher { source, who, at: now }).is_ok() {
+            vouched.put((source, who), now);
         }
     }
 

@@ -132,7 +132,7 @@ mod tests {
             Reason, admit,
             limit::{Counting, Limiters},
             permit,
-            route::Route,
+            route::{Priority, Route},
         },
     };
 
@@ -174,6 +174,7 @@ mod tests {
             upstream: 0,
             demands,
             pass_authorization: false,
+            priority: Priority::Normal,
             limits: vec![],
         }
     }

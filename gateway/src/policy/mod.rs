@@ -11,6 +11,7 @@ pub mod path;
 pub mod penalty;
 pub mod refusal;
 pub mod route;
+pub mod vouch;
 
 use std::sync::Arc;
 

@@ -11,7 +11,10 @@ use gateway_ebpf::Source;
 use ipnet::IpNet;
 use lru::LruCache;
 
-use super::refusal::Reason;
+use super::{
+    refusal::Reason,
+    vouch::{GOOD_MAX, Voucher, Vouchers},
+};
 
 /// Sources remembered at once: an entry is about 100 bytes, so the table stays below 8 MiB. A source
 /// gets an entry only after a completed TCP handshake, so it cannot be filled with spoofed addresses.
@@ -51,6 +54,23 @@ pub fn weight(reason: Reason) -> f64 {
     }
 }
 
+/// Points at which a source is banned that so many good clients come from: each adds half of what
+/// everybody may have, up to five times that.
+pub fn threshold(everybodys: u32, good: f64) -> f64 {
+    f64::from(everybodys) * (1.0 + good.clamp(0.0, GOOD_MAX as f64) / 2.0)
+}
+
+/// How often a source's limits in the kernel are doubled (negative: halved). Good clients widen them,
+/// one doubling for two, four and eight, because they are many; points beyond half of what a ban takes,
+/// and a ban not long ago, narrow them.
+pub fn doublings(good: f64, points: f64, threshold: f64, was_banned: bool) -> i32 {
+    // A client seen some seconds ago is a little less than one.
+    let wider = [1.75, 3.5, 7.0].into_iter().filter(|needed| good >= *needed).count();
+    let is_suspect = points >= threshold / 2.0;
+    // At most three and two, which any integer holds.
+    wider as i32 - i32::from(is_suspect) - i32::from(was_banned)
+}
+
 /// One sign of abuse by a source whose TCP handshake completed.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence {
@@ -86,12 +106,18 @@ pub struct Block {
     pub lasts: Duration,
     /// When the deciding refusal happened.
     pub evidence_at: Instant,
+    /// The points that it made together, in whole ones.
+    pub points: u32,
+    /// Those that it took.
+    pub threshold: u32,
+    /// The last refusals, the newest first.
+    pub lately: [Option<Reason>; LATELY],
     /// How the source came here then.
     pub arrived: Arrived,
 }
 
 /// Refusals that are remembered of one source, for an operator who asks why.
-const LATELY: usize = 4;
+pub const LATELY: usize = 4;
 
 /// What the ledger holds against a source.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +134,7 @@ pub struct Account {
 pub struct Ledger {
     settings: Settings,
     sources: LruCache<Source, Standing>,
+    vouchers: Vouchers,
 }
 
 /// One source's account.
@@ -118,6 +145,9 @@ struct Standing {
     at: Instant,
     /// Step of the next ban.
     level: u32,
+    /// Until when it is banned: what is refused meanwhile is refused because of the ban, or was under
+    /// way before, and is no evidence for another.
+    banned_until: Option<Instant>,
     /// Until when the level is remembered.
     remembered_until: Option<Instant>,
     /// The newest first.
@@ -127,7 +157,7 @@ struct Standing {
 impl Ledger {
     /// An empty ledger.
     pub fn new(settings: Settings) -> Ledger {
-        Ledger { settings, sources: LruCache::new(SOURCES_MAX) }
+        Ledger { settings, sources: LruCache::new(SOURCES_MAX), vouchers: Vouchers::default() }
     }
 
     /// New rules for what comes; points so far stay.
@@ -140,7 +170,12 @@ impl Ledger {
         let until = now + remaining + self.memory(level);
         self.sources.put(
             source,
-            Standing { level: level + 1, remembered_until: Some(until), ..Standing::new(now) },
+            Standing {
+                level: level + 1,
+                banned_until: Some(now + remaining),
+                remembered_until: Some(until),
+                ..Standing::new(now)
+            },
         );
     }
 
@@ -152,17 +187,21 @@ impl Ledger {
         }
         let now = evidence.at;
         let half_life = self.settings.half_life;
+        let threshold = self.threshold_of(evidence.source, now);
         let standing = self.sources.get_or_insert_mut(evidence.source, || Standing::new(now));
         standing.decay(now, half_life);
+        if standing.banned_until.is_some_and(|until| now < until) {
+            return None;
+        }
         standing.lately.rotate_right(1);
         standing.lately[0] = Some((evidence.reason, now));
         standing.points += points;
         // Whole points: between refusals of one burst milliseconds pass, and what they take off must not
         // decide whether four times five are twenty.
-        if standing.points.round() < f64::from(self.settings.threshold) {
+        if standing.points.round() < threshold.round() {
             return None;
         }
-        let (level, lately) = (standing.level, standing.lately);
+        let (level, lately, points) = (standing.level, standing.lately, standing.points);
         let lasts = rung(&self.settings.ladder, level);
         let remembered_until = now + lasts + self.memory(level);
         // Points start again at nothing: what is refused because of the ban is no evidence for the next.
@@ -170,6 +209,7 @@ impl Ledger {
             evidence.source,
             Standing {
                 level: level.saturating_add(1),
+                banned_until: Some(now + lasts),
                 remembered_until: Some(remembered_until),
                 lately,
                 ..Standing::new(now)
@@ -181,8 +221,49 @@ impl Ledger {
             level,
             lasts,
             evidence_at: now,
+            // Whole and small: points are at most the threshold and one refusal's more.
+            points: points.round() as u32,
+            threshold: threshold.round() as u32,
+            lately: lately.map(|entry| entry.map(|(reason, _)| reason)),
             arrived: evidence.arrived,
         })
+    }
+
+    /// A good client was let in.
+    pub fn vouch(&mut self, voucher: Voucher) {
+        self.vouchers.record(voucher);
+    }
+
+    /// Good clients that speak for a source now.
+    pub fn good(&self, source: Source, now: Instant) -> f64 {
+        self.vouchers.good(source, now)
+    }
+
+    /// Points at which this source is banned.
+    pub fn threshold_of(&self, source: Source, now: Instant) -> f64 {
+        threshold(self.settings.threshold, self.good(source, now))
+    }
+
+    /// How often this source's limits in the kernel are to be doubled, as [`doublings`] says.
+    pub fn doublings(&self, source: Source, now: Instant) -> i32 {
+        let account = self.account(source, now);
+        let points = account.as_ref().map_or(0.0, |account| account.points);
+        let was_banned = account.is_some_and(|account| account.level > 0);
+        doublings(self.good(source, now), points, self.threshold_of(source, now), was_banned)
+    }
+
+    /// The ban could not be set, so that what comes is evidence again.
+    pub fn release(&mut self, source: Source) {
+        if let Some(standing) = self.sources.peek_mut(&source) {
+            standing.banned_until = None;
+        }
+    }
+
+    /// No ban is in force any more.
+    pub fn release_all(&mut self) {
+        for (_, standing) in &mut self.sources {
+            standing.banned_until = None;
+        }
     }
 
     /// Forgets a source: an operator lifted its ban.
@@ -202,7 +283,7 @@ impl Ledger {
         })
     }
 
-    /// Points at which a source is banned.
+    /// Points at which a source is banned that nobody speaks for.
     pub fn threshold(&self) -> u32 {
         self.settings.threshold
     }
@@ -228,7 +309,14 @@ impl Ledger {
 
 impl Standing {
     fn new(now: Instant) -> Standing {
-        Standing { points: 0.0, at: now, level: 0, remembered_until: None, lately: [None; LATELY] }
+        Standing {
+            points: 0.0,
+            at: now,
+            level: 0,
+            banned_until: None,
+            remembered_until: None,
+            lately: [None; LATELY],
+        }
     }
 
     fn decay(&mut self, now: Instant, half_life: Duration) {
@@ -367,6 +455,82 @@ mod tests {
         let mut off = Ledger::new(Settings { enabled: false, ..settings() });
         for _ in 0..100 {
             assert!(off.record(evidence(source(1), Reason::BadSignature, start)).is_none());
+        }
+    }
+
+    #[test]
+    fn good_clients_raise_the_threshold_within_bounds() {
+        for (good, expected) in
+            [(0.0, 20.0), (1.0, 30.0), (2.0, 40.0), (8.0, 100.0), (1e9, 100.0), (-1.0, 20.0)]
+        {
+            assert_eq!(threshold(20, good), expected, "{good} good clients");
+        }
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        for who in 0..2 {
+            ledger.vouch(Voucher { source: source(1), who, at: start });
+        }
+        let forged = |ledger: &mut Ledger, last| {
+            ledger.record(evidence(source(last), Reason::BadSignature, start))
+        };
+        let until_banned = |ledger: &mut Ledger, last| {
+            (1..100).find(|_| forged(ledger, last).is_some()).expect("bounded")
+        };
+        assert_eq!(until_banned(&mut ledger, 1), 8, "40 points");
+        assert_eq!(until_banned(&mut ledger, 2), 4, "20 points, nobody speaks for it");
+    }
+
+    #[test]
+    fn a_good_request_takes_nothing_away() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        for _ in 0..3 {
+            ledger.record(evidence(source(1), Reason::BadSignature, start));
+        }
+        ledger.vouch(Voucher { source: source(1), who: 1, at: start });
+        let account = ledger.account(source(1), start).expect("15 points");
+        assert_eq!(account.points, 15.0);
+    }
+
+    #[test]
+    fn what_is_refused_while_banned_is_no_evidence() {
+        let start = time::monotonic();
+        let mut ledger = Ledger::new(settings());
+        let forged =
+            |ledger: &mut Ledger, at| ledger.record(evidence(source(1), Reason::BadSignature, at));
+        let block = (0..4).filter_map(|_| forged(&mut ledger, start)).next().expect("four");
+        assert_eq!((block.points, block.threshold), (20, 20));
+        assert_eq!(block.lately, [Some(Reason::BadSignature); LATELY]);
+        for later_s in 0..60 {
+            for _ in 0..100 {
+                assert_eq!(forged(&mut ledger, start + Duration::from_secs(later_s)), None);
+            }
+        }
+        let after = start + Duration::from_secs(60);
+        assert_eq!((0..4).filter_map(|_| forged(&mut ledger, after)).count(), 1);
+        // A ban that was not set keeps nothing from counting.
+        ledger.release(source(1));
+        assert_eq!((0..4).filter_map(|_| forged(&mut ledger, after)).count(), 1);
+        ledger.release_all();
+        assert_eq!((0..4).filter_map(|_| forged(&mut ledger, after)).count(), 1);
+    }
+
+    #[test]
+    fn limits_are_wider_for_many_and_narrower_for_the_suspect() {
+        for (good, points, was_banned, expected) in [
+            (0.0, 0.0, false, 0),
+            (1.0, 0.0, false, 0), // an attacker with one good name is not many
+            (1.9, 0.0, false, 1),
+            (4.0, 0.0, false, 2),
+            (8.0, 0.0, false, 3),
+            (8.0, 10.0, false, 2),
+            (0.0, 9.9, false, 0),
+            (0.0, 10.0, false, -1),
+            (0.0, 0.0, true, -1),
+            (0.0, 19.0, true, -2),
+        ] {
+            let seen = doublings(good, points, 20.0, was_banned);
+            assert_eq!(seen, expected, "{good} good, {points} points, banned {was_banned}");
         }
     }
 

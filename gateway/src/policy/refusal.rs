@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 
 use super::limit::OverLimit;
-use crate::identity::{certificate::CertificateError, principal::Unmapped, token::TokenError};
+use crate::{
+    host::Stage,
+    identity::{certificate::CertificateError, principal::Unmapped, token::TokenError},
+};
 
 /// The closed list of reasons: one word each, the same in the answer, the log, the metric and the ban.
 ///
@@ -173,6 +176,8 @@ reasons! {
     RequestStalled = 112, "request_stalled", 1;
     /// The token's issuer has not given its keys for too long.
     IssuerUnavailable = 81, "issuer_unavailable", 0;
+    /// The host is too hot, or short of something, and sheds what matters less.
+    HostStrained = 160, "host_strained", 0;
     // Limits.
     /// Somebody who was proven is over a limit: it is known who, so it tells nothing against the
     /// address that others may share.
@@ -261,6 +266,11 @@ pub enum Refusal {
     BodyTooSlow,
     /// The request took longer than any may.
     RequestTooLong,
+    /// The host sheds what matters less.
+    HostStrained {
+        /// How much.
+        stage: Stage,
+    },
     /// No server of the upstream takes a connection.
     UpstreamUnreachable {
         /// Why the last one tried does not.
@@ -337,6 +347,7 @@ impl Refusal {
             Refusal::Draining => Reason::Draining,
             Refusal::BodyTooSlow => Reason::BodyTooSlow,
             Refusal::RequestTooLong => Reason::RequestTooLong,
+            Refusal::HostStrained { .. } => Reason::HostStrained,
             Refusal::UpstreamUnreachable { .. } => Reason::UpstreamUnreachable,
             Refusal::UpstreamFailed { .. } => Reason::UpstreamFailed,
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
@@ -361,7 +372,9 @@ impl Refusal {
             | Refusal::OutsideHours { .. }
             | Refusal::TenantMismatch { .. }
             | Refusal::NoClientCertificate => StatusCode::FORBIDDEN,
-            Refusal::Draining | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
+            Refusal::Draining
+            | Refusal::HostStrained { .. }
+            | Refusal::Token(TokenError::IssuerUnavailable { .. }) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Refusal::MissingToken | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
@@ -399,6 +412,7 @@ impl Refusal {
                 Some(detail.clone())
             }
             Refusal::RouteDenied(denied) => Some(denied.to_string()),
+            Refusal::HostStrained { stage } => Some(format!("the host is in stage {stage}")),
             Refusal::IdentityUnmapped(unmapped) => Some(unmapped.to_string()),
             Refusal::OutsideHours { hours } => Some(format!("open {hours}")),
             Refusal::OverLimit(over) => Some(over.to_string()),

@@ -3,6 +3,7 @@
 use http::Method;
 
 use super::{Refusal, authorize::Demands, facts::Facts};
+use crate::host::Stage;
 
 /// One route, ready to be matched.
 #[derive(Clone, Debug)]
@@ -23,8 +24,33 @@ pub struct Route {
     pub demands: Demands,
     /// The client's `Authorization` goes on to the upstream.
     pub pass_authorization: bool,
+    /// Whether it is shed when the host is short of something.
+    pub priority: Priority,
     /// Indices into the snapshot's limits.
     pub limits: Vec<usize>,
+}
+
+/// What a route is worth when the host cannot do everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// Served as long as the host serves at all.
+    #[default]
+    Normal,
+    /// Refused from [`Stage::Essential`] on.
+    Low,
+}
+
+impl Priority {
+    /// Whether requests are served in this stage.
+    ///
+    /// # Errors
+    /// [`Refusal::HostStrained`].
+    pub fn check(self, stage: Stage) -> Result<(), Refusal> {
+        match self {
+            Priority::Low if stage >= Stage::Essential => Err(Refusal::HostStrained { stage }),
+            Priority::Low | Priority::Normal => Ok(()),
+        }
+    }
 }
 
 /// All routes, the most particular first.
@@ -125,6 +151,7 @@ mod tests {
             upstream: 0,
             demands: Demands::default(),
             pass_authorization: false,
+            priority: Priority::Normal,
             limits: vec![],
         }
     }
@@ -201,5 +228,13 @@ mod tests {
         assert_eq!(find(&routes, Method::GET, "a", "/orders"), Ok("read".into()));
         assert_eq!(find(&routes, Method::POST, "a", "/orders"), Ok("write".into()));
         assert_eq!(find(&routes, Method::DELETE, "a", "/orders"), Err(405));
+    }
+
+    #[test]
+    fn what_matters_less_is_shed_first() {
+        for stage in Stage::ALL {
+            assert!(Priority::Normal.check(stage).is_ok(), "{stage}");
+            assert_eq!(Priority::Low.check(stage).is_ok(), stage < Stage::Essential, "{stage}");
+        }
     }
 }

@@ -16,6 +16,15 @@ use crate::{
     time,
 };
 
+/// What becomes of new clients that come without a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strangers {
+    /// They are served where certificates are optional or not asked for.
+    Served,
+    /// The host sheds them: no signature is made for them where that can be told from their first word.
+    Shed,
+}
+
 /// A completed handshake.
 pub struct Secured {
     /// Decrypts and encrypts.
@@ -49,9 +58,10 @@ pub async fn handshake(
     stream: TcpStream,
     listener: &ListenerTls,
     sessions: Option<&Arc<Sessions>>,
+    strangers: Strangers,
     within: Duration,
 ) -> Result<Secured, Failure> {
-    match timeout(within, negotiate(stream, listener, sessions)).await {
+    match timeout(within, negotiate(stream, listener, sessions, strangers)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure {
             reason: Reason::HandshakeTimeout,
@@ -66,16 +76,22 @@ async fn negotiate(
     stream: TcpStream,
     listener: &ListenerTls,
     sessions: Option<&Arc<Sessions>>,
+    strangers: Strangers,
 ) -> Result<Secured, Failure> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
         .await
         .map_err(|error| failure(&error, None, None))?;
     let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
     let site = listener.sites.of(server_name.as_deref());
-    let verifier = site
-        .clients
-        .as_ref()
-        .map(|clients| Arc::new(Verifier::new(clients.trust.clone(), clients.required)));
+    let is_shedding = strangers == Strangers::Shed;
+    if is_shedding && site.clients.is_none() {
+        return Err(shed(server_name));
+    }
+    let verifier = site.clients.as_ref().map(|clients| {
+        Arc::new(Verifier::new(clients.trust.clone(), clients.required || is_shedding))
+    });
+    // Who comes without one to a site that does not insist is no culprit.
+    let may_be_shed = is_shedding && site.clients.as_ref().is_some_and(|one| !one.required);
     let resumption = sessions.map(|sessions| {
         let sessions = sessions.clone();
         Arc::new(Resumption::new(sessions, site.clone(), verifier.clone(), time::unix()))
@@ -100,6 +116,9 @@ async fn negotiate(
     let outcome = verifier.as_ref().and_then(|verifier| verifier.outcome());
     let stream = match (accepted, outcome) {
         (Ok(stream), _) => stream,
+        (Err(error), _) if may_be_shed && reason(&error) == Reason::NoClientCertificate => {
+            return Err(shed(server_name));
+        }
         (Err(error), Some(Err(refused))) => {
             return Err(failure(&error, Some(refused.clone()), server_name));
         }
@@ -130,6 +149,15 @@ async fn negotiate(
             certificate: None,
             server_name,
         }),
+    }
+}
+
+fn shed(server_name: Option<String>) -> Failure {
+    Failure {
+        reason: Reason::HostStrained,
+        detail: "the host sheds new clients without a certificate".to_owned(),
+        certificate: None,
+        server_name,
     }
 }
 

@@ -15,6 +15,10 @@ use nix::sys::{
 use crate::{
     config::{Config, Disk, KeySource, load},
     gateway::load_snapshot,
+    host::{
+        chrony,
+        clock::{self, ClockReading},
+    },
     kernel::{self, Mode, attachment},
 };
 
@@ -71,7 +75,7 @@ pub(super) struct InterfaceFacts {
     pub(super) driver: Option<String>,
 }
 
-/// The kernel's clock (adjtimex(2)).
+/// The clock, as chronyd says, or else the kernel (adjtimex(2)).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClockFacts {
     /// Somebody disciplines it.
@@ -109,7 +113,7 @@ pub(super) fn collect(path: &Path) -> Facts {
             settings.interfaces.iter().map(|name| interface(name)).collect()
         }),
         probe: xdp.map(|settings| kernel::probe(settings).map_err(|error| error.to_string())),
-        clock: clock(),
+        clock: clock(config),
         descriptors_max: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
         max_connections: config.map_or(0, |config| config.server.max_connections as u64),
         somaxconn: number("net/core/somaxconn"),
@@ -157,20 +161,17 @@ fn is_veth(name: &str) -> bool {
     read("iflink") != read("ifindex") && !has_lower
 }
 
-fn clock() -> Option<ClockFacts> {
-    // SAFETY: `timex` is plain numbers, for which zeros are a value; with `modes` 0 nothing is set.
-    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes into the struct that the exclusive reference is to, and keeps nothing.
-    let state = unsafe { libc::adjtimex(&mut timex) };
-    if state < 0 {
-        return None;
-    }
-    let offset = timex.offset.unsigned_abs();
-    let is_nano = timex.status & libc::STA_NANO != 0;
+/// By its keeper, where that is known, as the daemon would ask.
+fn clock(config: Option<&Config>) -> Option<ClockFacts> {
+    // The sequence number tells answers apart, and there is only one.
+    let chrony = config.and_then(|config| chrony::ask(config.host.chrony?, 1).ok());
+    let clock = ClockReading::new(clock::kernel(), chrony.as_ref());
+    // What cannot be is no figure to show; a span is not negative and is a number.
+    let span = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     Some(ClockFacts {
-        is_synchronized: timex.status & libc::STA_UNSYNC == 0,
-        offset: if is_nano { Duration::from_nanos(offset) } else { Duration::from_micros(offset) },
-        max_error: Duration::from_micros(timex.maxerror.unsigned_abs()),
+        is_synchronized: clock.is_synchronized?,
+        offset: span(clock.offset_s.abs()),
+        max_error: span(clock.max_error_s),
     })
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Drain {
     began_with: usize,
     waiting: RefCell<Vec<UnixStream>>,
     told_at: Instant,
+    /// Connections that were open when the rest was cut.
+    cut: Option<usize>,
 }
 
 impl Control {
@@ -42,15 +44,18 @@ impl Control {
         self.begin(Course::of_stop(now, delay, timeout), now);
     }
 
-    fn begin(&self, course: Course, now: Instant) {
+    pub(super) fn begin(&self, course: Course, now: Instant) {
         let mut drain = self.drain.borrow_mut();
         if drain.is_some() {
             return;
         }
         let open = self.shared.admission.open();
         tracing::info!(open, "draining");
+        if !self.succession.borrow().is_done {
+            self.notify.stopping();
+        }
         let waiting = RefCell::default();
-        *drain = Some(Drain { course, began_with: open, waiting, told_at: now });
+        *drain = Some(Drain { course, began_with: open, waiting, told_at: now, cut: None });
         drop(drain);
         self.follow_courses();
     }
@@ -68,6 +73,9 @@ impl Control {
 
     /// Cuts what is open.
     pub(in crate::gateway) fn stop(&self) {
+        if let Some(drain) = self.drain.borrow_mut().as_mut() {
+            drain.cut = Some(self.shared.admission.open());
+        }
         self.enter(Phase::Stopping);
     }
 
@@ -88,6 +96,10 @@ impl Control {
         let mut drain = self.drain.borrow_mut();
         let Some(drain) = drain.as_mut() else { return false };
         let phase = drain.course.phase(now);
+        if phase == Phase::Stopping {
+            // Before workers hear of it.
+            drain.cut = Some(self.shared.admission.open());
+        }
         self.enter(phase);
         let ended = self.workers.iter().all(|worker| worker.thread.is_finished());
         if ended {
@@ -111,7 +123,7 @@ impl Control {
     }
 
     fn row(&self, drain: &Drain, now: Instant) -> DrainRow {
-        let open = self.shared.admission.open();
+        let open = drain.cut.unwrap_or_else(|| self.shared.admission.open());
         let remaining = drain.course.ends_at.saturating_duration_since(now);
         DrainRow {
             open,

@@ -13,7 +13,6 @@ use crate::{
         socket::{UpstreamServerStatus, UpstreamStatus},
     },
     config::{Config, Endpoint},
-    gateway::kernel_settings,
     snapshot::Snapshot,
     time,
     upstream::{
@@ -105,14 +104,7 @@ impl Control {
 
     fn exempt_upstreams(&self) -> Result<(), String> {
         self.set_never();
-        let settings = kernel_settings(&self.config.borrow(), &networks(&self.addresses.borrow()))
-            .map_err(|error| error.to_string())?;
-        if let (Some(kernel), Some(settings)) = (self.kernel.borrow_mut().as_mut(), settings) {
-            for notice in kernel.apply(&settings).map_err(|error| error.to_string())? {
-                tracing::info!(detail = %notice, "xdp");
-            }
-        }
-        Ok(())
+        self.rewrite_kernel().map(drop)
     }
 
     /// For `portcullis status`.

@@ -39,6 +39,7 @@ fn route(limits: &[usize]) -> Route {
         upstream: 0,
         demands: Demands::default(),
         pass_authorization: false,
+        priority: crate::policy::route::Priority::Normal,
         limits: limits.to_vec(),
     }
 }
