@@ -8,7 +8,7 @@ use gateway::{
     policy::{
         authorize::Demands,
         limit::{Counting, Key, Limit, Limiters, Mode, Rate, Unit},
-        route::Route,
+        route::{Priority, Route},
     },
     time,
 };
@@ -38,6 +38,7 @@ fn route(limits: usize) -> Route {
         upstream: 0,
         demands: Demands::default(),
         pass_authorization: false,
+        priority: Priority::Normal,
         limits: (0..limits).collect(),
     }
 }

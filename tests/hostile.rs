@@ -43,7 +43,7 @@ pub(crate) fn script(site: &Site, name: &str, more: Value) -> Result<Option<Valu
 fn site(label: &str) -> Result<(Site, Gateway)> {
     let mut site = Site::new(binary(), label)?;
     site.config.bans = "enabled = false".to_owned();
-    site.config.clients = "[clients]\nhandshake = \"1s\"\nhead = \"1s\"\nidle = \"2s\"\n\
+    site.config.clients = "[clients]\nhandshake = \"5s\"\nhead = \"1s\"\nidle = \"2s\"\n\
                            body = { grace = \"1s\", rate = \"1KiB/s\" }\n\
                            answer = { grace = \"2s\", rate = \"1KiB/s\" }\n"
         .to_owned();

@@ -74,6 +74,9 @@ pub async fn exchange(
             let upgrade = asked.as_mut();
             let served = tokio::select! {
                 biased;
+                () = std::future::ready(()), if running.is_framed_twice() => {
+                    Err(Refusal::MalformedRequest("both Content-Length and Transfer-Encoding"))
+                }
                 outcome = serve(&connection, &snapshot, parts, body, upgrade, &mut record) => outcome,
                 reason = running.broken_off() => Err(match reason {
                     Reason::BodyTooSlow => Refusal::BodyTooSlow,
@@ -124,6 +127,10 @@ async fn serve(
         return Err(Refusal::MalformedRequest("more fields than are taken"));
     }
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
+    // RFC 9112 section 3.2; and what is forwarded must have one.
+    if facts.authority().is_none() {
+        return Err(Refusal::MalformedRequest("no Host"));
+    }
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
     record.route = route.name.clone();

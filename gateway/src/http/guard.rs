@@ -7,6 +7,7 @@
 //! request costs none.
 
 mod frames;
+mod head;
 mod io;
 mod pace;
 mod request;
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::frames::Frames;
+use self::{frames::Frames, head::Head};
 pub use self::{
     frames::{Flood, FrameRate},
     io::Guarded,
@@ -110,6 +111,8 @@ pub struct Watch {
     is_retiring: Cell<bool>,
     /// Since when an HTTP/1 head is on its way and not whole.
     head_since: Cell<Option<Instant>>,
+    /// Its lines so far.
+    head: Cell<Head>,
     /// Since when nothing can be written.
     blocked_since: Cell<Option<Instant>>,
     /// HTTP/2 only.
@@ -133,6 +136,7 @@ impl Watch {
             was_asked: Cell::new(false),
             is_retiring: Cell::new(false),
             head_since: Cell::new(None),
+            head: Cell::default(),
             blocked_since: Cell::new(None),
             frames,
             running: RefCell::default(),
@@ -146,7 +150,7 @@ impl Watch {
     pub fn begin(self: &Rc<Self>, now: Instant) -> Ticket {
         self.was_asked.set(true);
         self.head_since.set(None);
-        let running = Rc::new(Running::new(now));
+        let running = Rc::new(Running::new(now, self.head.take().is_framed_twice()));
         self.running.borrow_mut().push(running.clone());
         Ticket::new(self.clone(), running)
     }
@@ -174,8 +178,13 @@ impl Watch {
                 self.flood.set(Some(*flood));
             });
         }
-        if self.head_since.get().is_none() && !self.is_busy() {
-            self.head_since.set(Some(now));
+        if !self.is_busy() {
+            if self.head_since.get().is_none() {
+                self.head_since.set(Some(now));
+            }
+            let mut head = self.head.get();
+            head.read(bytes);
+            self.head.set(head);
         }
         Ok(())
     }

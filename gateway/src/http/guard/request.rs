@@ -20,6 +20,8 @@ use crate::{policy::Reason, time};
 #[derive(Debug)]
 pub struct Running {
     started: Instant,
+    /// Its head said twice where its body ends.
+    is_framed_twice: bool,
     upload: RefCell<Pace>,
     download: RefCell<Pace>,
     /// The answer's head is given to the connection.
@@ -32,9 +34,10 @@ pub struct Running {
 }
 
 impl Running {
-    pub(super) fn new(now: Instant) -> Running {
+    pub(super) fn new(now: Instant, is_framed_twice: bool) -> Running {
         Running {
             started: now,
+            is_framed_twice,
             upload: RefCell::default(),
             download: RefCell::default(),
             is_answered: Cell::new(false),
@@ -87,6 +90,11 @@ impl Running {
         self.broken_off.set(Some((reason, now)));
         self.told.notify_waiters();
         !is_answered
+    }
+
+    /// Whether its head said twice where its body ends: by length and by coding.
+    pub fn is_framed_twice(&self) -> bool {
+        self.is_framed_twice
     }
 
     /// Why it was broken off.
