@@ -488,15 +488,12 @@ fn refusals(table: &mut Table, token: &str, narrow: &str) {
 /// Ends before the end.
 fn ends(table: &mut Table) {
     let get = |path: &str| json!({"method": "GET", "path": path});
-    table.row(
-        "an answer that breaks off",
-        get("/public/torn/100000"),
-        json!({"status": 200, "complete": false}),
-    );
+    // A reset of a stream may overtake what was sent before, the head too (RFC 9000 section 3.2).
+    table.row("an answer that breaks off", get("/public/torn/100000"), json!({"complete": false}));
     table.row(
         "chunks that break off",
         get("/public/torn-chunks/100000"),
-        json!({"status": 200, "complete": false}),
+        json!({"complete": false}),
     );
     table.row(
         "the next is whole",

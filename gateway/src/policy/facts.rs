@@ -35,6 +35,7 @@ impl<'a> Facts<'a> {
         if *method == Method::CONNECT {
             return Err(Refusal::MalformedRequest("CONNECT is not offered"));
         }
+        check_coding(headers)?;
         let authority = authority(uri, headers)?;
         let host = authority.map(without_port).transpose()?;
         if let (Some(name), Some(host)) = (server_name, &host)
@@ -97,6 +98,17 @@ fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<&'a str>
         }
         (Some(authority), _) => Ok(Some(authority)),
         (None, field) => Ok(field),
+    }
+}
+
+/// Other codings, or this one twice, are read differently by different servers; ours is the only one
+/// that has to be understood (RFC 9112 section 6.1).
+fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Refusal::MalformedRequest("a Transfer-Encoding other than chunked, once")),
     }
 }
 
