@@ -111,3 +111,19 @@ fn a_connection_survives_another_port() -> Result<()> {
     assert_eq!(streams.gateway.metric("gateway_tls_handshakes_total", &handshakes)?, 8.0);
     Ok(())
 }
+
+/// Its connections cannot be handed over, so nothing is.
+#[test]
+fn a_take_over_is_refused_and_the_running_daemon_serves_on() -> Result<()> {
+    privileged!();
+    let streams = Streams::start("h3-take-over", 1)?;
+    let ended = streams.gateway.launch().ended(&["run", "--take-over"])?;
+    assert_eq!(ended.status, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("HTTP/3 cannot be handed over"), "{}", ended.stderr);
+    let requests = [json!({"method": "GET", "path": "/public/bytes/1"})];
+    for protocol in ["h1", "h2", "h3"] {
+        let answers = streams.converse(&streams.case(protocol, &requests))?;
+        assert_eq!(answers[0]["status"], 200, "{protocol}: {answers:?}");
+    }
+    Ok(())
+}

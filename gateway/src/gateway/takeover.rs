@@ -13,7 +13,7 @@ use tokio::{net::UnixStream, task::spawn_blocking};
 use super::{RunError, control::Control, doors::Sockets, listeners::Inherited};
 use crate::{
     admin::socket::{self, Answer},
-    config::Config,
+    config::{Config, Protocol},
     net::{
         activation::Passed,
         handover::{self, HandoverError, Offer, Offered, PROTOCOL, Taken},
@@ -62,6 +62,12 @@ impl Estate {
                 RunError::System(format!("the running daemon keeps serving: {error}"))
             })?;
             if let Some(taken) = taken {
+                if config.listeners.iter().any(|one| one.protocols.contains(&Protocol::Http3)) {
+                    let why = "the running daemon keeps serving: connections of HTTP/3 cannot be \
+                               handed over; take \"h3\" out of listener.protocols and reload \
+                               before, or restart the daemon";
+                    return Err(RunError::System(why.to_owned()));
+                }
                 estate.adopt(config, taken);
             }
         }

@@ -9,6 +9,7 @@ use super::{
     },
     Check, values,
 };
+use crate::config::Protocol;
 
 impl Check<'_> {
     /// The proxies of a listener; `Some(None)`: clients connect themselves.
@@ -25,6 +26,15 @@ impl Check<'_> {
                 Some(None)
             }
             ProxyProtocol::Required => {
+                // A PROXY header goes before a TCP stream; over QUIC everybody would be who they say.
+                let protocols = written.protocols.as_ref();
+                if let Some(protocols) =
+                    protocols.filter(|some| some.value.contains(&Protocol::Http3))
+                {
+                    let text = "listener.proxy_protocol is \"required\", which HTTP/3 does not \
+                                have; take \"h3\" out of protocols";
+                    self.contradiction(protocols.place, text);
+                }
                 if trusted.value.is_empty() {
                     let text = "listener.proxy_protocol is \"required\", but trusted_proxies is \
                                 empty, so nobody could connect; write the proxies' addresses";
