@@ -87,7 +87,7 @@ fn heat_sheds_in_steps_and_all_comes_back() -> Result<()> {
     assert_eq!((stranger()?.status, report()?.status), (200, 200));
     assert_eq!(connections_at_once(&gateway)?, 2000);
     let sensor = [("sensor", "hwmon0 coretemp Package id 0")];
-    assert_eq!(gateway.metric("gateway_host_cpu_temperature_celsius", &sensor)?, 50.0);
+    gateway.wait_metric("gateway_host_cpu_temperature_celsius", &sensor, 50.0)?;
 
     // Warm: somebody is told, and that is all.
     heat(&sysfs, 82.0)?;

@@ -216,10 +216,10 @@ fn who_is_over_is_told_so_and_the_neighbour_is_not_disturbed() -> Result<()> {
     assert_eq!((&line["status"], &line["limit"]), (&429.into(), &"per-client".into()));
     let labels = |decision| [("limit", "per-client"), ("decision", decision)];
     let name = "gateway_ratelimit_decisions_total";
-    assert_eq!(gateway.metric(name, &labels("allowed"))?, 10.0);
-    assert_eq!(gateway.metric(name, &labels("refused"))?, 31.0);
+    gateway.wait_metric(name, &labels("allowed"), 10.0)?;
+    gateway.wait_metric(name, &labels("refused"), 31.0)?;
     let reason = [("reason", "rate_limited")];
-    assert_eq!(gateway.metric("gateway_http_refusals_total", &reason)?, 31.0);
+    gateway.wait_metric("gateway_http_refusals_total", &reason, 31.0)?;
     let status = launch.json(&["status"])?;
     assert_eq!(status["limits"][0]["consumers"], 3, "{status}");
     let top = launch.json(&["top"])?;
@@ -252,7 +252,7 @@ fn observing_refuses_nothing_and_an_address_is_a_consumer_too() -> Result<()> {
     assert_eq!(answer.status, 200, "another address: {answer:?}");
     // Three of five, and the one from the other address.
     let labels = [("limit", "tried"), ("decision", "would_refuse")];
-    assert_eq!(gateway.metric("gateway_ratelimit_decisions_total", &labels)?, 4.0);
+    gateway.wait_metric("gateway_ratelimit_decisions_total", &labels, 4.0)?;
     gateway.wait_log("a request that would be refused", |line| {
         line["status"] == 200 && line["limit_observed"] == "tried"
     })?;

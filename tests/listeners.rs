@@ -76,7 +76,9 @@ fn listeners_come_move_and_go_while_it_runs() -> Result<()> {
     wait_served(&site, 8444)?;
     let mut more = target(&site, 8444)?.connect()?;
     assert_eq!(more.ask("/public", "")?, 200);
-    assert!(gateway.metric("gateway_connections", &[("listener", "more")])? >= 1.0);
+    clock::wait_for("it to be counted", SOON, || {
+        Ok((gateway.metric("gateway_connections", &[("listener", "more")])? >= 1.0).then_some(()))
+    })?;
 
     // Another address under the same name, and the old address under another.
     site.config.routes = routes.clone()
@@ -89,7 +91,9 @@ fn listeners_come_move_and_go_while_it_runs() -> Result<()> {
     assert_eq!(more.ask("/public", "")?, 200, "who is connected is answered once more");
     assert!(more.is_ended(), "and told to connect again");
     let handshakes = [("listener", "less"), ("result", "ok")];
-    assert!(gateway.metric("gateway_tls_handshakes_total", &handshakes)? >= 1.0);
+    clock::wait_for("it to be counted", SOON, || {
+        Ok((gateway.metric("gateway_tls_handshakes_total", &handshakes)? >= 1.0).then_some(()))
+    })?;
 
     let mut moved = target(&site, 8445)?.connect()?;
     assert_eq!(moved.ask("/public", "")?, 200);
@@ -137,7 +141,7 @@ fn an_address_that_is_not_to_be_had_leaves_everything() -> Result<()> {
     let refused = launch.ended(&["reload"])?;
     assert_eq!(refused.status, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("another process"), "{refused:?}");
-    assert_eq!(gateway.metric("gateway_config_generation", &[])?, 1.0);
+    gateway.wait_metric("gateway_config_generation", &[], 1.0)?;
     assert_eq!(status_at(&site, 8443)?.0, 200);
     assert_eq!(status_at(&site, 8444)?.1, curl_exit::COULD_NOT_CONNECT, "nothing by halves");
     Ok(())
@@ -166,7 +170,9 @@ fn settings_of_the_process_change_while_it_runs() -> Result<()> {
     let mut only = target(&site, 8443)?.connect()?;
     assert_eq!(only.ask("/public", "")?, 200);
     assert_ne!(status_at(&site, 8443)?.0, 200, "there is room for one");
-    assert!(gateway.metric("gateway_connections_over_limit_total", &[])? >= 1.0);
+    clock::wait_for("it to be counted", SOON, || {
+        Ok((gateway.metric("gateway_connections_over_limit_total", &[])? >= 1.0).then_some(()))
+    })?;
     assert_eq!(only.ask("/public", "")?, 200);
 
     // What cannot change while it runs is said by name.

@@ -35,7 +35,7 @@ fn status_and_health_tell_how_it_is() -> Result<()> {
     }
     assert_eq!(gateway.get("/other")?.0, 404);
     let mode = [("interface", INTERFACE), ("mode", "native")];
-    assert_eq!(gateway.metric("gateway_xdp_mode", &mode)?, 1.0);
+    gateway.wait_metric("gateway_xdp_mode", &mode, 1.0)?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ fn a_good_configuration_is_taken_and_a_bad_one_leaves_the_old() -> Result<()> {
     site.config.bans = "enabled = false".to_owned();
     let gateway = site.start()?;
     assert_eq!(site.request("/extra").send()?.status, 404);
-    assert_eq!(gateway.metric("gateway_config_generation", &[])?, 1.0);
+    gateway.wait_metric("gateway_config_generation", &[], 1.0)?;
 
     site.config.routes.push_str(EXTRA_ROUTE);
     let launch = site.launch()?;

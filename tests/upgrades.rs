@@ -89,7 +89,7 @@ fn a_websocket_passes_once_it_is_permitted() -> Result<()> {
     let line = gateway.wait_log("its end", |line| line["event"] == "websocket_closed")?;
     assert_eq!(line["reason"], "ended");
     assert!(line["bytes_in"].as_u64() > Some(1 << 20), "{line}");
-    assert_eq!(gateway.metric("gateway_websockets_open", &[])?, 0.0);
+    gateway.wait_metric("gateway_websockets_open", &[], 0.0)?;
     Ok(())
 }
 
@@ -150,7 +150,7 @@ fn a_websocket_ends_with_its_permission_and_with_the_gateway() -> Result<()> {
         Ok((one, two))
     };
     let (mut one, mut two) = stay(&doomed)?;
-    assert_eq!(gateway.metric("gateway_websockets_open", &[])?, 2.0);
+    gateway.wait_metric("gateway_websockets_open", &[], 2.0)?;
     site.authority.revoke(&doomed)?;
     one.wait_for("the end of a revoked client's", |line| line["closed"].is_string())?;
     two.wait_for("the end of a revoked client's", |line| line["closed"].is_string())?;

@@ -69,7 +69,9 @@ fn an_answer_that_breaks_off_never_looks_whole() -> Result<()> {
         assert_eq!(site.request("/odd/well").version(version).send()?.status, 200);
     }
     let cut = |how| gateway.metric("gateway_upstream_bodies_cut_total", &[("how", how)]);
-    assert_eq!((cut("broken")?, cut("stalled")?), (4.0, 2.0));
+    clock::wait_for("each cut to be counted", SOON, || {
+        Ok(((cut("broken")?, cut("stalled")?) == (4.0, 2.0)).then_some(()))
+    })?;
     Ok(())
 }
 
@@ -133,7 +135,7 @@ fn without_a_prober_failing_servers_are_left_alone_for_a_while() -> Result<()> {
     })?;
     assert_eq!(site.upstream.requests(), 20, "each was sent once");
     let labels = [("upstream", "half"), ("result", "answered")];
-    assert_eq!(gateway.metric("gateway_upstream_requests_total", &labels)?, 20.0);
+    gateway.wait_metric("gateway_upstream_requests_total", &labels, 20.0)?;
     Ok(())
 }
 
@@ -167,7 +169,7 @@ fn a_request_is_sent_twice_only_where_that_is_safe() -> Result<()> {
         assert_eq!(answer.status, status, "{path}: {answer:?}\n{}", peer.text());
         assert_eq!(peer.requests(path), times, "{path}\n{}", peer.text());
     }
-    assert_eq!(gateway.metric("gateway_upstream_repeated_total", &[("upstream", "h2")])?, 5.0);
+    gateway.wait_metric("gateway_upstream_repeated_total", &[("upstream", "h2")], 5.0)?;
     let cut = site.request("/h2/cut").version(Version::Http2).send()?;
     assert_ne!(cut.exit, 0, "it looks whole: {cut:?}");
     // HTTP/1.1: a connection that its server closed while it lay idle.
@@ -310,11 +312,11 @@ fn a_slow_upload_is_no_late_answer() -> Result<()> {
     let mut site = Site::new(binary(), "upload")?;
     let own = site.config.upstream;
     let lines =
-        format!("servers = [\"http://{own}\"]\nresponse_timeout = \"1s\"\nidle_timeout = \"10s\"");
+        format!("servers = [\"http://{own}\"]\nresponse_timeout = \"2s\"\nidle_timeout = \"20s\"");
     site.config.routes.push_str(&upstream("upload", &lines));
     let _gateway = site.start()?;
     let file = site.directory.path().join("upload");
-    fs::write(&file, vec![b'u'; 3 << 20])?;
+    fs::write(&file, vec![b'u'; 4 << 20])?;
     let data = format!("@{}", file.display());
     let answer = site
         .request("/upload/x")
@@ -325,6 +327,6 @@ fn a_slow_upload_is_no_late_answer() -> Result<()> {
         .limit(Duration::from_secs(60))
         .send()?;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(answer.json()?["body_bytes"], 3 << 20);
+    assert_eq!(answer.json()?["body_bytes"], 4 << 20);
     Ok(())
 }
