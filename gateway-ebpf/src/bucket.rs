@@ -207,7 +207,7 @@ const _: () = assert!(size_of::<Set>() == 64 && align_of::<Set>() == 64);
 /// spared by.
 ///
 /// A place in it means nothing until the source that has the same place in the set says that the
-/// buckets are its own ([`HAS_OTHERS`]): then a source can take the place of another one without a
+/// buckets are its own (`HAS_OTHERS`): then a source can take the place of another one without a
 /// look here, and has full buckets all the same.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]

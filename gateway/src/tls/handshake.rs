@@ -75,6 +75,19 @@ pub async fn handshake(
 }
 
 impl Failure {
+    /// The client's certificate was refused.
+    pub(super) fn of_certificate(
+        refused: CertificateRefusal,
+        server_name: Option<String>,
+    ) -> Failure {
+        Failure {
+            reason: certificate_reason(&refused.error),
+            detail: refused.error.to_string(),
+            certificate: Some(refused),
+            server_name,
+        }
+    }
+
     /// There was none within that time.
     pub fn late(within: Duration) -> Failure {
         Failure {
@@ -192,15 +205,13 @@ fn failure(
     certificate: Option<CertificateRefusal>,
     server_name: Option<String>,
 ) -> Failure {
-    let reason = match &certificate {
-        Some(refused) => certificate_reason(&refused.error),
-        None => reason(error),
-    };
-    let detail = match &certificate {
-        Some(refused) => refused.error.to_string(),
-        None => error.to_string(),
-    };
-    Failure { reason, detail, certificate, server_name }
+    match certificate {
+        Some(refused) => Failure::of_certificate(refused, server_name),
+        None => {
+            let detail = error.to_string();
+            Failure { reason: reason(error), detail, certificate: None, server_name }
+        }
+    }
 }
 
 fn reason(error: &io::Error) -> Reason {

@@ -1,7 +1,7 @@
 //! The handshake of a QUIC connection: the same sites, verifiers and sessions as over TCP.
 //!
 //! Over TCP the client's first message is read before its settings are made. QUIC wants the settings
-//! first, so here they hold a [`Choice`] that is made when rustls asks for the certificate, which it
+//! first, so here they hold a `Choice` that is made when rustls asks for the certificate, which it
 //! does before it asks anything else that depends on the site.
 
 use std::{
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     identity::certificate::{CertificateRefusal, Verifier},
-    policy::{Reason, refusal::certificate_reason},
+    policy::Reason,
 };
 
 /// What HTTP/3 is called in a handshake (RFC 9114 section 3.1).
@@ -144,15 +144,13 @@ fn failure(
     certificate: Option<CertificateRefusal>,
     server_name: Option<String>,
 ) -> Failure {
-    let reason = match &certificate {
-        Some(refused) => certificate_reason(&refused.error),
-        None => reason(error),
-    };
-    let detail = match &certificate {
-        Some(refused) => refused.error.to_string(),
-        None => error.to_string(),
-    };
-    Failure { reason, detail, certificate, server_name }
+    match certificate {
+        Some(refused) => Failure::of_certificate(refused, server_name),
+        None => {
+            let detail = error.to_string();
+            Failure { reason: reason(error), detail, certificate: None, server_name }
+        }
+    }
 }
 
 /// Of QUIC's errors those of TLS are 0x100 and the alert (RFC 9001 section 4.8); alerts have their
