@@ -207,11 +207,13 @@ impl Frames {
         self.opened.push_back((stream, now));
     }
 
-    fn is_rapid(&self, stream: u32, now: Instant) -> bool {
-        let is_it = |(opened, at): &(u32, Instant)| {
-            *opened == stream && now.saturating_duration_since(*at) <= RAPID
-        };
-        self.opened.iter().rev().any(is_it)
+    /// Whether a stream that is reset was only just opened. Each counts once: some clients reset a
+    /// stream anew for every frame of it that was still under way.
+    fn is_rapid(&mut self, stream: u32, now: Instant) -> bool {
+        let is_it = |(opened, _): &(u32, Instant)| *opened == stream;
+        let Some(index) = self.opened.iter().rposition(is_it) else { return false };
+        let opened = self.opened.remove(index);
+        opened.is_some_and(|(_, at)| now.saturating_duration_since(at) <= RAPID)
     }
 }
 
@@ -237,6 +239,18 @@ mod tests {
         let mut frames = Frames::new(RATE, RATE, now);
         frames.read(PREFACE, now).unwrap();
         frames
+    }
+
+    #[test]
+    fn a_stream_that_is_reset_over_and_over_is_one() {
+        let now = time::monotonic();
+        let mut frames = begun(now);
+        // What is under way to a client that has given up.
+        frames.written(100 * BYTES_A_FRAME as usize);
+        frames.read(&frame(HEADERS, 5, 1, &[0x82; 9]), now).unwrap();
+        for _ in 0..100 {
+            frames.read(&frame(RST_STREAM, 0, 1, &[0; 4]), now).unwrap();
+        }
     }
 
     #[test]
