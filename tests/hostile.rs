@@ -9,34 +9,21 @@ use crate::{
     harness::{
         clock,
         gateway::{Gateway, SOON},
-        process, python,
-        site::{HOST, SERVER, Site},
+        python,
+        site::{SERVER, Site},
     },
 };
 
 /// Runs a script of tests/data with other people's implementation of HPACK; `None` where it is not
 /// installed.
 pub(crate) fn script(site: &Site, name: &str, more: Value) -> Result<Option<Value>> {
-    let Some(interpreter) = python::interpreter() else {
+    if python::interpreter().is_none() {
         ensure!(std::env::var_os("CI").is_none(), "`cargo xtask setup` installs what this needs");
         eprintln!("NOT RUN: needs .tools/python (cargo xtask setup)");
         return Ok(None);
-    };
-    let mut plan = json!({
-        "address": SERVER.ip().to_string(),
-        "port": SERVER.port(),
-        "name": HOST,
-        "ca": site.authority.certificate(),
-        "cert": site.client.certificate,
-        "key": site.client.key,
-    });
-    let fields = plan.as_object_mut().context("an object")?;
-    fields.extend(more.as_object().context("an object")?.clone());
-    let mut command = site.client_host.command(interpreter);
-    command.arg(format!("{}/../tests/data/{name}", env!("CARGO_MANIFEST_DIR")));
-    let ended = process::run_with_input(&mut command, plan.to_string().as_bytes())?;
-    let told = serde_json::from_str(&ended.stdout);
-    told.map(Some).with_context(|| format!("{name} said: {}\n{}", ended.stdout, ended.stderr))
+    }
+    let plan = site.client_plan(more)?;
+    python::converse(&site.client_host, name, &plan).map(Some)
 }
 
 /// Deadlines short enough for a test; no ban, so that one source can try everything.

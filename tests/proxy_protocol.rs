@@ -11,28 +11,16 @@ use crate::{
     harness::{
         clock,
         gateway::{Gateway, SOON},
-        process,
+        python,
         site::{CLIENT, HOST, SERVER, Site},
     },
 };
 
 /// Sends these cases from the client host, and gives what came back for each.
 pub(crate) fn raw(site: &Site, more: Value) -> Result<Vec<Value>> {
-    let mut plan = json!({
-        "address": SERVER.ip().to_string(),
-        "port": SERVER.port(),
-        "name": HOST,
-        "ca": site.authority.certificate(),
-        "cert": site.client.certificate,
-        "key": site.client.key,
-    });
-    let fields = plan.as_object_mut().context("an object")?;
-    fields.extend(more.as_object().context("an object")?.clone());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/raw_client.py");
-    let mut command = site.client_host.command("python3");
-    let ended = process::run_with_input(command.arg(script), plan.to_string().as_bytes())?;
-    serde_json::from_str(&ended.stdout)
-        .with_context(|| format!("{}\n{}", ended.stdout, ended.stderr))
+    let plan = site.client_plan(more)?;
+    let answers = python::converse(&site.client_host, "raw_client.py", &plan)?;
+    Ok(serde_json::from_value(answers)?)
 }
 
 pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {

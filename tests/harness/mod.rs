@@ -13,6 +13,7 @@ pub mod fixture_clock;
 pub mod flood;
 pub mod gateway;
 pub mod idp;
+pub mod listening;
 pub mod load;
 pub mod netns;
 pub mod origin;

@@ -27,8 +27,8 @@ use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -37,14 +37,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::netns::Namespace;
+use super::{listening::Connections, netns::Namespace};
 
 const PIECE_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 struct Shared {
-    stop: AtomicBool,
-    open: Mutex<Vec<TcpStream>>,
     /// Bodies that ended before their end.
     torn: AtomicU64,
     /// Answers that nobody wanted any more.
@@ -55,6 +53,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Origin {
     shared: Arc<Shared>,
+    connections: Arc<Connections>,
 }
 
 impl Origin {
@@ -66,13 +65,19 @@ impl Origin {
         let listener = namespace
             .within(|| TcpListener::bind(address))?
             .with_context(|| format!("upstream on {address}"))?;
-        listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared::default());
+        let connections = Arc::new(Connections::default());
         thread::Builder::new().name("origin".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
-            move || accept(&listener, &shared)
+            let (shared, connections) = (Arc::clone(&shared), Arc::clone(&connections));
+            move || {
+                connections.accept(&listener, move |stream| {
+                    let mut reader = BufReader::with_capacity(PIECE_BYTES, stream);
+                    // A broken connection is the peer's to notice.
+                    while let Ok(true) = serve(&mut reader, stream, &shared) {}
+                });
+            }
         })?;
-        Ok(Origin { shared })
+        Ok(Origin { shared, connections })
     }
 
     /// Request bodies that were broken off.
@@ -88,34 +93,7 @@ impl Origin {
 
 impl Drop for Origin {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        let open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in open.iter() {
-            // Closed already is as good.
-            let _closed = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    while !shared.stop.load(Ordering::SeqCst) {
-        let Ok((stream, _peer)) = listener.accept() else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        if stream.set_nonblocking(false).is_err() || stream.set_nodelay(true).is_err() {
-            continue;
-        }
-        if let Ok(copy) = stream.try_clone() {
-            shared.open.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
-        }
-        let shared = Arc::clone(shared);
-        thread::spawn(move || {
-            let mut reader = BufReader::with_capacity(PIECE_BYTES, &stream);
-            // A broken connection is the peer's to notice.
-            while let Ok(true) = serve(&mut reader, &stream, &shared) {}
-            let _closed = stream.shutdown(Shutdown::Both);
-        });
+        self.connections.end();
     }
 }
 

@@ -8,7 +8,8 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
@@ -62,6 +63,24 @@ pub struct Site {
 }
 
 impl Site {
+    /// What a client of another's making has to know to come in with a good certificate, and `more`.
+    ///
+    /// # Errors
+    /// When `more` is no object.
+    pub fn client_plan(&self, more: Value) -> Result<Value> {
+        let mut plan = json!({
+            "address": SERVER.ip().to_string(),
+            "port": SERVER.port(),
+            "name": HOST,
+            "ca": self.authority.certificate(),
+            "cert": self.client.certificate,
+            "key": self.client.key,
+        });
+        let fields = plan.as_object_mut().context("an object")?;
+        fields.extend(more.as_object().context("an object")?.clone());
+        Ok(plan)
+    }
+
     /// Builds everything but the daemon.
     ///
     /// # Errors

@@ -7,10 +7,10 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{flood, netns::Namespace};
+use super::{flood, listening::Connections, netns::Namespace};
 
 /// A longer head or body is no business of a test.
 const MAX_HEAD_BYTES: u64 = 1 << 20;
@@ -30,8 +30,6 @@ const MAX_DELAY: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 struct Shared {
     requests: AtomicU64,
-    stop: AtomicBool,
-    open: Mutex<Vec<TcpStream>>,
 }
 
 /// An upstream that serves until it is dropped.
@@ -39,6 +37,7 @@ struct Shared {
 pub struct Upstream {
     address: SocketAddr,
     shared: Arc<Shared>,
+    connections: Arc<Connections>,
 }
 
 impl Upstream {
@@ -56,17 +55,21 @@ impl Upstream {
             .with_context(|| format!("upstream on {address}"))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
+        let connections = Arc::new(Connections::default());
         thread::Builder::new().name("upstream".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
+            let (shared, connections) = (Arc::clone(&shared), Arc::clone(&connections));
             move || {
                 if let Some(core) = core {
                     // On a machine with fewer cores it runs where it can.
                     let _elsewhere = flood::pin_to_core(core);
                 }
-                accept(&listener, &shared);
+                connections.accept(&listener, move |stream| {
+                    // A broken connection is the peer's to notice.
+                    let _ended = serve(stream, &shared);
+                });
             }
         })?;
-        Ok(Upstream { address, shared })
+        Ok(Upstream { address, shared, connections })
     }
 
     /// Where it listens.
@@ -82,46 +85,8 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        let open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in open.iter() {
-            // Closed already is as good.
-            let _closed = stream.shutdown(Shutdown::Both);
-        }
+        self.connections.end();
     }
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    // The accepting thread looks at the flag ten times a second; it holds nothing but the port.
-    if listener.set_nonblocking(true).is_err() {
-        return;
-    }
-    while !shared.stop.load(Ordering::SeqCst) {
-        let Ok((stream, _peer)) = listener.accept() else {
-            wait_readable(listener);
-            continue;
-        };
-        if stream.set_nonblocking(false).is_err() || stream.set_nodelay(true).is_err() {
-            continue;
-        }
-        if let Ok(copy) = stream.try_clone() {
-            shared.open.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
-        }
-        let shared = Arc::clone(shared);
-        thread::spawn(move || {
-            // A broken connection is the peer's to notice.
-            let _ended = serve(&stream, &shared);
-            let _closed = stream.shutdown(Shutdown::Both);
-        });
-    }
-}
-
-fn wait_readable(listener: &TcpListener) {
-    use std::os::fd::AsFd as _;
-
-    use nix::poll::{PollFd, PollFlags, poll};
-    // An error here is met again by accept.
-    let _ready = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], 100_u16);
 }
 
 /// Answers requests of one connection until it closes.

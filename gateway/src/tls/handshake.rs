@@ -1,6 +1,6 @@
 //! TCP stream → TLS stream and a proven peer, within a deadline.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use rustls::{HandshakeKind, server::Acceptor};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -75,17 +75,17 @@ pub async fn handshake(
 }
 
 impl Failure {
-    /// The client's certificate was refused.
-    pub(super) fn of_certificate(
-        refused: CertificateRefusal,
+    /// What the certificate was refused for, or else what the transport says.
+    pub(super) fn of(
+        refused: Option<CertificateRefusal>,
+        (reason, error): (Reason, &dyn fmt::Display),
         server_name: Option<String>,
     ) -> Failure {
-        Failure {
-            reason: certificate_reason(&refused.error),
-            detail: refused.error.to_string(),
-            certificate: Some(refused),
-            server_name,
-        }
+        let (reason, detail) = match &refused {
+            Some(refused) => (certificate_reason(&refused.error), refused.error.to_string()),
+            None => (reason, error.to_string()),
+        };
+        Failure { reason, detail, certificate: refused, server_name }
     }
 
     /// There was none within that time.
@@ -107,7 +107,7 @@ async fn negotiate(
 ) -> Result<Secured, Failure> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
         .await
-        .map_err(|error| failure(&error, None, None))?;
+        .map_err(|error| Failure::of(None, (reason(&error), &error), None))?;
     let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
     let site = listener.sites.of(server_name.as_deref());
     let is_shedding = strangers == Strangers::Shed;
@@ -146,10 +146,10 @@ async fn negotiate(
         (Err(error), _) if may_be_shed && reason(&error) == Reason::NoClientCertificate => {
             return Err(shed(server_name));
         }
-        (Err(error), Some(Err(refused))) => {
-            return Err(failure(&error, Some(refused.clone()), server_name));
+        (Err(error), outcome) => {
+            let refused = outcome.and_then(|outcome| outcome.as_ref().err()).cloned();
+            return Err(Failure::of(refused, (reason(&error), &error), server_name));
         }
-        (Err(error), _) => return Err(failure(&error, None, server_name)),
     };
     let session = stream.get_ref().1;
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -198,20 +198,6 @@ pub(super) fn proven(
     };
     site.admits(peer.as_deref(), now).ok()?;
     Some(peer)
-}
-
-fn failure(
-    error: &io::Error,
-    certificate: Option<CertificateRefusal>,
-    server_name: Option<String>,
-) -> Failure {
-    match certificate {
-        Some(refused) => Failure::of_certificate(refused, server_name),
-        None => {
-            let detail = error.to_string();
-            Failure { reason: reason(error), detail, certificate: None, server_name }
-        }
-    }
 }
 
 fn reason(error: &io::Error) -> Reason {

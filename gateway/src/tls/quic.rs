@@ -26,10 +26,7 @@ use super::{
     handshake::{Failure, Proven, Strangers, proven, shed},
     sessions::Resumption,
 };
-use crate::{
-    identity::certificate::{CertificateRefusal, Verifier},
-    policy::Reason,
-};
+use crate::{identity::certificate::Verifier, policy::Reason};
 
 /// What HTTP/3 is called in a handshake (RFC 9114 section 3.1).
 const ALPN: &[u8] = b"h3";
@@ -115,7 +112,11 @@ impl Handshake {
                 Some(clients) => !clients.required && reason(error) == Reason::NoClientCertificate,
                 None => true,
             });
-        if is_shed { shed(server_name) } else { failure(error, refused, server_name) }
+        if is_shed {
+            shed(server_name)
+        } else {
+            Failure::of(refused, (reason(error), error), server_name)
+        }
     }
 }
 
@@ -138,20 +139,6 @@ impl fmt::Display for CryptoError {
 }
 
 impl std::error::Error for CryptoError {}
-
-fn failure(
-    error: &quinn::ConnectionError,
-    certificate: Option<CertificateRefusal>,
-    server_name: Option<String>,
-) -> Failure {
-    match certificate {
-        Some(refused) => Failure::of_certificate(refused, server_name),
-        None => {
-            let detail = error.to_string();
-            Failure { reason: reason(error), detail, certificate: None, server_name }
-        }
-    }
-}
 
 /// Of QUIC's errors those of TLS are 0x100 and the alert (RFC 9001 section 4.8); alerts have their
 /// numbers from RFC 8446 section 6.
