@@ -201,12 +201,12 @@ impl<B: Body + Unpin> Body for Held<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         // Asked for more, so what was given before is on its way to the client.
-        self.ticket.running.download.borrow_mut().rests(time::monotonic());
+        let now = time::monotonic();
+        self.ticket.running.download.borrow_mut().rests(now);
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame {
             let bytes = frame.data_ref().map_or(0, Buf::remaining);
             let mut download = self.ticket.running.download.borrow_mut();
-            let now = time::monotonic();
             download.moved(bytes, now);
             download.waits(now);
         }
