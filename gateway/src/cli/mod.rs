@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod agent;
 mod bans;
 mod check;
 mod detach;
@@ -88,6 +89,9 @@ enum Command {
     Pki(pki::Arguments),
     /// Make and look at tokens, for development.
     Token(token::Arguments),
+    /// Keep the kernel's maps for a daemon; `run` starts it.
+    #[command(hide = true)]
+    Agent(agent::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -153,6 +157,7 @@ pub fn main() -> ExitCode {
         Command::Detach => detach::run(&config),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(arguments) => token(&config, &arguments),
+        Command::Agent(arguments) => agent::run(config, arguments),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
