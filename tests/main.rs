@@ -53,6 +53,7 @@ mod lockout;
 mod mtls;
 mod operator;
 mod pkits;
+mod privileges;
 mod proxy;
 mod proxy_protocol;
 mod rehearsal;

@@ -283,6 +283,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// What the daemon has given up; `None` of one that did not tell.
+    #[serde(default)]
+    pub confinement: Option<ConfinementStatus>,
     /// Whether another process has been started to take over.
     #[serde(default)]
     pub takes_over: bool,
@@ -303,6 +306,21 @@ pub struct Status {
     /// The machine; `None` before it was looked at.
     #[serde(default)]
     pub host: Option<HostStatus>,
+}
+
+/// What the daemon has given up, in [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfinementStatus {
+    /// Capabilities that are left.
+    pub capabilities: Vec<String>,
+    /// Whether files are out of reach but for those that the configuration named.
+    pub files: bool,
+    /// Whether system calls that a gateway never makes are refused.
+    pub system_calls: bool,
+    /// What could not be given up, and why.
+    pub lacking: Vec<String>,
+    /// Whether the agent that keeps the kernel's maps is there.
+    pub agent: bool,
 }
 
 /// The machine in [`Status`].

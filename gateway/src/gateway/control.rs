@@ -48,6 +48,7 @@ use crate::{
         },
     },
     config::{self, Config, Disk, Issuer, KeySource},
+    confinement::Confinement,
     identity::token::Keys,
     kernel::{self, Agent, Ban, BanOutcome, Filter, PrefixBan, PrefixBanOutcome},
     net::{
@@ -101,6 +102,8 @@ pub(super) struct Control {
     kept: RefCell<BTreeSet<String>>,
     /// Keeps what this process has given up.
     agent: Rc<Agent>,
+    /// What else it has given up.
+    confinement: Confinement,
     /// The drain that is going on, if one is.
     drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
@@ -141,6 +144,7 @@ pub(super) struct Serving {
     pub(super) doors: Doors,
     pub(super) notify: Notify,
     pub(super) agent: Rc<Agent>,
+    pub(super) confinement: Confinement,
     /// Addresses whose sockets the service manager keeps for nobody.
     pub(super) stale: Vec<SocketAddr>,
     pub(super) workers: Vec<Handle>,
@@ -176,7 +180,7 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        Serving { listeners, doors, workers, notify, agent, stale }: Serving,
+        Serving { listeners, doors, workers, notify, agent, confinement, stale }: Serving,
         kernel: Option<(Filter, Vec<String>)>,
         tell: Tell,
         seen: Seen,
@@ -207,6 +211,7 @@ impl Control {
             notify,
             kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
             agent,
+            confinement,
             drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
@@ -485,7 +490,7 @@ impl Control {
     /// SIGHUP: all of it, or nothing and one line that says why.
     pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
         self.notify.reloading(time::monotonic_us());
-        let outcome = self.try_reload();
+        let outcome = self.try_reload().map_err(|why| self.confinement.explained(why));
         if outcome.is_ok() {
             self.keep_sockets();
         }
@@ -1025,6 +1030,7 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            confinement: Some(self.confinement_status()),
             takes_over: self.succession.borrow().is_going_on(),
             drain: self.drain_row(),
             certificates,

@@ -7,6 +7,7 @@
 #![expect(clippy::expect_used, reason = "a target fails by panicking")]
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
+mod agent;
 mod certificate;
 mod config;
 mod headers;
@@ -29,7 +30,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
+    Target {
+        name: "agent",
+        reads: "messages between the daemon and its agent",
+        max_bytes: 1_024,
+        run: agent::agent,
+    },
     Target {
         name: "token",
         reads: "a token as it comes, or header and claims under a good signature",
