@@ -83,6 +83,8 @@ pub enum Work {
         /// Each of these stretches is looked at by itself.
         window_ms: u64,
     },
+    /// Connect and ask, one time: what does the server answer?
+    Once,
     /// Connect, ask once each, say so, and keep them open until standard input ends.
     Hold {
         /// How many.

@@ -95,6 +95,13 @@ pub async fn work(plan: Plan) -> Result<Told> {
             look(&tally, &processors, milliseconds(lasts_ms), milliseconds(window_ms)).await?;
             tally.told.borrow_mut().resumed = tally.resumed.get();
         }
+        Work::Once => {
+            let connector = Connector::new(&plan, false)?;
+            match shake_hands_once(&connector, plan.protocol, &requests).await {
+                Ok(_resumed) => tally.told.borrow_mut().answered = 1,
+                Err(why) => tally.told.borrow_mut().fail(&why),
+            }
+        }
         Work::Hold { connections } => hold(&plan, connections, &requests, &tally).await?,
     }
     tally.is_over.set(true);
