@@ -88,6 +88,16 @@ pub fn build_release() -> Result<PathBuf> {
     build(command, ["portcullis"]).map(|[binary]| binary)
 }
 
+/// Builds the load generator with optimisation, progress on the terminal, and gives the binary's path.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_load() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--release", "--package", "load", "--bin", "load"]);
+    build(command, ["load"]).map(|[binary]| binary)
+}
+
 /// The product's own tests and the product that they run, as `cargo test` builds them.
 #[derive(Debug)]
 pub struct Tests {

@@ -28,8 +28,10 @@ cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
-cargo xtask perf [xdp|flood] [--json] [--quick]
-                                       measures against others, and keeps the results (root)
+cargo xtask perf [SCENARIO…] [--json] [--quick]
+                                       measures against others, and keeps the results (root); mtls,
+                                       token-hot, token-many, token-cold, handshake, latency, idle, xdp,
+                                       flood; without one, all of them
 cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
                                        any bytes for whatever reads bytes from outside; 60 s each
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
