@@ -16,6 +16,7 @@ mod perf;
 mod process;
 mod setup;
 mod test;
+mod unpacked;
 mod vm_test;
 
 const HELP: &str = "\
