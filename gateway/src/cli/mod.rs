@@ -9,6 +9,7 @@ mod drops;
 mod enforce;
 mod explain;
 mod file;
+mod manual;
 pub mod pki;
 mod reload;
 mod run;
@@ -84,7 +85,7 @@ enum Command {
     /// Finish what is under way, then end the daemon; tell how many connections were cut.
     Drain(reload::Arguments),
     /// Take the XDP program and all its pins off this host, with or without a daemon.
-    Detach,
+    Detach(detach::Arguments),
     /// A private certificate authority for labs and small fleets.
     Pki(pki::Arguments),
     /// Make and look at tokens, for development.
@@ -97,6 +98,8 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages into a directory, each into its section's.
+    Man(manual::Arguments),
 }
 
 /// Why a command failed, with its exit status.
@@ -154,7 +157,7 @@ pub fn main() -> ExitCode {
         Command::Reload(arguments) => reload::reload(&config, &arguments),
         Command::Upgrade(arguments) => reload::upgrade(&config, &arguments),
         Command::Drain(arguments) => reload::drain(&config, &arguments),
-        Command::Detach => detach::run(&config),
+        Command::Detach(arguments) => detach::run(&config, &arguments),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(arguments) => token(&config, &arguments),
         Command::Agent(arguments) => agent::run(config, arguments),
@@ -167,6 +170,7 @@ pub fn main() -> ExitCode {
             );
             Ok(ExitCode::from(DONE))
         }
+        Command::Man(arguments) => done(manual::run(Arguments::command(), &arguments)),
     };
     match result {
         Ok(code) => code,

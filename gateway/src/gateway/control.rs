@@ -98,6 +98,8 @@ pub(super) struct Control {
     /// Another process that takes over, if one does.
     succession: RefCell<Succession>,
     notify: Notify,
+    /// What the workers were asked for the service manager's sake.
+    pulse: RefCell<succession::Pulse>,
     /// Names of sockets that the service manager keeps.
     kept: RefCell<BTreeSet<String>>,
     /// Keeps what this process has given up.
@@ -209,6 +211,7 @@ impl Control {
             doors,
             succession: RefCell::default(),
             notify,
+            pulse: RefCell::default(),
             kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
             agent,
             confinement,

@@ -5,12 +5,16 @@ use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::{Control, UserBan, source_of, upstreams::networks};
 use crate::{
     gateway::{course::Course, kernel_settings, takeover},
     kernel::{Ban, Filter},
-    net::handover::{HandoverError, KeptBan, Offer, State},
+    net::{
+        handover::{HandoverError, KeptBan, Offer, State},
+        worker::{Command, Handle},
+    },
     time,
 };
 
@@ -31,6 +35,33 @@ impl Succession {
     /// Whether a process is to take over, and has not yet.
     pub(super) fn is_going_on(&self) -> bool {
         !self.is_done && (self.is_under_way || self.was_started)
+    }
+}
+
+/// One question to each worker at a time, and the answers as they come.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    awaited: Vec<oneshot::Receiver<()>>,
+}
+
+impl Pulse {
+    /// Whether all that were asked have answered; a worker that ended never does.
+    fn is_complete(&mut self) -> bool {
+        // Each answer is read once only.
+        self.awaited.retain_mut(|answer| answer.try_recv().is_err());
+        self.awaited.is_empty()
+    }
+
+    fn ask(&mut self, workers: &[Handle]) {
+        self.awaited = workers
+            .iter()
+            .map(|worker| {
+                let (asker, answer) = oneshot::channel();
+                // One that takes no more commands drops the asker, and so does not answer.
+                let _told = worker.commands.try_send(Command::Answer(asker));
+                answer
+            })
+            .collect();
     }
 }
 
@@ -184,15 +215,54 @@ impl Control {
         }
     }
 
-    /// Tells the service manager that all is well, which it is while every worker runs.
+    /// Tells the service manager that all is well, which it is while every worker answers. A drain has
+    /// its own end.
     pub(in crate::gateway) fn tell_alive(&self) {
-        if self.is_draining() || self.workers.iter().all(|worker| !worker.thread.is_finished()) {
+        let mut pulse = self.pulse.borrow_mut();
+        if self.is_draining() || pulse.is_complete() {
             self.notify.alive();
+            pulse.ask(&self.workers);
         }
     }
 
     /// How often the service manager wants to hear of it.
     pub(in crate::gateway) fn alive_every(&self) -> Option<Duration> {
         self.notify.alive_every()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn all_is_well_once_every_worker_has_answered() {
+        let (commands, mut told): (Vec<_>, Vec<_>) = (0..2).map(|_| mpsc::channel(1)).unzip();
+        let handles: Vec<Handle> = commands
+            .into_iter()
+            .map(|commands| Handle {
+                scrape: mpsc::channel(1).0,
+                commands,
+                thread: std::thread::spawn(|| {}),
+            })
+            .collect();
+        let answer = |told: &mut mpsc::Receiver<Command>| match told.try_recv() {
+            Ok(Command::Answer(asker)) => asker.send(()).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let mut pulse = Pulse::default();
+        assert!(pulse.is_complete(), "nobody was asked yet");
+        pulse.ask(&handles);
+        assert!(!pulse.is_complete());
+        answer(&mut told[0]);
+        assert!(!pulse.is_complete(), "the other is stuck");
+        answer(&mut told[1]);
+        assert!(pulse.is_complete(), "late, but it works");
+        pulse.ask(&handles);
+        answer(&mut told[0]);
+        drop(told);
+        assert!(!pulse.is_complete(), "the other is gone");
     }
 }
