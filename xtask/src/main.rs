@@ -17,6 +17,7 @@ mod perf;
 mod process;
 mod setup;
 mod test;
+mod unpacked;
 mod vm_test;
 
 const HELP: &str = "\

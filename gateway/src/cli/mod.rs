@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod agent;
 mod bans;
 mod check;
 mod detach;
@@ -89,6 +90,9 @@ enum Command {
     Pki(pki::Arguments),
     /// Make and look at tokens, for development.
     Token(token::Arguments),
+    /// Keep the kernel's maps for a daemon; `run` starts it.
+    #[command(hide = true)]
+    Agent(agent::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -156,6 +160,7 @@ pub fn main() -> ExitCode {
         Command::Detach(arguments) => detach::run(&config, &arguments),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(arguments) => token(&config, &arguments),
+        Command::Agent(arguments) => agent::run(config, arguments),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
