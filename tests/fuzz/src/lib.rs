@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
 mod certificate;
+mod clock;
 mod config;
 mod headers;
 mod packet;
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "token",
         reads: "a token as it comes, or header and claims under a good signature",
@@ -68,6 +69,12 @@ pub const TARGETS: [Target; 10] = [
         reads: "rates, hours, patterns and other short texts of a configuration",
         max_bytes: 128,
         run: config::values,
+    },
+    Target {
+        name: "chrony",
+        reads: "what chronyd answers, behind the number of the question",
+        max_bytes: 256,
+        run: clock::chrony,
     },
     Target {
         name: "packet",
