@@ -315,6 +315,8 @@ pub struct ControlMetrics {
     pub reloads_refused: u64,
     /// Whether the last one was.
     pub last_reload_refused: bool,
+    /// Agents that ended while the daemon served.
+    pub agents_ended: u64,
 }
 
 impl Default for ControlMetrics {
@@ -325,6 +327,7 @@ impl Default for ControlMetrics {
             reloads_applied: 0,
             reloads_refused: 0,
             last_reload_refused: false,
+            agents_ended: 0,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod asker;
 pub mod audit;
+pub mod journal;
 pub mod metrics;
 pub mod monitor;
 pub mod notify;

@@ -4,8 +4,9 @@ use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
     future::Future,
+    io,
     net::IpAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -58,6 +59,16 @@ const RESET_LOCAL_MAX: usize = 256;
 
 /// HTTP/2 PING interval on a silent connection, and the wait for its answer.
 const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// From the last answer of an HTTP/1.1 connection until its client has closed it: some round trips of a
+/// far client; who takes longer has had its answer or does not want it.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+
+/// What may come meanwhile: a sender at 100 Mbit/s that looks for an answer only at its end.
+const LINGER_MAX_BYTES: usize = 25 << 20;
+
+/// Read at a time: nobody waits for it to be fast.
+const LINGER_PIECE_BYTES: usize = 2048;
 
 /// Where a connection comes from.
 pub struct Arrival {
@@ -324,9 +335,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .enable_connect_protocol();
-        let served = builder.serve_connection(io, service);
+        let mut served = Box::pin(builder.serve_connection(io, service));
         // GOAWAY tells a client in time, first for all streams and then with the last one.
-        Box::pin(drive(&connection, served, Phase::Draining, news)).await;
+        drive(&connection, served.as_mut(), Phase::Draining, &mut news).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -336,8 +347,15 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .max_buf_size(limits.head_max_bytes)
             .max_headers(limits.fields_max + FIELDS_MORE);
         let inner = Some(builder.serve_connection(io, service));
-        let served = Http1 { inner, tunnels: connection.tunnels.clone() };
-        Box::pin(drive(&connection, served, Phase::Closing, news)).await;
+        let tunnels = connection.tunnels.clone();
+        let mut served = Box::pin(Http1 { inner, tunnels, left: None });
+        drive(&connection, served.as_mut(), Phase::Closing, &mut news).await;
+        let left = served.left.take();
+        drop(served);
+        if let Some(stream) = left {
+            // In memory of its own, of which a connection that is served needs none.
+            Box::pin(linger(&connection, stream.into_inner().stream().get_ref().0)).await;
+        }
     }
     connection.tunnels.close();
 }
@@ -360,6 +378,8 @@ struct Http1<I, S: hyper::service::HttpService<hyper::body::Incoming>> {
     /// `None` once it has ended.
     inner: Option<http1::Connection<TokioIo<I>, S>>,
     tunnels: Tunnels,
+    /// The stream after the last answer, where it is not a WebSocket's.
+    left: Option<TokioIo<I>>,
 }
 
 impl<I, S> Future for Http1<I, S>
@@ -376,10 +396,13 @@ where
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         let Some(inner) = &mut self.inner else { return Poll::Ready(Ok(())) };
         let ended = ready!(Pin::new(inner).poll(context));
-        if let (Ok(()), Some(inner)) = (&ended, self.inner.take()) {
-            let parts = inner.into_parts();
-            self.tunnels.hand_over(parts.io.into_inner(), parts.read_buf);
-        }
+        let parts = self.inner.take().map(http1::Connection::into_parts);
+        self.left = match (&ended, parts) {
+            (Ok(()), Some(parts)) => self.tunnels.hand_over(parts.io, parts.read_buf),
+            // The parser's own answer has been written.
+            (Err(error), Some(parts)) if error.is_parse() => Some(parts.io),
+            _ => None,
+        };
         Poll::Ready(ended)
     }
 }
@@ -420,11 +443,10 @@ where
 /// to be let in, or no request comes. From `winds_down` on it takes no further request.
 async fn drive(
     connection: &Connection,
-    served: impl Served,
+    mut served: Pin<&mut impl Served>,
     winds_down: Phase,
-    mut news: watch::Receiver<()>,
+    news: &mut watch::Receiver<()>,
 ) {
-    let mut served = pin!(served);
     let mut phase = connection.arrival.phase.clone();
     let mut is_winding_down = false;
     let mut is_retiring = false;
@@ -480,6 +502,29 @@ async fn drive(
         if connection.is_banned() {
             return;
         }
+    }
+}
+
+/// Lets the client read its last answer: both ends of what is sent were told, and what it goes on to
+/// send is thrown away until it closes. A close with octets unread would reset the connection, and the
+/// answer would be lost on its way (RFC 9112 section 9.6).
+async fn linger(connection: &Connection, stream: &TcpStream) {
+    let mut phase = connection.arrival.phase.clone();
+    let closed = async {
+        let mut left = LINGER_MAX_BYTES;
+        let mut piece = [0; LINGER_PIECE_BYTES];
+        while left > 0 && stream.readable().await.is_ok() {
+            match stream.try_read(&mut piece) {
+                Ok(0) => return,
+                Ok(bytes) => left = left.saturating_sub(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    tokio::select! {
+        _over = tokio::time::timeout(LINGER_MAX, closed) => {}
+        _now = later_phase(&mut phase, Phase::Closing) => {}
     }
 }
 

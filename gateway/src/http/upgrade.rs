@@ -402,12 +402,15 @@ impl Tunnels {
     }
 
     /// The stream of an HTTP/1.1 connection that has ended, and what was read of it already: for whom
-    /// it was to become a WebSocket; else it is closed.
-    pub fn hand_over(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, first: Bytes) {
-        if let Some(expects) = self.0.expects.take() {
-            // Who waited for it may have lost patience.
-            let _ = expects.send((Box::new(stream), first));
-        }
+    /// it was to become a WebSocket; it comes back where it was to be none.
+    pub fn hand_over<I>(&self, stream: TokioIo<I>, first: Bytes) -> Option<TokioIo<I>>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let Some(expects) = self.0.expects.take() else { return Some(stream) };
+        // Who waited for it may have lost patience.
+        let _ = expects.send((Box::new(stream.into_inner()), first));
+        None
     }
 
     fn enter(&self) -> Entered {

@@ -81,7 +81,7 @@ impl Control {
     }
 
     fn xdp_figures(&self) -> Option<Xdp> {
-        let kernel = self.kernel.borrow();
+        let kernel = self.told_kernel();
         let kernel = kernel.as_ref()?;
         let counters = kernel.counters().unwrap_or_default();
         let packets: Vec<_> = counters.into_iter().map(packet_row).collect();

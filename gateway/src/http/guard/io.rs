@@ -23,6 +23,11 @@ impl<S> Guarded<S> {
         Guarded { stream, watch }
     }
 
+    /// What it is made of.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     fn note(&self, written: &Poll<io::Result<usize>>) {
         match written {
             Poll::Ready(Ok(bytes)) => self.watch.written(*bytes),
