@@ -28,6 +28,7 @@ fn binary() -> &'static std::path::Path {
 }
 
 mod actors;
+mod alerts;
 mod audit;
 mod certificates;
 mod cli_errors;
@@ -50,6 +51,7 @@ mod limits;
 mod listeners;
 mod live;
 mod lockout;
+mod metrics;
 mod mtls;
 mod operator;
 mod pkits;
@@ -61,6 +63,7 @@ mod reload;
 mod revocation;
 mod samples;
 mod smuggling;
+mod status_page;
 mod survival;
 mod token;
 mod token_corpus;

@@ -44,6 +44,7 @@ use self::{
 };
 use crate::{
     admin::{
+        asker::Asker,
         audit::{Log, TracingLayer},
         metrics::Consumers,
         monitor,
@@ -453,10 +454,22 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
         };
         let control = control.clone();
         tokio::task::spawn_local(async move {
-            let answer = match socket::read(&mut stream).await {
+            let asker = match Asker::of(&stream) {
+                Ok(asker) => asker,
+                Err(error) => {
+                    tracing::error!(error = %error, "the kernel does not say who asks");
+                    return;
+                }
+            };
+            let question = socket::read(&mut stream).await;
+            let answer = match question.clone() {
                 Ok(socket::Question::Drops) => return tell_drops(&control, &mut stream).await,
-                Ok(socket::Question::Drain) => return control.drain_for(stream),
-                Ok(socket::Question::TakeOver { protocol, .. }) => {
+                Ok(asked @ socket::Question::Drain) => {
+                    asker.audit(&asked, Ok(()));
+                    return control.drain_for(stream);
+                }
+                Ok(asked @ socket::Question::TakeOver { protocol, .. }) => {
+                    asker.audit(&asked, Ok(()));
                     return takeover::hand_over(control, protocol, stream).await;
                 }
                 Ok(socket::Question::Top) => match control.top().await {
@@ -466,6 +479,9 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
                 Ok(question) => control.answer(question),
                 Err(why) => socket::Answer::Error(why),
             };
+            if let Ok(question) = &question {
+                asker.audit(question, answer.outcome());
+            }
             // Who asked may be gone.
             let _ = socket::write(&mut stream, &answer).await;
         });
@@ -504,6 +520,7 @@ async fn answer_monitors(control: Rc<Control>, listener: TcpListener) {
         async move {
             match page {
                 monitor::Page::Metrics => monitor::Content::Metrics(control.metrics().await),
+                monitor::Page::Figures => monitor::Content::Figures(control.figures().await),
                 monitor::Page::Live => monitor::Content::Health(Ok(())),
                 monitor::Page::Ready => match control.readiness() {
                     Ok(()) => monitor::Content::Ready(control.notes()),

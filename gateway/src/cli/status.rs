@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use super::{DONE, Failure, Question, loaded, socket};
+use super::{DONE, Failure, Question, daemon, socket};
 use crate::admin::socket::{
     ClockStatus, ConfinementStatus, HostStatus, IssuerStatus, Status, UpstreamServerStatus,
 };
@@ -16,7 +16,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let status: Status = socket::ask(&loaded(path)?.admin.socket, &Question::Status)?;
+    let status: Status = socket::ask(&daemon(path)?, &Question::Status)?;
     if arguments.json {
         println!("{}", serde_json::json!(status));
     } else {

@@ -4,6 +4,7 @@ mod agent;
 mod classes;
 mod drain;
 pub(super) mod drops;
+mod figures;
 pub(super) mod host;
 mod succession;
 pub(super) mod upstreams;
@@ -124,6 +125,8 @@ pub(super) struct Control {
     /// By the source or prefix as listed.
     notes: RefCell<HashMap<String, String>>,
     metrics: RefCell<ControlMetrics>,
+    /// For pages that are left open.
+    figures_kept: RefCell<figures::Kept>,
     tell: Tell,
     /// Interfaces that should have the XDP program and have not, and why.
     unguarded: RefCell<BTreeMap<String, String>>,
@@ -222,6 +225,7 @@ impl Control {
             bans: RefCell::default(),
             notes: RefCell::default(),
             metrics: RefCell::default(),
+            figures_kept: RefCell::default(),
             tell,
             unguarded: RefCell::default(),
             followers: drops::Followers::default(),
@@ -501,12 +505,16 @@ impl Control {
         self.notify.ready();
         match outcome {
             Ok(()) => {
-                self.metrics.borrow_mut().reloads_applied += 1;
+                let mut metrics = self.metrics.borrow_mut();
+                metrics.reloads_applied += 1;
+                metrics.last_reload_refused = false;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
                 Ok(self.generation.get())
             }
             Err(why) => {
-                self.metrics.borrow_mut().reloads_refused += 1;
+                let mut metrics = self.metrics.borrow_mut();
+                metrics.reloads_refused += 1;
+                metrics.last_reload_refused = true;
                 tracing::error!(
                     generation = self.generation.get(),
                     result = "refused",
@@ -1070,7 +1078,6 @@ impl Control {
         }
     }
 
-    /// The whole page of metrics.
     /// What all workers counted, asked of each.
     async fn counted(&self) -> WorkerMetrics {
         let mut asked = Vec::new();
@@ -1141,6 +1148,7 @@ impl Control {
         })
     }
 
+    /// The whole page of metrics.
     pub(super) async fn metrics(&self) -> String {
         let sum = self.counted().await;
         let is_open = |place: usize| sum.connections.get(place).is_some_and(|open| *open > 0);
@@ -1171,6 +1179,12 @@ impl Control {
                     ],
                     1.0,
                 )],
+            },
+            Reading {
+                name: "gateway_ready",
+                help: "1 while /ready says yes.",
+                kind: "gauge",
+                series: one(f64::from(u8::from(self.readiness().is_ok()))),
             },
             Reading {
                 name: "gateway_config_generation",

@@ -9,6 +9,7 @@
 
 mod agent;
 mod certificate;
+mod clock;
 mod config;
 mod headers;
 mod packet;
@@ -30,7 +31,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target {
         name: "agent",
         reads: "messages between the daemon and its agent",
@@ -75,6 +76,12 @@ pub const TARGETS: [Target; 11] = [
         reads: "rates, hours, patterns and other short texts of a configuration",
         max_bytes: 128,
         run: config::values,
+    },
+    Target {
+        name: "chrony",
+        reads: "what chronyd answers, behind the number of the question",
+        max_bytes: 256,
+        run: clock::chrony,
     },
     Target {
         name: "packet",
