@@ -273,29 +273,34 @@ pub fn is_identity(name: &str) -> bool {
 }
 
 fn write_identity(headers: &mut HeaderMap, identity: &Identity<'_>) {
-    put(headers, "x-auth-method", Some(identity.method()));
+    put(headers, const { HeaderName::from_static("x-auth-method") }, Some(identity.method()));
     if let Some(peer) = identity.peer() {
-        put(headers, "x-client-cn", peer.common_name());
-        put(headers, "x-client-serial", Some(peer.serial()));
-        put(headers, "x-client-verify", Some("SUCCESS"));
+        put(headers, const { HeaderName::from_static("x-client-cn") }, peer.common_name());
+        put(headers, const { HeaderName::from_static("x-client-serial") }, Some(peer.serial()));
+        put(headers, const { HeaderName::from_static("x-client-verify") }, Some("SUCCESS"));
     }
     if let Some(claims) = identity.claims() {
-        put(headers, "x-user-id", claims.subject());
-        put(headers, "x-user-email", claims.email());
-        put_list(headers, "x-user-scopes", claims.scopes().iter().map(String::as_str), " ");
+        put(headers, const { HeaderName::from_static("x-user-id") }, claims.subject());
+        put(headers, const { HeaderName::from_static("x-user-email") }, claims.email());
+        put_list(
+            headers,
+            const { HeaderName::from_static("x-user-scopes") },
+            claims.scopes().iter().map(String::as_str),
+            " ",
+        );
     }
-    put(headers, "x-tenant-id", identity.tenant());
-    put_list(headers, "x-user-roles", identity.roles(), ",");
-    put(headers, "x-client-id", identity.client_id());
-    put(headers, "x-forwarded-user", identity.user());
+    put(headers, const { HeaderName::from_static("x-tenant-id") }, identity.tenant());
+    put_list(headers, const { HeaderName::from_static("x-user-roles") }, identity.roles(), ",");
+    put(headers, const { HeaderName::from_static("x-client-id") }, identity.client_id());
+    put(headers, const { HeaderName::from_static("x-forwarded-user") }, identity.user());
 }
 
 fn write_origin(headers: &mut HeaderMap, origin: Origin<'_>) {
     let source = origin.source.to_string();
-    put(headers, "x-request-id", Some(origin.request_id));
-    put(headers, "x-forwarded-for", Some(&source));
-    put(headers, "x-forwarded-proto", Some("https"));
-    put(headers, "x-forwarded-host", origin.host);
+    put(headers, const { HeaderName::from_static("x-request-id") }, Some(origin.request_id));
+    put(headers, const { HeaderName::from_static("x-forwarded-for") }, Some(&source));
+    put(headers, const { HeaderName::from_static("x-forwarded-proto") }, Some("https"));
+    put(headers, const { HeaderName::from_static("x-forwarded-host") }, origin.host);
     // RFC 7239 section 6: an IPv6 address is quoted and bracketed.
     let node = match origin.source {
         IpAddr::V4(_) => source,
@@ -305,14 +310,14 @@ fn write_origin(headers: &mut HeaderMap, origin: Origin<'_>) {
         Some(host) => format!("for={node};host=\"{host}\";proto=https"),
         None => format!("for={node};proto=https"),
     };
-    put(headers, "forwarded", Some(&forwarded));
+    put(headers, const { HeaderName::from_static("forwarded") }, Some(&forwarded));
 }
 
 /// An entry that would read as two (a role with a comma in it) is left out, as what cannot stand in a
 /// header is.
 fn put_list<'v>(
     headers: &mut HeaderMap,
-    name: &'static str,
+    name: HeaderName,
     values: impl Iterator<Item = &'v str>,
     separator: &str,
 ) {
@@ -325,9 +330,9 @@ fn put_list<'v>(
 
 /// A value that cannot stand in a header is left out, never altered: an upstream must not read another
 /// identity than the one that was proven.
-fn put(headers: &mut HeaderMap, name: &'static str, value: Option<&str>) {
+fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<&str>) {
     if let Some(value) = value.and_then(field_value) {
-        headers.insert(HeaderName::from_static(name), value);
+        headers.insert(name, value);
     }
 }
 
@@ -528,10 +533,20 @@ mod tests {
     #[test]
     fn no_value_reads_as_another() {
         let mut headers = HeaderMap::new();
-        put_list(&mut headers, "x-user-roles", ["a", "b,admin", "c\r\nx", "d"].into_iter(), ",");
-        put_list(&mut headers, "x-user-scopes", ["read", "write all"].into_iter(), " ");
-        put(&mut headers, "x-client-cn", Some("M\u{fc}ller"));
-        put(&mut headers, "x-user-id", Some("a\r\nx-user-roles: admin"));
+        put_list(
+            &mut headers,
+            HeaderName::from_static("x-user-roles"),
+            ["a", "b,admin", "c\r\nx", "d"].into_iter(),
+            ",",
+        );
+        put_list(
+            &mut headers,
+            HeaderName::from_static("x-user-scopes"),
+            ["read", "write all"].into_iter(),
+            " ",
+        );
+        put(&mut headers, HeaderName::from_static("x-client-cn"), Some("M\u{fc}ller"));
+        put(&mut headers, HeaderName::from_static("x-user-id"), Some("a\r\nx-user-roles: admin"));
         assert_eq!(headers["x-user-roles"], "a,d");
         assert_eq!(headers["x-user-scopes"], "read");
         assert_eq!(headers.len(), 2);
