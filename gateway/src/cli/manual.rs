@@ -89,7 +89,7 @@ fn configuration(sample: &str) -> String {
             Written::Nothing => paragraph(&mut page, &mut said),
             Written::Words(words) => said.push(words),
             Written::Table(table) => {
-                let _ = write!(page, ".SH \"{}\"\n", escaped(table));
+                let _ = writeln!(page, ".SH \"{}\"", escaped(table));
                 paragraph(&mut page, &mut said);
             }
             Written::Setting { text, is_default } => {
