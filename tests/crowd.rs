@@ -158,7 +158,10 @@ fn many_descriptors() -> Result<()> {
 }
 
 /// Runs it in the client's namespace, whose sockets it makes.
-fn within<T: Send>(site: &Site, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn within<T: Send>(
+    site: &Site,
+    work: impl AsyncFnOnce() -> Result<T> + Send,
+) -> Result<T> {
     site.client_host.within(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(work())

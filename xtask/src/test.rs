@@ -15,6 +15,23 @@ use crate::{
     setup,
 };
 
+/// Runs the tests that take minutes and nearly all descriptors a process may have.
+const CROWD: &str = "--crowd";
+/// One after the other, of a program as it is shipped, and with their figures.
+const CROWD_ARGUMENTS: [&str; 11] = [
+    "test",
+    "--package",
+    "gateway",
+    "--release",
+    "--test",
+    "gateway",
+    "--",
+    "--ignored",
+    "--nocapture",
+    "--test-threads=1",
+    "crowd::",
+];
+
 /// How the test binaries come to the privileges that namespaces and BPF need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Privilege {
@@ -23,7 +40,8 @@ enum Privilege {
     None,
 }
 
-/// Installs what is missing, then runs all tests of the workspace; `rest` goes to `cargo test`.
+/// Installs what is missing, then runs all tests of the workspace; `rest` goes to `cargo test`, unless it
+/// asks for the crowd alone.
 ///
 /// # Errors
 /// When a test fails, or privileges are missing where every test must run (`CI` is set).
@@ -31,7 +49,10 @@ pub fn test(rest: &[String]) -> Result<()> {
     let started = clock::now();
     setup::setup_all()?;
     let mut command = cargo();
-    command.arg("test").arg("--workspace").args(rest);
+    match rest {
+        [only] if only == CROWD => command.args(CROWD_ARGUMENTS),
+        rest => command.arg("test").arg("--workspace").args(rest),
+    };
     let privilege = privilege();
     match privilege {
         Privilege::Root => {

@@ -8,5 +8,6 @@ pub mod expect;
 pub mod guard;
 pub mod h3;
 pub mod headers;
+mod http1;
 pub mod quota;
 pub mod upgrade;
