@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::harness::{
     bpf::{Program, XDP_DROP, XDP_PASS},
-    clock,
+    clock::{self, uninterrupted},
     flood::{self, Flood, Plan, Prober, Sources, Transport, Wire},
     gateway::SOON,
     netns::{self, End, Namespace},
@@ -87,7 +87,8 @@ fn random_sources_have_right_checksums() -> Result<()> {
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..2000 {
         let mut datagram = [0; 64];
-        let (length, from) = socket.recv_from(&mut datagram).context("no datagram came")?;
+        let (length, from) =
+            uninterrupted(|| socket.recv_from(&mut datagram)).context("no datagram came")?;
         assert_eq!(datagram[..length], [0x55; 18]);
         let IpAddr::V4(from) = from.ip() else { panic!("not IPv4: {from}") };
         assert_eq!(from.octets()[..3], SENDER.octets()[..3]);
@@ -107,21 +108,21 @@ fn probes_are_counted_one_by_one() -> Result<()> {
     let prober = Prober::new(&cable.sender, SENDER.into(), (RECEIVER, 9000).into())?;
     prober.send(1)?; // resolves the hardware address
     socket.set_read_timeout(Some(SOON))?;
-    socket.recv_from(&mut [0; 8])?;
+    uninterrupted(|| socket.recv_from(&mut [0; 8]))?;
     for _ in 0..100 {
         prober.send(1)?;
-        let (length, _) = socket.recv_from(&mut [0; 8]).context("a probe was lost")?;
+        let (length, _) =
+            uninterrupted(|| socket.recv_from(&mut [0; 8])).context("a probe was lost")?;
         assert_eq!(length, 5);
     }
     // Few enough for the socket's buffer.
     prober.send(20)?;
     for number in 1..=20 {
-        let (length, _) = socket
-            .recv_from(&mut [0; 8])
+        let (length, _) = uninterrupted(|| socket.recv_from(&mut [0; 8]))
             .with_context(|| format!("{number} of 20 in a row was lost"))?;
         assert_eq!(length, 5);
     }
     socket.set_nonblocking(true)?;
-    assert!(socket.recv_from(&mut [0; 8]).is_err(), "more than were sent");
+    assert!(uninterrupted(|| socket.recv_from(&mut [0; 8])).is_err(), "more than were sent");
     Ok(())
 }

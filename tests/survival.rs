@@ -19,7 +19,7 @@ use gateway::kernel::attachment;
 use crate::{
     binary,
     harness::{
-        clock,
+        clock::{self, uninterrupted},
         flood::{self, Flood, Plan, Sources, Transport, Wire},
         gateway::{Launch, SOON},
         netns::Namespace,
@@ -97,7 +97,7 @@ fn bans(launch: &Launch) -> Result<BTreeSet<String>> {
 /// Datagrams that have arrived at a socket.
 fn arrived(witness: &UdpSocket) -> u64 {
     let mut buffer = [0; 64];
-    std::iter::from_fn(|| witness.recv(&mut buffer).ok()).count() as u64
+    std::iter::from_fn(|| uninterrupted(|| witness.recv(&mut buffer)).ok()).count() as u64
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn a_websocket_passes_once_it_is_permitted() -> Result<()> {
     let Some(python) = python()? else { return Ok(()) };
     let mut site = Site::new(binary(), "websocket")?;
     site.config.routes.push_str(CHAT);
-    let server = Peer::serve(&python, &site.gateway_host, &["websocket", "9103"])?;
+    let mut server = Peer::serve(&python, &site.gateway_host, &["websocket", "9103"])?;
     let token = site.mint.mint("alice", AUDIENCE, &[])?;
     let gateway = site.start()?;
     let url = "wss://gateway.test:8443/chat/x";
@@ -83,8 +83,7 @@ fn a_websocket_passes_once_it_is_permitted() -> Result<()> {
     let line = talks.wait_for("forty echoes", |line| line["echoed"].is_number())?;
     assert_eq!((&line["echoed"], &line["subprotocol"]), (&40.into(), &"echo".into()));
     talks.wait_for("the end", |line| line["closed"] == "by us")?;
-    let seen = server.lines().into_iter().find(|line| line["path"] == "/chat/x");
-    let seen = seen.unwrap_or_default();
+    let seen = server.wait_for("what it saw", |line| line["path"] == "/chat/x")?;
     assert_eq!((&seen["user"], &seen["method"]), (&"alice".into(), &"certificate+token".into()));
     let line = gateway.wait_log("its end", |line| line["event"] == "websocket_closed")?;
     assert_eq!(line["reason"], "ended");
@@ -196,7 +195,7 @@ fn grpc_streams_both_ways_with_trailers() -> Result<()> {
          \n[[route]]\nname = \"echo\"\npath = \"/public.Echo\"\nupstream = \"echo\"\n\
          require = [\"certificate\"]\n",
     );
-    let server = Peer::serve(&python, &site.gateway_host, &["grpc", "9104"])?;
+    let mut server = Peer::serve(&python, &site.gateway_host, &["grpc", "9104"])?;
     let _gateway = site.start()?;
     let mut calls = client(&python, &site, "grpc-client", None, &site.client, &[])?;
     let mut said = |what: &str, key: &str| calls.wait_for(what, |line| !line[key].is_null());
@@ -212,6 +211,6 @@ fn grpc_streams_both_ways_with_trailers() -> Result<()> {
     let chat = said("a dialogue", "chat")?;
     assert_eq!(chat["chat"], serde_json::json!(["ONE", "TWO", "THREE"]));
     assert_eq!(chat["rest"], 0);
-    assert!(server.lines().iter().any(|line| line["method"] == "certificate"), "{}", server.text());
+    server.wait_for("who called", |line| line["method"] == "certificate")?;
     Ok(())
 }

@@ -167,7 +167,7 @@ fn a_request_is_sent_twice_only_where_that_is_safe() -> Result<()> {
     ] {
         let answer = send(path, post)?;
         assert_eq!(answer.status, status, "{path}: {answer:?}\n{}", peer.text());
-        assert_eq!(peer.requests(path), times, "{path}\n{}", peer.text());
+        assert_eq!(peer.wait_requests(path, times)?, times, "{path}\n{}", peer.text());
     }
     gateway.wait_metric("gateway_upstream_repeated_total", &[("upstream", "h2")], 5.0)?;
     let cut = site.request("/h2/cut").version(Version::Http2).send()?;
@@ -199,7 +199,7 @@ fn upstreams_speak_http2_and_tls_and_are_verified() -> Result<()> {
     let (certificate, key) = (shown(&server.certificate), shown(&server.key));
     let authority = shown(&site.authority.certificate());
     let words = |port| ["http2", port, "--tls", &certificate, &key, "--client-ca", &authority];
-    let peer = Peer::serve(&python, &site.gateway_host, &words("9102"))?;
+    let mut peer = Peer::serve(&python, &site.gateway_host, &words("9102"))?;
     let identity = |credential: &crate::harness::client::Credential| {
         format!(
             "certificate = {:?}, private_key = {:?}",
@@ -234,7 +234,7 @@ fn upstreams_speak_http2_and_tls_and_are_verified() -> Result<()> {
             assert_eq!(answer.seen_by_upstream("host")?, [] as [&str; 0]);
         }
     }
-    assert!(peer.lines().iter().any(|line| line["client"][0] == "edge"), "{}", peer.text());
+    peer.wait_for("whose certificate it was shown", |line| line["client"][0] == "edge")?;
     for path in ["/misnamed/x", "/wrong-ca/x", "/nobody/x", "/stranger/x", "/http1/x"] {
         let answer = site.request(path).send()?;
         assert_eq!(answer.status, 502, "{path}: {answer:?}");

@@ -1,8 +1,8 @@
 //! Builds the stages from a [`Config`], wires them, runs, drains: the picture as code.
 //!
-//! The main thread is the control thread: it alone owns the kernel's maps, the ledger of penalties
-//! and the published snapshot, so nothing of them needs a lock. Workers send it evidence and never
-//! wait for it.
+//! The main thread is the control thread: it alone talks to the agent that owns the kernel's maps, and
+//! owns the ledger of penalties and the published snapshot, so nothing of them needs a lock. Workers
+//! send it evidence and never wait for it.
 
 mod advice;
 mod control;
@@ -51,7 +51,7 @@ use crate::{
     },
     config::{self, Config, Disk, Problems, Warning},
     host,
-    kernel::{Kernel, KernelError},
+    kernel::{Agent, Filter, KernelError},
     net::{
         activation, addresses,
         admission::Admission,
@@ -164,9 +164,12 @@ impl From<KernelError> for RunError {
 pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     // Before anything else opens descriptors, or another program takes this one's place.
     let passed = activation::passed();
-    let program = std::env::current_exe().map_err(|error| format!("this program's file: {error}"));
     let system = |what: &str, error: std::io::Error| RunError::System(format!("{what}: {error}"));
+    let program = std::env::current_exe()
+        .map_err(|error| system("cannot find this program's file", error))?;
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
+    // Before there are threads, keys in memory, or anything that this process gives up.
+    let agent = Agent::start(path, &program).map_err(KernelError::from)?;
     let watch = Followed::look(&config);
     let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
     let mut addresses = Addresses::default();
@@ -190,7 +193,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let mut listeners = Listeners::new(config.server.backlog, steered);
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
-    let kernel = start_kernel(&config, &upstreams::networks(&addresses))?;
+    let kernel = start_kernel(&agent, &config, &upstreams::networks(&addresses))?;
     let room = descriptors::make_room(config.server.max_connections)
         .map_err(|error| system("cannot read the limit of descriptors", error.into()))?;
 
@@ -249,7 +252,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         doors: Doors::new(doors),
         workers: handles,
         notify: Notify::from_environment(),
-        program,
+        agent,
         stale: estate.stale,
     };
     let seen = Seen { files: watch, addresses };
@@ -268,12 +271,12 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
 }
 
 fn start_kernel(
+    agent: &Rc<Agent>,
     config: &Config,
     upstreams: &[IpNet],
-) -> Result<Option<(Kernel, Vec<String>)>, RunError> {
+) -> Result<Option<(Filter, Vec<String>)>, RunError> {
     let Some(settings) = kernel_settings(config, upstreams)? else { return Ok(None) };
-    let (kernel, notices) = Kernel::start(&settings)?;
-    Ok(Some((kernel, notices.iter().map(ToString::to_string).collect())))
+    Ok(Some(Filter::start(agent, &settings)?))
 }
 
 /// The configured settings, and the addresses that must never be dropped although nobody wrote them
@@ -381,6 +384,7 @@ async fn serve(
             _ = tell.tick() => control.tell_drops(),
             _ = second.tick() => {
                 control.go_back_unless_confirmed();
+                control.look_after_agent();
                 control.keep_attached();
                 control.look_after_successor();
             }

@@ -4,6 +4,7 @@
 //! ends every wait early, so that what was set up is taken down in the ordinary way.
 
 use std::{
+    io,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
@@ -69,6 +70,20 @@ pub fn wait_for<T>(
             bail!("waited {limit:?} in vain for {what}");
         }
         thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Calls again what a signal has broken off: a wait with a limit of its own is not resumed by the kernel,
+/// not even after a process was stopped and continued (signal(7)).
+///
+/// # Errors
+/// The call's own.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
     }
 }
 

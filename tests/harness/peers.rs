@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -23,6 +23,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct Peer {
     child: Child,
     said: Arc<Mutex<Vec<String>>>,
+    /// They read what it says, to the end.
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Peer {
@@ -46,15 +48,16 @@ impl Peer {
             Box::new(child.stdout.take().context("piped above")?),
             Box::new(child.stderr.take().context("piped above")?),
         ];
-        for output in outputs {
+        let read = |output| {
             let said = Arc::clone(&said);
             thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
                     said.lock().unwrap_or_else(PoisonError::into_inner).push(line);
                 }
-            });
-        }
-        Ok(Peer { child, said })
+            })
+        };
+        let readers = outputs.into_iter().map(read).collect();
+        Ok(Peer { child, said, readers })
     }
 
     /// As [`Peer::start`], and waits until the server takes connections.
@@ -80,8 +83,10 @@ impl Peer {
             }
             match ended {
                 Some(status) => {
-                    // Its last lines may still be on their way through the thread that reads them.
-                    thread::sleep(Duration::from_millis(200));
+                    // Its last lines may still be on their way through the threads that read them.
+                    for reader in self.readers.drain(..) {
+                        let _ended = reader.join();
+                    }
                     match self.lines().into_iter().find(|line| wanted(line)) {
                         Some(line) => Ok(Some(line)),
                         None => bail!("it ended with {status}"),
@@ -102,6 +107,18 @@ impl Peer {
     /// How many requests with that path it got.
     pub fn requests(&self, path: &str) -> usize {
         self.lines().iter().filter(|line| line["path"] == path).count()
+    }
+
+    /// Waits until it has told of as many requests with that path, and gives how many those are by then.
+    ///
+    /// # Errors
+    /// When there are fewer; with what it said.
+    pub fn wait_requests(&self, path: &str, at_least: usize) -> Result<usize> {
+        clock::wait_for("the server in Python to tell of a request", START_LIMIT, || {
+            let told = self.requests(path);
+            Ok((told >= at_least).then_some(told))
+        })
+        .with_context(|| format!("{path}; it said:\n{}", self.text()))
     }
 
     /// Everything it said.

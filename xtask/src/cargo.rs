@@ -40,6 +40,28 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command to its end and shows its standard output as it comes; gives whether it succeeded, and
+/// of that output what `of_interest` finds in its lines.
+///
+/// # Errors
+/// When it cannot be started, or somebody interrupts.
+pub fn run_and_read<T: Send + 'static>(
+    command: &mut Command,
+    of_interest: fn(&str) -> Option<T>,
+) -> Result<(bool, Vec<T>)> {
+    eprintln!("→ {}", words(command));
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| words(command))?;
+    let stdout = child.stdout.take().context("piped above")?;
+    let reader = std::thread::spawn(move || {
+        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        lines.inspect(|line| println!("{line}")).filter_map(|line| of_interest(&line)).collect()
+    });
+    let status = wait(child)?;
+    let found = reader.join().ok().context("its output could not be read")?;
+    Ok((status.success(), found))
+}
+
 /// Waits for a child, and ends it on interrupt.
 fn wait(mut child: Child) -> Result<ExitStatus> {
     // A build may take long; it is bounded by whoever looks at it.
@@ -64,6 +86,16 @@ pub fn build_release() -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--release", "--package", "gateway", "--bin", "portcullis"]);
     build(command, ["portcullis"]).map(|[binary]| binary)
+}
+
+/// Builds the load generator with optimisation, progress on the terminal, and gives the binary's path.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_load() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--release", "--package", "load", "--bin", "load"]);
+    build(command, ["load"]).map(|[binary]| binary)
 }
 
 /// The product's own tests and the product that they run, as `cargo test` builds them.

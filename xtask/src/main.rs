@@ -12,10 +12,12 @@ mod cargo;
 mod check;
 mod demo;
 mod fuzz;
+mod package;
 mod perf;
 mod process;
 mod setup;
 mod test;
+mod unpacked;
 mod vm_test;
 
 const HELP: &str = "\
@@ -28,10 +30,15 @@ cargo xtask test --crowd               thousands of connections that hold on, an
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
-cargo xtask perf [xdp|flood] [--json] [--quick]
-                                       measures against others, and keeps the results (root)
+cargo xtask perf [SCENARIO…] [--json] [--quick]
+                                       measures against others, and keeps the results (root); mtls,
+                                       token-hot, token-many, token-cold, handshake, latency, idle, xdp,
+                                       flood; without one, all of them
 cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
                                        any bytes for whatever reads bytes from outside; 60 s each
+cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
+                                       what users install, into target/package; --verify builds it twice and
+                                       compares; --boot lives through its life on a Debian system (root)
 cargo xtask check                      format, lints, documentation, dependencies
 ";
 
@@ -61,6 +68,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         "vm-test" => vm_test::vm_test(rest),
         "demo" => demo::demo(rest),
         "fuzz" => fuzz::fuzz(rest),
+        "package" => package::package(rest),
         "perf" => perf::perf(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -16,6 +16,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::unpacked;
+
 /// Programs that the build, the tests and the demo run, and the Debian packages they are in.
 const PROGRAMS: [Program; 7] = [
     ("cc", "gcc"),
@@ -75,6 +77,7 @@ pub fn setup() -> anyhow::Result<()> {
 pub fn setup_all() -> anyhow::Result<()> {
     setup()?;
     let workspace = workspace();
+    unpacked::unpack_missing(&workspace)?;
     if has_python(&workspace) {
         return Ok(());
     }
@@ -116,7 +119,7 @@ fn install(missing: &[Need], programs: &[Program]) -> anyhow::Result<()> {
     if machine.has_apt {
         // Without fresh lists apt knows no packages at all on a new machine.
         if machine.may_install() {
-            privileged(&machine, "apt-get", &["update"])?;
+            privileged_on(&machine, "apt-get", &["update"])?;
         }
         machine.offered = offered(programs);
     }
@@ -148,7 +151,7 @@ pub fn mount_bpffs() -> anyhow::Result<()> {
         return Ok(());
     }
     eprintln!("mounting a bpffs at {BPFFS}");
-    privileged(&Machine::look(), "mount", &["-t", "bpf", "bpf", BPFFS])
+    privileged("mount", &["-t", "bpf", "bpf", BPFFS])
 }
 
 fn is_mounted(mounts: &str, at: &str, kind: &str) -> bool {
@@ -230,7 +233,7 @@ impl Step {
             Self::Packages(packages) => {
                 let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
                 arguments.extend(packages);
-                privileged(machine, "apt-get", &arguments)
+                privileged_on(machine, "apt-get", &arguments)
             }
             Self::Nightly => run(Command::new("rustup").args(NIGHTLY)),
             Self::Python => {
@@ -417,7 +420,14 @@ fn parse_policy(text: &str) -> BTreeSet<String> {
 }
 
 /// Runs a command as root, by sudo where the user is somebody else, and says so.
-fn privileged(machine: &Machine, program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it fails, or there is no way to become root.
+pub fn privileged(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    privileged_on(&Machine::look(), program, arguments)
+}
+
+fn privileged_on(machine: &Machine, program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let mut command = if machine.is_root {
         Command::new(program)
     } else if machine.has_sudo {
@@ -432,7 +442,10 @@ fn privileged(machine: &Machine, program: &str, arguments: &[&str]) -> anyhow::R
 }
 
 /// Runs a command and lets it show its own progress.
-fn run(command: &mut Command) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it cannot be started, or fails.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let status = command.status().with_context(|| format!("cannot run {program}"))?;
     ensure!(status.success(), "{program} failed: {status}");
@@ -440,7 +453,7 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// What a command printed; `None` when it is not there or failed.
-fn output(command: &mut Command) -> Option<String> {
+pub fn output(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

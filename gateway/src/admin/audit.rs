@@ -1,4 +1,5 @@
-//! Log lines: one JSON object a line (or text), written by a thread of its own.
+//! Log lines: one JSON object a line (or text), written by a thread of its own, to standard error or
+//! to systemd's journal.
 //!
 //! A worker fills a buffer and hands it over without waiting; when the queue is full the lines are
 //! counted and dropped, because a slow disk or terminal must not slow a request down.
@@ -24,6 +25,7 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context};
 
+use super::journal::Journal;
 use crate::{
     config::LogFormat,
     host::clock::ClockReading,
@@ -47,6 +49,8 @@ pub struct Log {
     sender: SyncSender<Vec<u8>>,
     /// Whether lines are text, else JSON; one for all clones.
     is_text: Arc<AtomicBool>,
+    /// The journal is given JSON, whose fields it keeps, and text is made of it then.
+    is_journal: bool,
     lost: Arc<AtomicU64>,
 }
 
@@ -56,16 +60,20 @@ pub struct Writer {
 }
 
 impl Log {
-    /// Starts the thread that writes to standard error.
+    /// Starts the thread that writes to standard error, or to the journal where that is the same.
     ///
     /// # Errors
     /// The thread cannot be started.
     pub fn start(format: LogFormat) -> std::io::Result<(Log, Writer)> {
         let (sender, receiver) = sync_channel(QUEUE_BUFFERS);
-        let thread = std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || write_all(&receiver))?;
-        let log = Log { sender, is_text: Arc::default(), lost: Arc::default() };
+        let journal = Journal::from_environment();
+        let is_journal = journal.is_some();
+        let is_text = Arc::<AtomicBool>::default();
+        let thread = std::thread::Builder::new().name("log".to_owned()).spawn({
+            let is_text = is_text.clone();
+            move || write_all(&receiver, journal, &is_text)
+        })?;
+        let log = Log { sender, is_text, is_journal, lost: Arc::default() };
         log.set_format(format);
         Ok((log, Writer { thread }))
     }
@@ -76,7 +84,8 @@ impl Log {
     }
 
     fn format(&self) -> LogFormat {
-        if self.is_text.load(Ordering::Relaxed) { LogFormat::Text } else { LogFormat::Json }
+        let is_text = self.is_text.load(Ordering::Relaxed) && !self.is_journal;
+        if is_text { LogFormat::Text } else { LogFormat::Json }
     }
 
     /// Begins a line in a buffer: when, how grave, what. [`Line::end`] completes it.
@@ -131,14 +140,18 @@ impl Writer {
     }
 }
 
-fn write_all(receiver: &Receiver<Vec<u8>>) {
+fn write_all(receiver: &Receiver<Vec<u8>>, mut journal: Option<Journal>, is_text: &AtomicBool) {
     let mut error = std::io::stderr();
     while let Ok(lines) = receiver.recv() {
         if lines.is_empty() {
             return;
         }
+        let rest = match &mut journal {
+            Some(journal) => journal.write(&lines, is_text.load(Ordering::Relaxed)).err(),
+            None => Some(&lines[..]),
+        };
         // Nobody is left to tell when standard error is gone.
-        let _ = error.write_all(&lines);
+        let _ = rest.map(|rest| error.write_all(rest));
     }
 }
 

@@ -311,6 +311,8 @@ pub struct ControlMetrics {
     pub reloads_applied: u64,
     /// Reloads that were refused; the old configuration stayed.
     pub reloads_refused: u64,
+    /// Agents that ended while the daemon served.
+    pub agents_ended: u64,
 }
 
 impl Default for ControlMetrics {
@@ -320,6 +322,7 @@ impl Default for ControlMetrics {
             ban_feedback: Histogram::new(FEEDBACK_BOUNDS_S),
             reloads_applied: 0,
             reloads_refused: 0,
+            agents_ended: 0,
         }
     }
 }

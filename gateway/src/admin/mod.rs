@@ -2,6 +2,7 @@
 //! Prometheus, and log lines.
 
 pub mod audit;
+pub mod journal;
 pub mod metrics;
 pub mod monitor;
 pub mod notify;

@@ -108,13 +108,14 @@ fn connect(name: &str) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Half the time that the manager waits, when it waits for this process.
+/// A quarter of the time that the manager waits, when it waits for this process: a worker may be late
+/// twice.
 fn alive_every(usec: Option<&str>, pid: Option<&str>, own_pid: u32) -> Option<Duration> {
     if pid.is_some_and(|pid| pid.parse() != Ok(own_pid)) {
         return None;
     }
     let usec = usec?.parse().ok().filter(|usec| *usec > 0)?;
-    Some(Duration::from_micros(usec) / 2)
+    Some(Duration::from_micros(usec) / 4)
 }
 
 #[cfg(test)]
@@ -124,8 +125,8 @@ mod tests {
     #[test]
     fn the_watchdog_is_asked_for_by_time_and_process() {
         for (usec, pid, expected) in [
-            (Some("2000000"), None, Some(Duration::from_secs(1))),
-            (Some("2000000"), Some("7"), Some(Duration::from_secs(1))),
+            (Some("2000000"), None, Some(Duration::from_millis(500))),
+            (Some("2000000"), Some("7"), Some(Duration::from_millis(500))),
             (Some("2000000"), Some("8"), None),
             (Some("2000000"), Some("x"), None),
             (Some("0"), None, None),

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod agent;
 mod bans;
 mod check;
 mod detach;
@@ -8,6 +9,7 @@ mod drops;
 mod enforce;
 mod explain;
 mod file;
+mod manual;
 pub mod pki;
 mod reload;
 mod run;
@@ -83,16 +85,21 @@ enum Command {
     /// Finish what is under way, then end the daemon; tell how many connections were cut.
     Drain(reload::Arguments),
     /// Take the XDP program and all its pins off this host, with or without a daemon.
-    Detach,
+    Detach(detach::Arguments),
     /// A private certificate authority for labs and small fleets.
     Pki(pki::Arguments),
     /// Make and look at tokens, for development.
     Token(token::Arguments),
+    /// Keep the kernel's maps for a daemon; `run` starts it.
+    #[command(hide = true)]
+    Agent(agent::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages into a directory, each into its section's.
+    Man(manual::Arguments),
 }
 
 /// Why a command failed, with its exit status.
@@ -150,9 +157,10 @@ pub fn main() -> ExitCode {
         Command::Reload(arguments) => reload::reload(&config, &arguments),
         Command::Upgrade(arguments) => reload::upgrade(&config, &arguments),
         Command::Drain(arguments) => reload::drain(&config, &arguments),
-        Command::Detach => detach::run(&config),
+        Command::Detach(arguments) => detach::run(&config, &arguments),
         Command::Pki(arguments) => done(pki::run(&arguments, time::wall(), &mut std::io::stdout())),
         Command::Token(arguments) => token(&config, &arguments),
+        Command::Agent(arguments) => agent::run(config, arguments),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
@@ -162,6 +170,7 @@ pub fn main() -> ExitCode {
             );
             Ok(ExitCode::from(DONE))
         }
+        Command::Man(arguments) => done(manual::run(Arguments::command(), &arguments)),
     };
     match result {
         Ok(code) => code,

@@ -1,5 +1,6 @@
 //! The control thread's state and what it does with it: bans, reloads, answers, the drain.
 
+mod agent;
 mod classes;
 mod drain;
 pub(super) mod drops;
@@ -48,7 +49,7 @@ use crate::{
     },
     config::{self, Config, Disk, Issuer, KeySource},
     identity::token::Keys,
-    kernel::{self, Ban, BanOutcome, Kernel, PrefixBan, PrefixBanOutcome},
+    kernel::{self, Agent, Ban, BanOutcome, Filter, PrefixBan, PrefixBanOutcome},
     net::{
         descriptors,
         worker::{Command, Handle, Phase, Shared},
@@ -96,16 +97,18 @@ pub(super) struct Control {
     /// Another process that takes over, if one does.
     succession: RefCell<Succession>,
     notify: Notify,
+    /// What the workers were asked for the service manager's sake.
+    pulse: RefCell<succession::Pulse>,
     /// Names of sockets that the service manager keeps.
     kept: RefCell<BTreeSet<String>>,
-    /// Where this program was started from; another may be there by now.
-    program: Result<PathBuf, String>,
+    /// Keeps what this process has given up.
+    agent: Rc<Agent>,
     /// The drain that is going on, if one is.
     drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
     /// The last counts of each worker.
     counted: RefCell<Vec<WorkerMetrics>>,
-    kernel: RefCell<Option<Kernel>>,
+    kernel: RefCell<Option<Filter>>,
     /// Bans in force when there is no kernel half to keep them.
     bans: RefCell<HashMap<Source, UserBan>>,
     ledger: RefCell<Ledger>,
@@ -139,7 +142,7 @@ pub(super) struct Serving {
     pub(super) listeners: Listeners,
     pub(super) doors: Doors,
     pub(super) notify: Notify,
-    pub(super) program: Result<PathBuf, String>,
+    pub(super) agent: Rc<Agent>,
     /// Addresses whose sockets the service manager keeps for nobody.
     pub(super) stale: Vec<SocketAddr>,
     pub(super) workers: Vec<Handle>,
@@ -175,8 +178,8 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        Serving { listeners, doors, workers, notify, program, stale }: Serving,
-        kernel: Option<(Kernel, Vec<String>)>,
+        Serving { listeners, doors, workers, notify, agent, stale }: Serving,
+        kernel: Option<(Filter, Vec<String>)>,
         tell: Tell,
         seen: Seen,
     ) -> Control {
@@ -204,8 +207,9 @@ impl Control {
             doors,
             succession: RefCell::default(),
             notify,
+            pulse: RefCell::default(),
             kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
-            program,
+            agent,
             drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
@@ -363,7 +367,7 @@ impl Control {
 
     /// Writes bans where they are kept: the kernel's map, or user space's table without one.
     fn ban(&self, bans: &[Ban]) -> Vec<(Source, Result<(), String>)> {
-        if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
+        if let Some(kernel) = self.told_kernel().as_ref() {
             let result = |outcome| match outcome {
                 BanOutcome::Set | BanOutcome::Replaced => Ok(()),
                 BanOutcome::Exempt => Err("the source is exempt".to_owned()),
@@ -373,12 +377,13 @@ impl Control {
             if self.has_proxies() {
                 self.ban_in_user_space(bans);
             }
-            return kernel
-                .ban(bans)
-                .into_iter()
-                .map(|(source, outcome)| (source, result(outcome)))
-                .collect();
+            let outcomes = kernel.ban(bans);
+            if kernel.is_told() {
+                let results = outcomes.into_iter();
+                return results.map(|(source, outcome)| (source, result(outcome))).collect();
+            }
         }
+        // Without a kernel half, and until the next agent is told.
         self.ban_in_user_space(bans)
     }
 
@@ -458,7 +463,7 @@ impl Control {
 
     /// Removes what has expired.
     pub(super) fn sweep(&self) {
-        if let Some(kernel) = self.kernel.borrow_mut().as_mut()
+        if let Some(kernel) = self.told_kernel().as_ref()
             && let Err(error) = kernel.sweep()
         {
             tracing::error!(error = %error, "expired bans not removed");
@@ -714,7 +719,7 @@ impl Control {
             return Ok(());
         }
         let kernel = self.kernel.borrow();
-        let status = kernel.as_ref().map(Kernel::status);
+        let status = kernel.as_ref().map(Filter::status);
         let is_whole = |status: kernel::Status| {
             status.interfaces.iter().all(|interface| interface.attached.is_some())
         };
@@ -894,14 +899,14 @@ impl Control {
         if self.succession.borrow().is_under_way {
             return Err("another process is taking over; ask it".to_owned());
         }
-        let Some(settings) = self.config.borrow().xdp.clone() else {
+        if self.config.borrow().xdp.is_none() {
             return Err("no XDP program: [xdp].interfaces is empty".to_owned());
-        };
+        }
         // What this process holds open would keep the program attached.
         drop(self.kernel.borrow_mut().take());
         // With the program go its bans.
         self.ledger.borrow_mut().release_all();
-        let detached = kernel::detach(&settings.pin).map_err(|error| error.to_string())?;
+        let detached = self.agent.detach().map_err(|error| error.to_string())?;
         tracing::warn!(interfaces = detached.interfaces.join(" "), "xdp detached by an operator");
         Ok(json!({ "interfaces": detached.interfaces }))
     }
@@ -1176,6 +1181,7 @@ impl Control {
         readings.extend(self.host_readings());
         readings.extend(self.issuer_keys(|keys| keys.readings(time::monotonic())));
         readings.extend(self.upstream_readings());
+        readings.extend(self.agent_readings());
         let rows = self.ban_rows().unwrap_or_default();
         let active = |origin: &str| {
             let count = rows.iter().filter(|row| row.origin == origin).count();
@@ -1188,7 +1194,7 @@ impl Control {
             series: vec![active("evidence"), active("operator")],
         });
         readings.extend(limit_readings(&self.shared.published.load().limits, time::monotonic()));
-        if let Some(kernel) = self.kernel.borrow().as_ref() {
+        if let Some(kernel) = self.told_kernel().as_ref() {
             readings.extend(kernel_readings(kernel));
         }
         readings
@@ -1287,7 +1293,7 @@ fn limit_status(limiter: &Limiter, now: Instant) -> LimitStatus {
     }
 }
 
-fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
+fn kernel_readings(kernel: &Filter) -> Vec<Reading> {
     let counters = kernel.counters().unwrap_or_else(|error| {
         tracing::error!(error = %error, "counters of the XDP program not read");
         Vec::new()
@@ -1355,7 +1361,7 @@ fn kernel_readings(kernel: &Kernel) -> Vec<Reading> {
     ]
 }
 
-fn xdp_status(kernel: &Kernel) -> XdpStatus {
+fn xdp_status(kernel: &Filter) -> XdpStatus {
     let status = kernel.status();
     let interface = |interface: &kernel::InterfaceStatus| XdpInterface {
         name: interface.name.clone(),

@@ -3,8 +3,6 @@
 use std::{
     net::{SocketAddr, TcpListener},
     os::{fd::OwnedFd, unix::net::UnixListener},
-    path::Path,
-    process::{Child, Command},
     rc::Rc,
 };
 
@@ -182,22 +180,4 @@ pub(super) fn offer(
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let pid = std::process::id();
     Ok((Offer { protocol: PROTOCOL, version, pid, sockets: offered }, sockets))
-}
-
-/// Starts the program that is at this path now, to take over from this process.
-///
-/// # Errors
-/// It cannot be started.
-pub(super) fn start_successor(program: &Path, config: &Path) -> std::io::Result<Child> {
-    Command::new(program)
-        .arg("--config")
-        .arg(config)
-        .args(["run", "--take-over"])
-        // Those were for this process; NOTIFY_SOCKET and WATCHDOG_USEC are for whoever serves.
-        .env_remove("LISTEN_PID")
-        .env_remove("LISTEN_FDS")
-        .env_remove("LISTEN_FDNAMES")
-        .env_remove("WATCHDOG_PID")
-        .stdin(std::process::Stdio::null())
-        .spawn()
 }

@@ -4,6 +4,8 @@ use std::{error::Error, fmt, io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
+use super::agent::AgentError;
+
 /// Why the kernel half cannot do what was asked.
 #[derive(Debug)]
 pub enum KernelError {
@@ -98,6 +100,17 @@ pub enum KernelError {
         /// Its name below `[xdp]`.
         setting: &'static str,
     },
+    /// There is no filter yet that could be told this.
+    NotStarted,
+    /// The agent cannot be told.
+    Agent(AgentError),
+    /// What went wrong in the agent.
+    Told {
+        /// In its words.
+        text: String,
+        /// The capability that it lacks.
+        capability: Option<&'static str>,
+    },
 }
 
 impl KernelError {
@@ -105,6 +118,7 @@ impl KernelError {
     pub fn not_permitted(&self) -> Option<&'static str> {
         match self {
             Self::NotPermitted { capability, .. } => Some(capability),
+            Self::Told { capability, .. } => *capability,
             _ => None,
         }
     }
@@ -131,6 +145,12 @@ impl From<EbpfError> for KernelError {
 impl From<ProgramError> for KernelError {
     fn from(error: ProgramError) -> Self {
         Self::Object(Box::new(EbpfError::ProgramError(error)))
+    }
+}
+
+impl From<AgentError> for KernelError {
+    fn from(error: AgentError) -> Self {
+        Self::Agent(error)
     }
 }
 
@@ -225,6 +245,9 @@ impl fmt::Display for KernelError {
                 "[xdp].{setting} cannot change while the daemon runs; restart it (bans and the \
                  filter stay in force meanwhile)"
             ),
+            Self::NotStarted => formatter.write_str("the XDP program was not started"),
+            Self::Agent(error) => error.fmt(formatter),
+            Self::Told { text, .. } => formatter.write_str(text),
         }
     }
 }

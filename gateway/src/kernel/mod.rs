@@ -3,10 +3,12 @@
 //! [`Kernel`] owns the maps. The program itself belongs to its pins: it filters on when the daemon
 //! is gone, however it went, and only [`detach`] (or an interface that leaves the configuration)
 //! takes it away. Everything here blocks for as long as a few system calls take, and is to be
-//! called from one task.
+//! called from one task. The daemon has it in another process, the [`agent`], which it talks to by
+//! [`Filter`].
 //!
 //! Decisions are in [`plan`]; [`maps`] alone names a map.
 
+pub mod agent;
 pub mod attachment;
 pub mod error;
 mod events;
@@ -25,6 +27,7 @@ use gateway_ebpf::{Outcome, Source, abi::CLASS_DOUBLINGS_MAX};
 use ipnet::IpNet;
 
 pub use self::{
+    agent::{Agent, Filter},
     error::KernelError,
     events::DropEvent,
     load::{Detached, Kernel, Reattached, detach, probe},
@@ -378,6 +381,11 @@ pub struct Fill {
     pub used: usize,
     /// Entries there may be.
     pub limit: u32,
+}
+
+impl Fill {
+    /// All that [`Fill::map`] can be.
+    pub const MAPS: [&str; 6] = ["bans", "classes", "ban_prefixes", "deny", "exempt", "sources"];
 }
 
 /// Something that went otherwise than the configuration says, or that an operator wants to know.

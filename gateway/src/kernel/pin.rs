@@ -169,8 +169,16 @@ pub fn remove_all(root: &Path) -> Result<Vec<PathBuf>, KernelError> {
     match fs::remove_dir(root) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // Something in it is not ours.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        // Something in it is not ours, or it is not ours to remove: a service's sandbox has it as a
+        // mount of its own.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty
+                    | io::ErrorKind::ResourceBusy
+                    | io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::PermissionDenied
+            ) => {}
         Err(error) => return Err(KernelError::file("remove", root)(error)),
     }
     Ok(directories)

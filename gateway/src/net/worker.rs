@@ -134,6 +134,8 @@ pub enum Command {
         /// For so long.
         ttl: Duration,
     },
+    /// Show that it is not stuck.
+    Answer(oneshot::Sender<()>),
 }
 
 /// Commands under way to one worker: a configuration has fewer listeners, and one that does not take
@@ -267,6 +269,8 @@ async fn serve(
                 Command::TokenCache { entries, ttl } => {
                     worker.tokens.borrow_mut().resize(entries, ttl);
                 }
+                // Who asked may have given up.
+                Command::Answer(asker) => drop(asker.send(())),
             },
             Some(scrape) = scrapes.recv() => {
                 // Who asked may have given up.

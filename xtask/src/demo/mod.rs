@@ -7,7 +7,7 @@
 
 mod counters;
 mod steps;
-mod table;
+pub mod table;
 mod world;
 
 use std::{process::ExitCode, time::Duration};

@@ -216,7 +216,7 @@ pub fn measure(quick: bool, as_json: bool) -> Result<Value> {
         rows.extend(rows_of(senders, &filters, &turns, &calm));
     }
     let document = json!({
-        "machine": machine::describe(gateway_tick()?),
+        "machine": machine::describe(super::tick_ns()?),
         "date": report::date()?,
         "commit": machine::commit()?,
         "quick": quick,
@@ -228,12 +228,6 @@ pub fn measure(quick: bool, as_json: bool) -> Result<Value> {
         print(&document);
     }
     Ok(document)
-}
-
-/// The length of the kernel's tick: the resolution of the coarse clock (clock_getres(2)).
-fn gateway_tick() -> Result<u64> {
-    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
-    Ok(u64::try_from(tick.tv_nsec())?)
 }
 
 /// The scene.

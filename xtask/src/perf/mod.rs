@@ -9,6 +9,7 @@ mod guard;
 mod machine;
 mod programs;
 mod report;
+mod requests;
 mod statistics;
 mod xdp;
 mod xdp_filter;
@@ -16,43 +17,75 @@ mod xdp_filter;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 
 use crate::{process, setup};
 
 /// What was asked for on the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Options {
     /// Print the document instead of the table.
     json: bool,
     /// Fewer rounds: to see that it works, not to quote.
     quick: bool,
-    /// What to measure.
-    scenario: Scenario,
+    /// What to measure; nothing: everything.
+    scenarios: Vec<Scenario>,
 }
 
 /// What can be measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scenario {
     /// Nanoseconds a packet, by test runs.
-    #[default]
     Xdp,
     /// Packets that a core can drop, over a cable.
     Flood,
+    /// Requests, handshakes, connections, beside other proxies.
+    Requests(requests::Scenario),
+}
+
+impl Scenario {
+    fn all() -> impl Iterator<Item = Scenario> {
+        let requests = requests::Scenario::ALL.into_iter().map(Scenario::Requests);
+        requests.chain([Scenario::Xdp, Scenario::Flood])
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Scenario::Xdp => "xdp",
+            Scenario::Flood => "flood",
+            Scenario::Requests(requests) => requests.name(),
+        }
+    }
 }
 
 impl Options {
     fn parse(words: &[String]) -> Result<Options> {
         let mut options = Options::default();
         for word in words {
-            match word.as_str() {
-                "xdp" => options.scenario = Scenario::Xdp,
-                "flood" => options.scenario = Scenario::Flood,
-                "--json" => options.json = true,
-                "--quick" => options.quick = true,
-                other => bail!("perf takes xdp or flood, --json and --quick; what is `{other}`?"),
+            let named = Scenario::all().find(|scenario| scenario.name() == word);
+            match (word.as_str(), named) {
+                (_, Some(scenario)) => options.scenarios.push(scenario),
+                ("--json", _) => options.json = true,
+                ("--quick", _) => options.quick = true,
+                (other, None) => {
+                    let names: Vec<&str> = Scenario::all().map(Scenario::name).collect();
+                    bail!("perf takes {}, --json and --quick; what is `{other}`?", names.join(", "))
+                }
             }
         }
+        if options.scenarios.is_empty() {
+            options.scenarios = Scenario::all().collect();
+        }
         Ok(options)
+    }
+
+    /// Those of requests, in the order in which they were asked for.
+    fn requests(&self) -> Vec<requests::Scenario> {
+        let requests = self.scenarios.iter().filter_map(|scenario| match scenario {
+            Scenario::Requests(requests) => Some(*requests),
+            Scenario::Xdp | Scenario::Flood => None,
+        });
+        requests.collect()
     }
 }
 
@@ -79,26 +112,61 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
     } else {
         setup::setup()?;
     }
-    let (name, document) = match options.scenario {
-        Scenario::Xdp => {
-            let measured = xdp::measure(options.quick)?;
-            if !options.json {
-                report::print(&measured);
-            }
-            ("xdp", report::document(&measured, options.quick)?)
+    let mut documents = Vec::new();
+    let requests = options.requests();
+    if !requests.is_empty() {
+        let document = requests::measure(&requests, options.quick)?;
+        if !options.json {
+            requests::print(&document);
         }
-        Scenario::Flood => ("flood", flood::measure(options.quick, options.json)?),
-    };
-    let kept = report::keep(name, &document)?;
-    if options.json {
-        println!("{document:#}");
+        documents.push(kept("requests", document)?);
     }
-    eprintln!("perf: kept as {}", kept.display());
+    if options.scenarios.contains(&Scenario::Xdp) {
+        let measured = xdp::measure(options.quick)?;
+        if !options.json {
+            report::print(&measured);
+        }
+        documents.push(kept("xdp", report::document(&measured, options.quick)?)?);
+    }
+    if options.scenarios.contains(&Scenario::Flood) {
+        documents.push(kept("flood", flood::measure(options.quick, options.json)?)?);
+    }
+    if options.json {
+        println!("{:#}", joined(documents));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps a result at once: what comes later may fail.
+fn kept(name: &str, document: Value) -> Result<Value> {
+    eprintln!("perf: kept as {}", report::keep(name, &document)?.display());
+    Ok(document)
+}
+
+/// One document of several: the first, with the rows of all.
+fn joined(documents: Vec<Value>) -> Value {
+    let mut documents = documents.into_iter();
+    let Some(mut first) = documents.next() else { return Value::Null };
+    for document in documents {
+        if let (Some(rows), Some(more)) =
+            (first["rows"].as_array_mut(), document["rows"].as_array())
+        {
+            rows.extend(more.iter().cloned());
+        }
+    }
+    first
+}
+
+/// The length of the kernel's tick: the resolution of the coarse clock (clock_getres(2)).
+fn tick_ns() -> Result<u64> {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(u64::try_from(tick.tv_nsec())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -107,17 +175,25 @@ mod tests {
             let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             Options::parse(&words)
                 .ok()
-                .map(|options| (options.json, options.quick, options.scenario))
+                .map(|options| (options.json, options.quick, options.scenarios))
         };
+        let mtls = Scenario::Requests(requests::Scenario::Mtls);
         for (line, expected) in [
-            ("", Some((false, false, Scenario::Xdp))),
-            ("xdp", Some((false, false, Scenario::Xdp))),
-            ("xdp --json", Some((true, false, Scenario::Xdp))),
-            ("--quick flood", Some((false, true, Scenario::Flood))),
+            ("", Some((false, false, Scenario::all().collect()))),
+            ("xdp", Some((false, false, vec![Scenario::Xdp]))),
+            ("xdp --json", Some((true, false, vec![Scenario::Xdp]))),
+            ("--quick flood mtls", Some((false, true, vec![Scenario::Flood, mtls]))),
             ("--fast", None),
             ("layer-7", None),
         ] {
             assert_eq!(parse(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn one_document_has_all_rows() {
+        let document = |row: &str| json!({"commit": "c", "rows": [row]});
+        let joined = joined(vec![document("a"), document("b")]);
+        assert_eq!(joined, json!({"commit": "c", "rows": ["a", "b"]}));
     }
 }

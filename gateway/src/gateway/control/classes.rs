@@ -66,8 +66,8 @@ impl Control {
 
     /// Gives sources the limits that they have earned, where that is news.
     pub(super) fn classify(&self, sources: impl Iterator<Item = Source>) {
-        let mut kernel = self.kernel.borrow_mut();
-        let Some(kernel) = kernel.as_mut() else { return };
+        let kernel = self.told_kernel();
+        let Some(kernel) = kernel.as_ref() else { return };
         let (ledger, mut classes) = (self.ledger.borrow(), self.classes.borrow_mut());
         let now = time::monotonic();
         for source in sources {

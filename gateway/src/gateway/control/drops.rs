@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::Control;
 use crate::{
     admin::socket::DropRow,
-    kernel::{Action, DropEvent, Kernel, Transport},
+    kernel::{Action, DropEvent, Filter, Transport},
     time,
 };
 
@@ -124,7 +124,7 @@ fn row(event: &DropEvent, at: Duration) -> DropRow {
 }
 
 /// Frames that were dropped so far, or would have been. What cannot be read counts as none.
-fn dropped(kernel: &Kernel) -> u64 {
+fn dropped(kernel: &Filter) -> u64 {
     let counts = kernel.counters().unwrap_or_default();
     let dropped = counts.iter().filter(|count| count.action != Action::Pass);
     dropped.map(|count| count.packets).sum()

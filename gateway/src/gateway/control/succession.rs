@@ -1,16 +1,20 @@
 //! The control thread's part in a hand-over: what it gives away, takes back when the other does not
 //! come up, and leaves behind.
 
-use std::{os::fd::OwnedFd, process::Child, rc::Rc, time::Duration};
+use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::{Control, UserBan, source_of, upstreams::networks};
 use crate::{
     gateway::{course::Course, kernel_settings, takeover},
-    kernel::{Ban, Kernel},
-    net::handover::{HandoverError, KeptBan, Offer, State},
+    kernel::{Ban, Filter},
+    net::{
+        handover::{HandoverError, KeptBan, Offer, State},
+        worker::{Command, Handle},
+    },
     time,
 };
 
@@ -23,14 +27,41 @@ pub(super) struct Succession {
     kernel_given: bool,
     /// Another process serves; the operators' socket is its own.
     pub(super) is_done: bool,
-    /// The process that was started to take over.
-    successor: Option<Child>,
+    /// A process was started to take over, and is the agent's child.
+    pub(super) was_started: bool,
 }
 
 impl Succession {
     /// Whether a process is to take over, and has not yet.
     pub(super) fn is_going_on(&self) -> bool {
-        !self.is_done && (self.is_under_way || self.successor.is_some())
+        !self.is_done && (self.is_under_way || self.was_started)
+    }
+}
+
+/// One question to each worker at a time, and the answers as they come.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    awaited: Vec<oneshot::Receiver<()>>,
+}
+
+impl Pulse {
+    /// Whether all that were asked have answered; a worker that ended never does.
+    fn is_complete(&mut self) -> bool {
+        // Each answer is read once only.
+        self.awaited.retain_mut(|answer| answer.try_recv().is_err());
+        self.awaited.is_empty()
+    }
+
+    fn ask(&mut self, workers: &[Handle]) {
+        self.awaited = workers
+            .iter()
+            .map(|worker| {
+                let (asker, answer) = oneshot::channel();
+                // One that takes no more commands drops the asker, and so does not answer.
+                let _told = worker.commands.try_send(Command::Answer(asker));
+                answer
+            })
+            .collect();
     }
 }
 
@@ -131,60 +162,107 @@ impl Control {
         let upstreams = networks(&self.addresses.borrow());
         let settings = kernel_settings(&self.config.borrow(), &upstreams).ok().flatten();
         let Some(settings) = settings else { return };
-        match Kernel::start(&settings) {
+        match Filter::start(&self.agent, &settings) {
             Ok((kernel, _)) => *self.kernel.borrow_mut() = Some(kernel),
             Err(error) => {
                 tracing::error!(error = %error, "the XDP program filters on, but cannot be told anything");
                 return;
             }
         }
-        // What was banned meanwhile is known here only.
+        self.tell_bans();
+    }
+
+    /// What was banned while the kernel could not be told is known here only; it belongs there.
+    pub(super) fn tell_bans(&self) {
+        if self.has_proxies() {
+            // They are kept here anyway, and of those who come through a proxy the kernel must not hear.
+            return;
+        }
         let now = time::monotonic();
         let kept: Vec<_> = self.bans.borrow_mut().drain().collect();
         let bans = kept.iter().filter(|(_, ban)| now < ban.until).map(|(source, ban)| {
             let UserBan { until, reason, origin, level } = *ban;
             Ban { source: *source, lasts: until - now, reason, origin, level }
         });
-        self.ban(&bans.collect::<Vec<_>>());
+        let bans: Vec<Ban> = bans.collect();
         for (source, _) in kept {
             self.shared.admission.unban(source);
         }
+        self.ban(&bans);
     }
 
     /// Starts the program that is installed now; it asks for the sockets by itself.
     pub(super) fn upgrade(self: &Rc<Self>) -> Result<Value, String> {
         let mut succession = self.succession.borrow_mut();
-        if succession.is_under_way || succession.successor.is_some() {
+        if succession.is_under_way || succession.was_started {
             return Err("another process is taking over already".to_owned());
         }
-        let program = self.program.as_deref().map_err(Clone::clone)?;
-        let child = takeover::start_successor(program, &self.path)
-            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
-        let pid = child.id();
-        tracing::info!(pid, program = %program.display(), "another process was started to take over");
-        succession.successor = Some(child);
+        let pid = self.agent.upgrade().map_err(|error| error.to_string())?;
+        tracing::info!(pid, "another process was started to take over");
+        succession.was_started = true;
         Ok(json!({ "pid": pid }))
     }
 
-    /// Buries a successor that ended instead of taking over.
+    /// Notices that a successor ended instead of taking over.
     pub(in crate::gateway) fn look_after_successor(&self) {
         let mut succession = self.succession.borrow_mut();
-        let ended = succession.successor.as_mut().and_then(|child| child.try_wait().ok().flatten());
-        if let Some(status) = ended {
-            succession.successor = None;
-            tracing::error!(%status, "the process that was to take over ended; serving on");
+        if !succession.was_started {
+            return;
+        }
+        if let Ok(Some(how)) = self.agent.successor_ended() {
+            succession.was_started = false;
+            tracing::error!(status = how, "the process that was to take over ended; serving on");
         }
     }
 
-    /// Tells the service manager that all is well, which it is while every worker runs.
+    /// Tells the service manager that all is well, which it is while every worker answers. A drain has
+    /// its own end.
     pub(in crate::gateway) fn tell_alive(&self) {
-        if self.is_draining() || self.workers.iter().all(|worker| !worker.thread.is_finished()) {
+        let mut pulse = self.pulse.borrow_mut();
+        if self.is_draining() || pulse.is_complete() {
             self.notify.alive();
+            pulse.ask(&self.workers);
         }
     }
 
     /// How often the service manager wants to hear of it.
     pub(in crate::gateway) fn alive_every(&self) -> Option<Duration> {
         self.notify.alive_every()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn all_is_well_once_every_worker_has_answered() {
+        let (commands, mut told): (Vec<_>, Vec<_>) = (0..2).map(|_| mpsc::channel(1)).unzip();
+        let handles: Vec<Handle> = commands
+            .into_iter()
+            .map(|commands| Handle {
+                scrape: mpsc::channel(1).0,
+                commands,
+                thread: std::thread::spawn(|| {}),
+            })
+            .collect();
+        let answer = |told: &mut mpsc::Receiver<Command>| match told.try_recv() {
+            Ok(Command::Answer(asker)) => asker.send(()).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let mut pulse = Pulse::default();
+        assert!(pulse.is_complete(), "nobody was asked yet");
+        pulse.ask(&handles);
+        assert!(!pulse.is_complete());
+        answer(&mut told[0]);
+        assert!(!pulse.is_complete(), "the other is stuck");
+        answer(&mut told[1]);
+        assert!(pulse.is_complete(), "late, but it works");
+        pulse.ask(&handles);
+        answer(&mut told[0]);
+        drop(told);
+        assert!(!pulse.is_complete(), "the other is gone");
     }
 }

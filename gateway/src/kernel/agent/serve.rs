@@ -1,0 +1,284 @@
+//! The agent's own side: two small processes, neither of which reads a byte from the network.
+//!
+//! The outer one, the guard, does nothing but start the inner one, and start another when that ends
+//! otherwise than it should: the daemon could not, for by then it has given up what that takes. The
+//! inner one carries out what the daemon asks. Both end when the daemon does. Signals to end are the
+//! daemon's business, which may need its agent for a long drain still.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, FromRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        prctl,
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        socket::{SockType, getsockopt, sockopt},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, fork, getppid},
+};
+
+use super::{
+    channel::{Channel, ChannelError, Kind, Message},
+    message::{Answer, ClassChange, Ending, News, Request, decode, encode},
+};
+use crate::{
+    kernel::{Detached, Kernel, KernelError, Settings, detach},
+    time,
+};
+
+/// Before another agent is started, the first time; each further time twice as long, for one that
+/// cannot live should not be all that the machine does.
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+const AGAIN_MAX: Duration = Duration::from_secs(10);
+
+/// One that lived so long had no trouble from its beginning on.
+const LIVED_WELL: Duration = Duration::from_secs(60);
+
+/// The pins of a daemon that was just killed are its agent's for a moment still, and for as long as
+/// that takes to finish what it is at. Tried so often, with so long between.
+const BUSY_TRIES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the agent was told when it was started, by a daemon that had not read anything from outside
+/// yet: nothing that comes later can change it.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The configuration's file.
+    pub config: PathBuf,
+    /// Where the program was started from; another may be there by now.
+    pub program: PathBuf,
+}
+
+/// The guard: serves the daemon at the other end of standard input until that is gone.
+///
+/// # Errors
+/// Standard input is no socket of a daemon.
+pub fn run(origin: &Origin) -> io::Result<ExitCode> {
+    // SAFETY: whoever starts a program hands it descriptor 0, and nothing here uses it but this.
+    let socket = unsafe { OwnedFd::from_raw_fd(0) };
+    if getsockopt(&socket, sockopt::SockType) != Ok(SockType::SeqPacket) {
+        return Err(io::Error::other("this is started by `portcullis run`, with a socket to it"));
+    }
+    leave_signals()?;
+    // Whoever runs under the same user may not look into it, nor change it.
+    prctl::set_dumpable(false)?;
+    let mut again_in = AGAIN_FIRST;
+    loop {
+        let began = time::monotonic();
+        // SAFETY: this process has one thread, so the new one finds nothing half done.
+        let ending = match unsafe { fork() }? {
+            ForkResult::Child => std::process::exit(i32::from(serve(socket, origin).is_err())),
+            ForkResult::Parent { child } => loop {
+                match waitpid(child, None) {
+                    Err(Errno::EINTR) => {}
+                    ended => break ended?,
+                }
+            },
+        };
+        if matches!(ending, WaitStatus::Exited(_, 0)) {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let lived = time::monotonic().saturating_duration_since(began);
+        again_in = if lived < LIVED_WELL { again_in } else { AGAIN_FIRST };
+        let news = News::Ended(Ending { how: ending_in_words(ending), again_in });
+        let daemon = Channel::new(socket.try_clone()?)?;
+        if tell(&daemon, &news).is_err() || is_gone_within(&socket, again_in)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        again_in = (again_in * 2).min(AGAIN_MAX);
+    }
+}
+
+/// Whether the daemon ends within this time.
+fn is_gone_within(socket: &OwnedFd, wait: Duration) -> io::Result<bool> {
+    let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    match poll(&mut polled, timeout) {
+        Err(Errno::EINTR) => Ok(false),
+        ready => Ok(ready? > 0),
+    }
+}
+
+fn ending_in_words(ending: WaitStatus) -> String {
+    match ending {
+        WaitStatus::Exited(_, status) => format!("it ended with status {status}"),
+        WaitStatus::Signaled(_, signal, _) => format!("it was ended by {signal}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A terminal's and a service manager's signals go to all processes of a service. A handler, not
+/// `SIG_IGN`, which programs that are started would inherit.
+fn leave_signals() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+        // SAFETY: the handler does nothing, so it may interrupt anything.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+fn tell(daemon: &Channel, news: &News) -> Result<(), ChannelError> {
+    daemon.send(&Message { kind: Kind::News, number: 0, bytes: encode(news) })
+}
+
+/// The inner process: answers until the daemon is gone.
+///
+/// # Errors
+/// What came is no request; it was said.
+fn serve(socket: OwnedFd, origin: &Origin) -> Result<(), ()> {
+    let guard = getppid();
+    // It ends with its guard; which may be gone already.
+    let bound = prctl::set_pdeathsig(Signal::SIGKILL);
+    if bound.is_err() || getppid() != guard {
+        return Err(());
+    }
+    let served = Channel::new(socket).map_err(ChannelError::System).and_then(|mut daemon| {
+        tell(&daemon, &News::Ready(()))?;
+        let mut agent = Carrier { origin, kernel: None, pin: None, successor: None };
+        loop {
+            let message = daemon.receive()?;
+            let request = decode(&message.bytes).map_err(ChannelError::Wire)?;
+            let answer = encode(&agent.carry_out(request));
+            daemon.send(&Message { kind: Kind::Answer, number: message.number, bytes: answer })?;
+        }
+    });
+    match served {
+        Ok(()) | Err(ChannelError::Closed) => Ok(()),
+        Err(error) => {
+            // The daemon tells that this process ended; this line tells why.
+            eprintln!("portcullis agent: {error}");
+            Err(())
+        }
+    }
+}
+
+/// Carries out requests.
+struct Carrier<'a> {
+    origin: &'a Origin,
+    kernel: Option<Kernel>,
+    /// Where the first request to start pinned the filter. That came before the daemon served, and no
+    /// later one may name another place.
+    pin: Option<PathBuf>,
+    successor: Option<Child>,
+}
+
+impl Carrier<'_> {
+    fn carry_out(&mut self, request: Request) -> Answer {
+        self.try_to(request).unwrap_or_else(Answer::Failed)
+    }
+
+    fn try_to(&mut self, request: Request) -> Result<Answer, KernelError> {
+        match request {
+            Request::Start(settings) => return self.start(&settings).map(Answer::Notices),
+            Request::Stop(()) => {
+                self.kernel = None;
+                return Ok(Answer::Done(()));
+            }
+            Request::Detach(()) => return self.detach().map(Answer::Detached),
+            Request::Upgrade(()) => return Ok(Answer::Process(self.upgrade()?)),
+            Request::Successor(()) => return Ok(Answer::Ended(self.successor_ended())),
+            _ => {}
+        }
+        let kernel = self.kernel.as_mut().ok_or(KernelError::NotStarted)?;
+        Ok(match request {
+            Request::Apply(settings) => Answer::Notices(in_words(kernel.apply(&settings)?)),
+            Request::Enforce(enforce) => Answer::Done(kernel.set_enforce(enforce)?),
+            Request::Ban(bans) => Answer::Banned(kernel.ban(&bans)),
+            Request::Unban(sources) => Answer::Number(kernel.unban(&sources)?),
+            Request::SetClass(ClassChange { source, class, lasts }) => {
+                Answer::Is(kernel.set_class(source, class, lasts)?)
+            }
+            Request::BanPrefix(ban) => Answer::PrefixBanned(kernel.ban_prefix(&ban)?),
+            Request::UnbanPrefix(net) => Answer::Is(kernel.unban_prefix(net)?),
+            Request::PrefixBans(()) => Answer::PrefixBans(kernel.prefix_bans()?),
+            Request::Bans(()) => Answer::Bans(kernel.bans()?),
+            Request::Sweep(()) => Answer::Number(kernel.sweep()?),
+            Request::Explain(source) => Answer::Source(kernel.explain(source)?),
+            Request::Top(max) => Answer::Top(kernel.top(max)?),
+            Request::TakeEvents(max) => Answer::Events(kernel.take_events(max)),
+            Request::Counters(()) => Answer::Counters(kernel.counters()?),
+            Request::Status(()) => Answer::Status(kernel.status()),
+            Request::Reattach(()) => Answer::Reattached(kernel.reattach()),
+            // Those that need no filter were answered above.
+            Request::Start(_)
+            | Request::Stop(())
+            | Request::Detach(())
+            | Request::Upgrade(())
+            | Request::Successor(()) => Answer::Failed(KernelError::NotStarted),
+        })
+    }
+
+    fn start(&mut self, settings: &Settings) -> Result<Vec<String>, KernelError> {
+        let pin = self.pin.get_or_insert_with(|| settings.pin.clone());
+        if *pin != settings.pin {
+            return Err(KernelError::NeedsRestart { setting: "pin" });
+        }
+        self.kernel = None;
+        let mut tries = 1;
+        let (kernel, notices) = loop {
+            match Kernel::start(settings) {
+                Err(KernelError::Busy { .. }) if tries < BUSY_TRIES => {
+                    tries += 1;
+                    thread::sleep(BUSY_PAUSE);
+                }
+                started => break started?,
+            }
+        };
+        self.kernel = Some(kernel);
+        Ok(in_words(notices))
+    }
+
+    fn detach(&mut self) -> Result<Detached, KernelError> {
+        // What this process holds open would keep the program attached.
+        self.kernel = None;
+        detach(self.pin.as_deref().ok_or(KernelError::NotStarted)?)
+    }
+
+    fn upgrade(&mut self) -> Result<u32, KernelError> {
+        let Origin { config, program } = self.origin;
+        let child = start_successor(program, config).map_err(|error| KernelError::File {
+            what: "start",
+            path: program.clone(),
+            error,
+        })?;
+        let pid = child.id();
+        self.successor = Some(child);
+        Ok(pid)
+    }
+
+    fn successor_ended(&mut self) -> Option<String> {
+        let ended = self.successor.as_mut()?.try_wait().ok().flatten()?;
+        self.successor = None;
+        Some(ended.to_string())
+    }
+}
+
+fn in_words(notices: Vec<crate::kernel::Notice>) -> Vec<String> {
+    notices.iter().map(ToString::to_string).collect()
+}
+
+/// Starts the program that is at this path now, to take over from the daemon.
+fn start_successor(program: &Path, config: &Path) -> io::Result<Child> {
+    Command::new(program)
+        .arg("--config")
+        .arg(config)
+        .args(["run", "--take-over"])
+        // Those were for the daemon; NOTIFY_SOCKET and WATCHDOG_USEC are for whoever serves.
+        .env_remove("LISTEN_PID")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_FDNAMES")
+        .env_remove("WATCHDOG_PID")
+        .stdin(Stdio::null())
+        .spawn()
+}

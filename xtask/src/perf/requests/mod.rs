@@ -1,0 +1,305 @@
+//! What a request, a handshake and an idle connection cost, beside HAProxy and nginx.
+//!
+//! Every server has one core to itself, the generator and the upstream another, all in a network
+//! namespace of their own. Servers take turns within each round; nothing but the one that is measured
+//! has anything to do. What counts is the server's time on a processor for each request: unlike rates it
+//! hardly depends on what else the machine does.
+
+mod debian;
+mod files;
+mod generator;
+mod rows;
+mod scenario;
+mod servers;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sched::{CpuSet, sched_getaffinity},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use self::{
+    files::{Algorithm, Files, Keys, REVOKED},
+    generator::{Generator, Place, Target, Told},
+    rows::{Measured, Row},
+    scenario::{Case, Work},
+    servers::{Installed, Server, UPSTREAM, WITH_CERTIFICATE, WITH_TOKEN},
+};
+pub use self::{rows::print, scenario::Scenario};
+use super::{machine, report};
+use crate::{
+    cargo,
+    harness::{
+        clock,
+        netns::{self, Namespace},
+    },
+};
+
+/// Rounds, and with `--quick`. Odd, so that the median is one of them.
+const ROUNDS: [usize; 2] = [5, 1];
+/// Tokens that ours remembers; [`scenario::COLD`] of them, one after the other, are never found again.
+const REMEMBERED: usize = 10_000;
+/// After a crowd has come to rest: longer than any server waits before it gives buffers back.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The first connections bring memory that later ones share.
+const ALREADY_OPEN: usize = 100;
+
+/// Measures scenarios and gives the document.
+///
+/// # Errors
+/// When something cannot be built or started, a server does not do the work it is compared for, or
+/// somebody interrupts.
+pub fn measure(scenarios: &[Scenario], quick: bool) -> Result<Value> {
+    let rounds = ROUNDS[usize::from(quick)];
+    let ours = cargo::build_release()?;
+    let load = cargo::build_load()?;
+    let (installed, absent) = servers::look(&ours)?;
+    for absent in &absent {
+        eprintln!("perf: not measured: {absent}");
+    }
+    let bench = Bench::new(ours, load, installed)?;
+    let mut rows = Vec::new();
+    for keys in [Keys::P256, Keys::Rsa2048] {
+        let cases = scenarios.iter().flat_map(|scenario| scenario.cases());
+        let cases: Vec<Case> = cases.filter(|case| case.keys == keys).collect();
+        rows.extend(bench.measure(&cases, keys, rounds)?);
+    }
+    // In the order in which they were asked for.
+    let place = |row: &Row| scenarios.iter().position(|known| known.name() == row.case.scenario);
+    rows.sort_by_key(place);
+    let versions: serde_json::Map<String, Value> = bench
+        .installed
+        .iter()
+        .map(|installed| (installed.product.to_string(), json!(installed.version)))
+        .collect();
+    Ok(json!({
+        "machine": machine::describe(super::tick_ns()?),
+        "date": report::date()?,
+        "commit": machine::commit()?,
+        "quick": quick,
+        "rounds": rounds,
+        "versions": versions,
+        "not_measured": absent,
+        "rows": rows.iter().map(Row::document).collect::<Vec<_>>(),
+    }))
+}
+
+/// The scene. Its parts are dropped in this order, users before what they use.
+struct Bench {
+    installed: Vec<Installed>,
+    generator: Generator,
+    files: Files,
+    server_place: Place,
+    _upstream: Upstream,
+    _directory: TempDir,
+}
+
+impl Bench {
+    fn new(ours: PathBuf, load: PathBuf, installed: Vec<Installed>) -> Result<Bench> {
+        let [server_core, load_core] = cores()?;
+        let directory = netns::directory("perf")?;
+        let namespace = Namespace::new("perf")?;
+        let place = |core| Place { namespace: Arc::clone(&namespace), core };
+        let upstream = Upstream::start(&load, &place(load_core))?;
+        fs::create_dir_all(directory.path().join("nginx-temporary"))?;
+        let files = Files::new(directory.path(), &ours)?;
+        let generator = Generator {
+            binary: load,
+            place: place(load_core),
+            directory: directory.path().to_owned(),
+        };
+        Ok(Bench {
+            installed,
+            generator,
+            files,
+            server_place: place(server_core),
+            _upstream: upstream,
+            _directory: directory,
+        })
+    }
+
+    /// All cases in which servers show this kind of certificate.
+    fn measure(&self, cases: &[Case], keys: Keys, rounds: usize) -> Result<Vec<Row>> {
+        let (crowds, loads): (Vec<&Case>, Vec<&Case>) =
+            cases.iter().partition(|case| matches!(case.work, Work::Idle { .. }));
+        let mut rows = Vec::new();
+        if !loads.is_empty() {
+            let start = |installed: &Installed| {
+                let server = installed.start(&self.files, keys, &self.server_place)?;
+                self.prove(&server)?;
+                Ok(server)
+            };
+            let servers = self.installed.iter().map(start).collect::<Result<Vec<Server>>>()?;
+            for case in loads {
+                let mut measured = Measured::new(case, servers.iter().map(|one| one.product));
+                for round in 1..=rounds {
+                    for server in &servers {
+                        clock::go_on()?;
+                        eprintln!("perf: {case}, round {round} of {rounds}: {}", server.product);
+                        let told = self.load(server, case)?;
+                        measured.add(server.product, &told);
+                    }
+                }
+                rows.extend(measured.rows());
+            }
+        }
+        for case in crowds {
+            let mut measured = Measured::new(case, self.installed.iter().map(|one| one.product));
+            for installed in &self.installed {
+                clock::go_on()?;
+                eprintln!("perf: {case}: {}", installed.product);
+                let kib = self.crowd(installed, case)?;
+                measured.add(installed.product, &json!({ "kib": kib }));
+            }
+            rows.extend(measured.rows());
+        }
+        Ok(rows)
+    }
+
+    fn target<'a>(
+        &self,
+        server: &Server,
+        process_ids: &'a [i32],
+        client: &'a std::path::Path,
+        authority: &'a std::path::Path,
+    ) -> Target<'a> {
+        Target {
+            server: server.address,
+            process_ids,
+            client,
+            authority,
+            protocol: "h1",
+            path: WITH_CERTIFICATE,
+            tokens: None,
+        }
+    }
+
+    fn load(&self, server: &Server, case: &Case) -> Result<Told> {
+        let process_ids = server.process_ids();
+        let client = self.files.path(&self.files.client(case.keys));
+        let authority = self.files.path("ca.pem");
+        let tokens = case
+            .tokens
+            .map(|(algorithm, count)| self.files.tokens(&self.generator.binary, algorithm, count));
+        let tokens = tokens.transpose()?;
+        let target = Target {
+            protocol: case.protocol,
+            path: if tokens.is_some() { WITH_TOKEN } else { WITH_CERTIFICATE },
+            tokens: tokens.as_deref(),
+            ..self.target(server, &process_ids, &client, &authority)
+        };
+        let told = self.generator.run(&target, &case.plan())?;
+        let answered = told["answered"].as_u64().unwrap_or(0);
+        let failed = told["failed"].as_u64().unwrap_or(0);
+        ensure!(
+            answered > 0 && failed == 0,
+            "{}, {case}: {answered} answered, {failed} failed: {}",
+            server.product,
+            told["failures"]
+        );
+        if let Work::Handshakes { resumed: true } = case.work {
+            let resumed = told["resumed"].as_u64().unwrap_or(0);
+            // The first of each that runs beside others cannot be.
+            ensure!(
+                resumed * 100 >= answered * 95,
+                "{}, {case}: only {resumed} of {answered} sessions were resumed",
+                server.product
+            );
+        }
+        Ok(told)
+    }
+
+    /// That a server does the work it is compared for: good clients and tokens pass, others do not.
+    fn prove(&self, server: &Server) -> Result<()> {
+        let process_ids = server.process_ids();
+        let authority = self.files.path("ca.pem");
+        let (good, revoked) =
+            (self.files.path(&self.files.client(Keys::P256)), self.files.path(REVOKED));
+        let load = &self.generator.binary;
+        let ask = |client: &std::path::Path, tokens: Option<&std::path::Path>, path: &str| {
+            let target =
+                Target { tokens, path, ..self.target(server, &process_ids, client, &authority) };
+            let told = self.generator.run(&target, &scenario::once())?;
+            Ok::<_, anyhow::Error>((told["answered"].as_u64() > Some(0), told["failures"].clone()))
+        };
+        let mut asked = vec![
+            ("a good certificate", ask(&good, None, WITH_CERTIFICATE)?, true),
+            ("a revoked certificate", ask(&revoked, None, WITH_CERTIFICATE)?, false),
+            ("no token", ask(&good, None, WITH_TOKEN)?, false),
+        ];
+        for algorithm in Algorithm::ALL {
+            let tokens = self.files.tokens(load, algorithm, 1)?;
+            asked.push((algorithm.name(), ask(&good, Some(&tokens), WITH_TOKEN)?, true));
+            for bad in self.files.bad_tokens(load, algorithm)? {
+                asked.push(("a bad token", ask(&good, Some(&bad), WITH_TOKEN)?, false));
+            }
+        }
+        for (what, (passed, said), expected) in asked {
+            if passed != expected {
+                bail!(
+                    "{} {} {what}, so it cannot be compared: {said}",
+                    server.product,
+                    if passed { "lets in" } else { "refuses" }
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// KiB for each connection of a crowd that does nothing.
+    fn crowd(&self, installed: &Installed, case: &Case) -> Result<f64> {
+        let Work::Idle { connections } = case.work else { bail!("{case} is no crowd") };
+        let server = installed.start(&self.files, case.keys, &self.server_place)?;
+        let process_ids = server.process_ids();
+        let client = self.files.path(&self.files.client(case.keys));
+        let authority = self.files.path("ca.pem");
+        let target = self.target(&server, &process_ids, &client, &authority);
+        let _first = self.generator.hold(&target, ALREADY_OPEN)?;
+        clock::pause(SETTLE)?;
+        let before = server.memory_bytes()?;
+        let _held = self.generator.hold(&target, connections)?;
+        clock::pause(SETTLE)?;
+        let after = server.memory_bytes()?;
+        Ok(after.saturating_sub(before) as f64 / connections as f64 / 1_024.0)
+    }
+}
+
+/// The first and the last core that this process may use: the server's, and that of all else.
+fn cores() -> Result<[usize; 2]> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("sched_getaffinity")?;
+    let usable: Vec<usize> =
+        (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false)).collect();
+    let [first, .., last] = usable[..] else {
+        bail!("a server and its load need two cores; here is {}", usable.len())
+    };
+    Ok([first, last])
+}
+
+/// The upstream; killed when dropped.
+struct Upstream(Child);
+
+impl Upstream {
+    fn start(load: &std::path::Path, place: &Place) -> Result<Upstream> {
+        let mut command = place.command(load);
+        command.arg("upstream").arg(UPSTREAM.to_string()).stdin(Stdio::null());
+        Ok(Upstream(place.spawn(&mut command)?))
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _gone = self.0.kill();
+        let _buried = self.0.wait();
+    }
+}
