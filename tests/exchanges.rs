@@ -3,22 +3,31 @@
 //!
 //! The clients are not ours: a socket with Python's `ssl`, the `h2` library, `aioquic`, and `curl`.
 
-use std::{fs, net::SocketAddr};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     binary,
+    crowd::within,
     harness::{
         client::{Credential, Version},
         clock,
         gateway::{Gateway, SOON, write_config},
         origin::Origin,
-        python,
+        process, python,
         site::{HOST, SERVER, Site},
         tokens::AUDIENCE,
     },
+    http3::client::{Client, Identity},
 };
 
 /// The streaming upstream, beside the gateway.
@@ -38,10 +47,20 @@ pub(crate) struct Streams {
 
 impl Streams {
     pub(crate) fn start(label: &str, workers: usize) -> Result<Streams> {
+        Streams::start_as(label, workers, "enabled = false", "")
+    }
+
+    /// With lines of `[clients]`, and bans.
+    pub(crate) fn start_with(label: &str, workers: usize, clients: &str) -> Result<Streams> {
+        Streams::start_as(label, workers, "", clients)
+    }
+
+    fn start_as(label: &str, workers: usize, bans: &str, clients: &str) -> Result<Streams> {
         let mut site = Site::new(binary(), label)?;
         let address: SocketAddr = ORIGIN.parse()?;
         site.config.upstream = address;
-        site.config.bans = "enabled = false".to_owned();
+        site.config.bans = bans.to_owned();
+        site.config.clients = clients.to_owned();
         site.config.routes.push_str(
             "\n[[route]]\nname = \"readers\"\npath = \"/readers\"\nmethods = [\"GET\"]\n\
              upstream = \"orders\"\nrequire = []\n",
@@ -251,17 +270,31 @@ fn heads(table: &mut Table) {
         json!({"method": "GET", "path": "/public/echo/0", "fields": fields}),
         json!({"status": 200, "seen": {"x-many-0": "1", "x-many-79": "1"}}),
     );
-    // hyper bounds what it has read of a head, not the head: over HTTP/1.1 somewhat more may pass.
-    // Over HTTP/1.1 it is sent to its end before the answer is read, and far more than is taken.
-    for (over, bytes) in [(&["h1"][..], 6_000_000), (&["h2", "h3"], 40_000)] {
+    // What is far too large the libraries refuse before a request is made of it; over HTTP/1.1 their
+    // answer is replaced by ours, and it is read after all of the head was sent.
+    let too_large = json!({"status": 431, "reason": "head_too_large",
+                           "fields": {"content-type": "application/problem+json"}});
+    for (over, bytes, expected) in [
+        (&PROTOCOLS[..], 33_000, &too_large),
+        (&PROTOCOLS, 40_000, &too_large),
+        (&["h1"], 6_000_000, &too_large),
+        (&["h2", "h3"], 60_000, &json!({"status": 431})),
+    ] {
         table.only(
             over,
-            "a head that is too large",
+            &format!("a head that is too large: {bytes} octets"),
             json!({"method": "GET", "path": "/public/echo/0",
                    "fields": [["x-long", "v".repeat(bytes)]]}),
-            json!({"status": 431}),
+            expected.clone(),
         );
     }
+    table.only(
+        &["h1"],
+        "what is no head",
+        json!({"method": "GET", "path": "/public/echo/0", "fields": [["not a name", "1"]]}),
+        json!({"status": 400, "reason": "malformed_request",
+               "fields": {"content-type": "application/problem+json", "connection": "close"}}),
+    );
     table.only(
         &["h1"],
         "a field of the connection that is named",
@@ -585,24 +618,112 @@ fn curl_gets_the_same_bodies() -> Result<()> {
     Ok(())
 }
 
-/// One gibibyte, more than the gateway may hold: it can only have streamed.
-#[test]
-fn a_gibibyte_passes_through() -> Result<()> {
-    privileged!();
-    let streams = Streams::start("gibibyte", 1)?;
-    const BYTES: u64 = 1 << 30;
-    let answer = streams
-        .site
-        .request(&format!("/public/bytes/{BYTES}"))
-        .version(Version::Http2)
-        .option("--output")
-        .option("/dev/null")
-        .limit(std::time::Duration::from_secs(120))
-        .send()?;
-    assert_eq!((answer.exit, answer.status), (0, 200), "{}", answer.error);
-    let line = streams.gateway.wait_log("the request's line", |line| {
-        line["event"] == "request" && line["bytes_out"].as_u64() == Some(BYTES)
+/// Octets of a gibibyte, more than the gateway may hold: they can only have streamed.
+const GIBIBYTE: u64 = 1 << 30;
+
+/// Octets the other way: enough for that too, and not as long.
+const UPLOAD: u64 = GIBIBYTE / 4;
+
+/// For a gibibyte on a busy machine; some ten seconds on a quiet one.
+const LONG: Duration = Duration::from_secs(300);
+
+/// What the gateway may take meanwhile beyond what it had before: windows and buffers of one exchange.
+const STREAMING_MAX_KIB: u64 = 48 * 1024;
+
+/// Has a gibibyte pass, and sees that the gateway keeps little of it.
+fn gibibyte(label: &str, pass: impl FnOnce(&Streams) -> Result<()>) -> Result<()> {
+    let streams = Streams::start(label, 1)?;
+    let before = streams.gateway.resident_kib()?;
+    let passed = AtomicBool::new(false);
+    let most = thread::scope(|scope| {
+        let watching = scope.spawn(|| -> Result<u64> {
+            let mut most = 0;
+            while !passed.load(Ordering::Relaxed) {
+                most = most.max(streams.gateway.resident_kib()?);
+                thread::sleep(Duration::from_millis(20));
+            }
+            Ok(most)
+        });
+        let outcome = pass(&streams);
+        passed.store(true, Ordering::Relaxed);
+        let most = watching.join().map_err(|_panic| anyhow!("the watching thread panicked"))??;
+        outcome.map(|()| most)
+    })?;
+    println!("{label}: resident {before} KiB before, {most} KiB at most");
+    ensure!(most < before + STREAMING_MAX_KIB, "{label}: {before} KiB, then {most} KiB");
+    let line = streams.gateway.wait_log("the download's line", |line| {
+        line["event"] == "request" && line["bytes_out"].as_u64() == Some(GIBIBYTE)
     })?;
     assert_eq!(line["status"], 200);
     Ok(())
+}
+
+fn gibibyte_by_curl(streams: &Streams, version: Version) -> Result<()> {
+    let request = |path: &str| streams.site.request(path).version(version).limit(LONG);
+    let path = format!("/public/bytes/{GIBIBYTE}");
+    let answer = request(&path).option("--output").option("/dev/null").send()?;
+    assert_eq!((answer.exit, answer.status), (0, 200), "{}", answer.error);
+    // Zeros that take no place.
+    let upload = streams.site.directory.path().join("gibibyte");
+    fs::File::create(&upload)?.set_len(UPLOAD)?;
+    let upload = upload.display().to_string();
+    let answer = request("/public/echo/0").option("--upload-file").option(&upload).send()?;
+    assert_eq!(answer.json()?["body_bytes"], UPLOAD, "{answer:?}");
+    Ok(())
+}
+
+#[test]
+fn a_gibibyte_passes_through_http1() -> Result<()> {
+    privileged!();
+    gibibyte("gibibyte-1", |streams| gibibyte_by_curl(streams, Version::Http1))
+}
+
+#[test]
+fn a_gibibyte_passes_through_http2() -> Result<()> {
+    privileged!();
+    gibibyte("gibibyte-2", |streams| gibibyte_by_curl(streams, Version::Http2))
+}
+
+#[test]
+fn a_gibibyte_passes_through_http3() -> Result<()> {
+    privileged!();
+    gibibyte("gibibyte-3", |streams| {
+        let identity = Identity::new(&streams.site, &streams.site.client)?;
+        within(&streams.site, async || {
+            let client = Client::connect(&identity).await?;
+            let path = format!("/public/bytes/{GIBIBYTE}");
+            let answer = timeout(LONG, client.get(&path)).await??;
+            ensure!(answer == (200, GIBIBYTE), "{answer:?}");
+            let (status, told) = timeout(LONG, client.put("/public/echo/0", UPLOAD)).await??;
+            let told: Value = serde_json::from_slice(&told)?;
+            ensure!(status == 200 && told["body_bytes"] == UPLOAD, "{status}: {told}");
+            ensure!(told["intact"] == true, "{told}");
+            Ok(())
+        })
+    })
+}
+
+/// nghttp2's load generator: many requests at once on many connections, each of them answered.
+#[test]
+fn h2load_gets_every_answer() -> Result<()> {
+    privileged!();
+    const REQUESTS: usize = 3_000;
+    let mut site = Site::new(binary(), "h2load")?;
+    site.config.bans = "enabled = false".to_owned();
+    let launch = site.launch()?;
+    // It has no certificate.
+    let text = site.config.to_string().replace("\"required\"", "\"optional\"");
+    write_config(&launch.config, &text)?;
+    let gateway = launch.run_until_ready()?;
+    for (protocol, streams) in [("h2", "20"), ("http/1.1", "1")] {
+        let mut command = site.client_host.command("timeout");
+        command.args(["--signal=KILL", "120", "h2load", "--requests", &REQUESTS.to_string()]);
+        command.args(["--clients", "15", "--max-concurrent-streams", streams]);
+        command.args(["--npn-list", protocol]).arg(format!("https://{SERVER}/public"));
+        let said = process::succeed(&mut command)?;
+        let expected = format!("status codes: {REQUESTS} 2xx, 0 3xx, 0 4xx, 0 5xx");
+        ensure!(said.contains(&expected), "{protocol}: {said}");
+    }
+    let served = [("route", "public"), ("code", "200")];
+    gateway.wait_metric("gateway_http_requests_total", &served, 2.0 * REQUESTS as f64)
 }

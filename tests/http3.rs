@@ -1,18 +1,25 @@
 //! HTTP/3 keeps the promises of the other two: who is let in, who is turned away and by what word, and
 //! what happens to open connections.
 
-use std::thread;
+pub(crate) mod client;
 
-use anyhow::{Context as _, Result};
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use quinn::ConnectionError;
 use serde_json::json;
+use tokio::time::{sleep, timeout};
 
+use self::client::{Client, Identity, first_words, request};
 use crate::{
+    crowd::within,
     exchanges::Streams,
     harness::{
         client::{Credential, alert},
         clock,
         gateway::{Gateway, SOON},
+        site::{CLIENT, SERVER},
     },
 };
 
@@ -134,4 +141,178 @@ fn a_take_over_is_refused_and_the_running_daemon_serves_on() -> Result<()> {
         assert_eq!(answers[0]["status"], 200, "{protocol}: {answers:?}");
     }
     Ok(())
+}
+
+/// `H3_NO_ERROR` and `H3_MESSAGE_ERROR` (RFC 9114 section 8.1).
+const NO_ERROR: u64 = 0x100;
+const MESSAGE_ERROR: u64 = 0x10e;
+
+/// For what a loaded machine has to get done.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn application_code(error: &ConnectionError) -> Option<u64> {
+    match error {
+        ConnectionError::ApplicationClosed(close) => Some(close.error_code.into()),
+        _ => None,
+    }
+}
+
+/// While more handshakes are under way than a quiet gateway has, new clients prove that they are where
+/// they say, by a token that was sent there; and then they are served.
+#[test]
+fn under_load_a_client_proves_its_address_first() -> Result<()> {
+    privileged!();
+    let streams = Streams::start_with("h3-retry", 1, "[clients]\nhandshake = \"2m\"\n")?;
+    let gateway = &streams.gateway;
+    let identity = Identity::new(&streams.site, &streams.site.client)?;
+    within(&streams.site, async || {
+        let before = Client::connect(&identity).await?;
+        ensure!(before.get("/public/bytes/10").await? == (200, 10));
+        ensure!(gateway.metric("gateway_quic_retries_total", &[])? == 0.0, "nobody else is there");
+        let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await?;
+        for word in first_words(&identity, 80).await? {
+            socket.send_to(&word, SERVER).await?;
+        }
+        clock::wait_for("handshakes that nobody goes on with", SOON, || {
+            let open = gateway.metric("gateway_connections", &[])?;
+            Ok((open >= 65.0).then_some(()))
+        })?;
+        let retries = gateway.metric("gateway_quic_retries_total", &[])?;
+        let client = Client::connect(&identity).await?;
+        ensure!(client.get("/public/bytes/10").await? == (200, 10));
+        ensure!(gateway.metric("gateway_quic_retries_total", &[])? > retries, "without a retry");
+        ensure!(before.get("/public/bytes/10").await? == (200, 10), "who was there stays");
+        Ok(())
+    })
+}
+
+/// A session that is resumed was judged before, and is judged again.
+#[test]
+fn a_revoked_client_does_not_resume_over_quic() -> Result<()> {
+    privileged!();
+    let streams = Streams::start("h3-resumption", 1)?;
+    let (site, gateway) = (&streams.site, &streams.gateway);
+    let victim = site.authority.client("victim", &["--spiffe", "spiffe://site.test/v"])?;
+    let identity = Identity::new(site, &victim)?;
+    let resumed = || gateway.metric("gateway_tls_handshakes_total", &[("result", "resumed")]);
+    within(site, async || {
+        // Tickets come after the handshake, at the latest before the first answer.
+        for resumes in [false, true] {
+            let before = resumed()?;
+            let client = Client::connect(&identity).await?;
+            ensure!(client.get("/public/bytes/10").await? == (200, 10));
+            ensure!(resumed()? == before + f64::from(u8::from(resumes)), "resumes: {resumes}");
+        }
+        Ok(())
+    })?;
+    site.authority.revoke(&victim)?;
+    clock::wait_for("the revoked client to be refused over TCP", SOON, || {
+        let handshake = site.handshake(Some(&victim), &[])?;
+        Ok((handshake.alert == Some(alert::CERTIFICATE_REVOKED)).then_some(()))
+    })?;
+    let before = resumed()?;
+    let error = within(site, async || match Client::connect(&identity).await {
+        // A client has its part of the handshake done before the server judges it.
+        Ok(client) => Ok(timeout(PATIENCE, client.quic.closed()).await?),
+        Err(error) => error.downcast::<ConnectionError>(),
+    })?;
+    let ConnectionError::ConnectionClosed(close) = &error else { bail!("{error:?}") };
+    assert_eq!(u64::from(close.error_code), 0x100 + u64::from(alert::CERTIFICATE_REVOKED));
+    assert_eq!(resumed()?, before);
+    Ok(())
+}
+
+/// A ban ends what is open, and what comes from there is not answered at all.
+#[test]
+fn a_ban_holds_over_quic() -> Result<()> {
+    privileged!();
+    let streams = Streams::start_with("h3-ban", 2, "")?;
+    let launch = streams.gateway.launch();
+    let identity = Identity::new(&streams.site, &streams.site.client)?;
+    within(&streams.site, async || {
+        let client = Client::connect(&identity).await?;
+        ensure!(client.get("/public/bytes/10").await? == (200, 10));
+        launch.succeed(&["bans", "add", &CLIENT.to_string(), "--for", "1h"])?;
+        let ended = timeout(PATIENCE, async {
+            while client.get("/public/bytes/10").await.is_ok() {
+                sleep(Duration::from_millis(50)).await;
+            }
+            client.quic.closed().await
+        });
+        let error = ended.await.context("a banned client is served")?;
+        ensure!(application_code(&error) == Some(NO_ERROR), "{error:?}");
+        let stranger = Client::connect_within(&identity, Duration::from_secs(3)).await;
+        let error = stranger.err().context("a banned client was let in")?;
+        let error = error.downcast::<ConnectionError>()?;
+        ensure!(matches!(error, ConnectionError::TimedOut), "{error:?}");
+        launch.succeed(&["bans", "remove", &CLIENT.to_string()])?;
+        let client = Client::connect(&identity).await?;
+        ensure!(client.get("/public/bytes/10").await? == (200, 10));
+        Ok(())
+    })
+}
+
+/// `[clients]` bounds HTTP/3 as it bounds HTTP/2: requests at once, and time without any.
+#[test]
+fn a_client_has_its_bounds_over_quic() -> Result<()> {
+    privileged!();
+    let clients = "[clients]\nstreams = 5\nidle = \"2s\"\n";
+    let streams = Streams::start_with("h3-bounds", 1, clients)?;
+    let identity = Identity::new(&streams.site, &streams.site.client)?;
+    within(&streams.site, async || {
+        let client = Client::connect(&identity).await?;
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            held.push(client.begin(&request("PUT", "/public/echo/0")).await?);
+        }
+        let mut sixth = Box::pin(client.get("/public/bytes/10"));
+        let early = timeout(Duration::from_millis(300), &mut sixth).await;
+        ensure!(early.is_err(), "a sixth at once: {early:?}");
+        for mut exchange in held {
+            exchange.send.finish()?;
+            ensure!(exchange.answer().await?.0 == 200);
+        }
+        ensure!(timeout(PATIENCE, sixth).await?? == (200, 10), "there is room again");
+        let error = timeout(PATIENCE, client.quic.closed()).await.context("idle for ever")?;
+        ensure!(application_code(&error) == Some(NO_ERROR), "{error:?}");
+        Ok(())
+    })
+}
+
+/// RFC 9114 section 4.3: what can be read in two ways is not read at all.
+#[test]
+fn pseudo_fields_stand_once_and_first() -> Result<()> {
+    privileged!();
+    let streams = Streams::start("h3-pseudo", 1)?;
+    let identity = Identity::new(&streams.site, &streams.site.client)?;
+    let good = request("GET", "/public/bytes/10");
+    let with = |more: &[(&'static str, &'static str)]| [&good[..], more].concat();
+    let cases = [
+        ("two methods", with(&[(":method", "DELETE")])),
+        ("two paths", with(&[(":path", "/orders/1")])),
+        ("the same path twice", with(&[(":path", "/public/bytes/10")])),
+        ("two hosts", with(&[(":authority", "other.test")])),
+        ("two schemes", with(&[(":scheme", "http")])),
+        ("late", [&[("accept", "*/*")], &good[..]].concat()),
+        ("of answers", with(&[(":status", "200")])),
+        ("of nobody", with(&[(":nothing", "x")])),
+        ("in capitals", with(&[("X-Capital", "x")])),
+    ];
+    within(&streams.site, async || {
+        let client = Client::connect(&identity).await?;
+        for (what, fields) in &cases {
+            let mut exchange = client.begin(fields).await?;
+            // It may have been told already that nobody reads on.
+            let _ = exchange.send.finish();
+            let error =
+                exchange.answer().await.err().with_context(|| format!("{what}: answered"))?;
+            let reset = error.downcast_ref::<quinn::ReadError>().context("no reset")?;
+            let quinn::ReadError::Reset(code) = reset else { bail!("{what}: {error:?}") };
+            ensure!(code.into_inner() == MESSAGE_ERROR, "{what}: {error:?}");
+            ensure!(client.get("/public/bytes/10").await? == (200, 10), "after {what}");
+        }
+        Ok(())
+    })?;
+    let refused = [("reason", "malformed_request")];
+    streams.gateway.wait_metric("gateway_http_refusals_total", &refused, cases.len() as f64)
 }

@@ -8,6 +8,7 @@ mod advice;
 mod control;
 mod course;
 mod doors;
+mod heap;
 mod keys;
 mod listeners;
 mod material;
@@ -267,6 +268,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         let control = Rc::new(control);
         tokio::task::spawn_local(keys::follow(control.clone(), unknown_receiver));
         tokio::task::spawn_local(control::host::follow(control.clone()));
+        tokio::task::spawn_local(heap::follow());
         tokio::task::spawn_local(vouching::follow(control.clone(), voucher_receiver));
         serve(control, signals, evidence_receiver, estate.before).await
     });

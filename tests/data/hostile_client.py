@@ -115,7 +115,7 @@ HTTP1 = {
         stream.sendall(plain("GET /public/bytes/60000000 HTTP/1.1\r\nHost: HOST\r\n\r\n")),
         time.sleep(PLAN.get("hold_s", 8)), wait(stream),
     )[-1],
-    "large head": lambda stream: drip(stream, plain("GET /public HTTP/1.1\r\nHost: HOST\r\nX: ") + b"y" * 40_000, b"y" * 100, 0.2),
+    "large head": lambda stream: drip(stream, plain("GET /public HTTP/1.1\r\nHost: HOST\r\nX: ") + b"y" * 60_000, b"y" * 100, 0.2),
     "many fields": lambda stream: drip(stream, plain("GET /public HTTP/1.1\r\nHost: HOST\r\n") + b"".join(b"x%d: y\r\n" % n for n in range(110)) + b"\r\n", b"", 0.2),
 }
 HTTP2 = {

@@ -26,6 +26,7 @@ The repository's commands.
 cargo xtask setup                      installs what the others need; they call it themselves
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
+cargo xtask test --crowd               thousands of connections that hold on, and what each costs (root)
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12

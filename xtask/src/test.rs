@@ -15,6 +15,20 @@ use crate::{
     setup,
 };
 
+/// Runs the tests that take minutes and nearly all descriptors a process may have.
+const CROWD: &str = "--crowd";
+/// One after the other, of a program as it is shipped, and with their figures.
+const CROWD_ARGUMENTS: [&str; 8] = [
+    "--release",
+    "--test",
+    "gateway",
+    "--",
+    "--ignored",
+    "--nocapture",
+    "--test-threads=1",
+    "crowd::",
+];
+
 /// How the test binaries come to the privileges that namespaces and BPF need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Privilege {
@@ -26,13 +40,18 @@ enum Privilege {
 /// As many tests may be run a second time. More that fail at once are no accident.
 const SECOND_CHANCES_MAX: usize = 3;
 
-/// Installs what is missing, then runs all tests of the workspace; `rest` goes to `cargo test`.
+/// Installs what is missing, then runs all tests of the workspace; `rest` goes to `cargo test`, unless it
+/// asks for the crowd alone.
 ///
 /// # Errors
 /// When a test fails, or privileges are missing where every test must run (`CI` is set).
 pub fn test(rest: &[String]) -> Result<()> {
     let started = clock::now();
     setup::setup_all()?;
+    let rest = match rest {
+        [only] if only == CROWD => &CROWD_ARGUMENTS.map(str::to_owned)[..],
+        rest => rest,
+    };
     let mut variables = Vec::new();
     let privilege = privilege();
     match privilege {

@@ -162,6 +162,10 @@ pub struct WorkerMetrics {
     pub connections_withdrawn: BTreeMap<Reason, u64>,
     /// Connections closed at once because `max_connections` were open.
     pub connections_over_limit: u64,
+    /// New connections over QUIC that had to show first that they are where they say.
+    pub quic_retries: u64,
+    /// First packets of QUIC that were not answered, for too many handshakes were under way.
+    pub quic_ignored: u64,
     /// Judged tokens by issuer's name (empty: none could be told) and result.
     pub token_validations: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Tokens found in the cache.
@@ -204,6 +208,8 @@ impl WorkerMetrics {
             connections: vec![0; listeners],
             connections_withdrawn: BTreeMap::new(),
             connections_over_limit: 0,
+            quic_retries: 0,
+            quic_ignored: 0,
             token_validations: BTreeMap::new(),
             token_cache_hits: 0,
             token_cache_misses: 0,
@@ -279,6 +285,8 @@ impl WorkerMetrics {
         add_each(&mut self.connections, &other.connections);
         add_map(&mut self.connections_withdrawn, &other.connections_withdrawn);
         self.connections_over_limit += other.connections_over_limit;
+        self.quic_retries += other.quic_retries;
+        self.quic_ignored += other.quic_ignored;
         add_map(&mut self.token_validations, &other.token_validations);
         self.token_cache_hits += other.token_cache_hits;
         self.token_cache_misses += other.token_cache_misses;
@@ -402,6 +410,20 @@ pub fn page(
         "counter",
         "Connections closed at once because max_connections were open.",
         workers.connections_over_limit,
+    );
+    single(
+        &mut out,
+        "gateway_quic_retries_total",
+        "counter",
+        "New HTTP/3 clients that had to show first that they are at their address.",
+        workers.quic_retries,
+    );
+    single(
+        &mut out,
+        "gateway_quic_ignored_total",
+        "counter",
+        "First packets of HTTP/3 clients not answered: too many handshakes were under way.",
+        workers.quic_ignored,
     );
     let name = "gateway_token_validations_total";
     head(&mut out, name, "counter", "Tokens judged, by issuer and result.");

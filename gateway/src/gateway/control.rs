@@ -300,6 +300,9 @@ impl Control {
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
         self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
+        let enforced = config.xdp.as_ref().filter(|settings| settings.enforce);
+        let denied = enforced.map(|settings| settings.deny.clone()).unwrap_or_default();
+        self.shared.admission.set_denied(denied);
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;

@@ -3,10 +3,10 @@
 //! The client is told the reason's word and a sentence; what exactly was wrong stays in the log.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
 
-use super::body::Body;
+use super::body::{Body, Content};
 use crate::{
     identity::token::TokenError,
     policy::{Reason, Refusal},
@@ -67,6 +67,36 @@ pub fn refused(refusal: &Refusal, request_id: &str) -> Response<Body> {
     response
 }
 
+/// The whole answer to what is no request, as it goes over HTTP/1.1; the connection ends with it.
+/// `None`: the status is none that a parser answers with.
+pub fn to_no_request(status: StatusCode, request_id: &str) -> Option<Bytes> {
+    let refusal = match status {
+        StatusCode::BAD_REQUEST => Refusal::MalformedRequest("not a request"),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => {
+            Refusal::HeadTooLarge
+        }
+        _ => return None,
+    };
+    let (parts, body) = refused(&refusal, request_id).into_parts();
+    let Content::Full(Some(body)) = body.into_content() else { return None };
+    let mut octets = format!(
+        "HTTP/1.1 {} {}\r\nconnection: close\r\ncontent-length: {}\r\n",
+        parts.status.as_u16(),
+        parts.status.canonical_reason().unwrap_or("Refused"),
+        body.len()
+    )
+    .into_bytes();
+    for (name, value) in &parts.headers {
+        octets.extend_from_slice(name.as_str().as_bytes());
+        octets.extend_from_slice(b": ");
+        octets.extend_from_slice(value.as_bytes());
+        octets.extend_from_slice(b"\r\n");
+    }
+    octets.extend_from_slice(b"\r\n");
+    octets.extend_from_slice(&body);
+    Some(Bytes::from(octets))
+}
+
 /// The answer to a request of that method: HEAD gets the fields alone, with the length that the body
 /// would have (RFC 9110 section 9.3.2). hyper leaves a body out over HTTP/1.1 only.
 pub fn to_method(response: Response<Body>, method: &Method) -> Response<Body> {
@@ -97,6 +127,7 @@ fn upstream_retry_after_s(refusal: &Refusal) -> Option<u64> {
 fn detail(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::MalformedRequest(_) => "The request's head is malformed or ambiguous.",
+        Refusal::HeadTooLarge => "The request's head is larger than is taken here.",
         Refusal::HostStrained { .. } => "The gateway serves only what matters most for now.",
         Refusal::Misdirected => "This connection was opened for another host.",
         Refusal::NoRoute => "Nothing is served under this host and path.",
@@ -131,7 +162,6 @@ fn detail(refusal: &Refusal) -> &'static str {
         Refusal::NoHealthyUpstream { .. } => "The service behind the gateway is not available now.",
         Refusal::UpstreamOverloaded => "The service behind the gateway has more to do than it can.",
         Refusal::UpgradeNotOffered => "This protocol is not spoken here.",
-        Refusal::RequestStalled { .. } => "The request's body did not come in time.",
         Refusal::UpstreamTimeout { .. } => "The service behind the gateway did not answer in time.",
     }
 }
@@ -172,7 +202,6 @@ fn challenge(refusal: &Refusal) -> Option<HeaderValue> {
 mod tests {
     use std::time::Duration;
 
-    use http::StatusCode;
     use http_body_util::BodyExt;
 
     use super::*;
@@ -189,6 +218,7 @@ mod tests {
     fn every_refusal_has_a_problem_body_with_its_reason() {
         for refusal in [
             Refusal::MalformedRequest("x"),
+            Refusal::HeadTooLarge,
             Refusal::Misdirected,
             Refusal::NoRoute,
             Refusal::MethodNotAllowed { allow: "GET".into() },
@@ -200,7 +230,7 @@ mod tests {
             Refusal::NoHealthyUpstream { retry_after: Duration::ZERO },
             Refusal::UpstreamOverloaded,
             Refusal::UpgradeNotOffered,
-            Refusal::RequestStalled { waited: Duration::from_secs(1) },
+            Refusal::BodyTooSlow,
             Refusal::UpstreamTimeout { waited: Duration::from_secs(1) },
         ] {
             let (status, headers, body) = read(&refusal);

@@ -12,7 +12,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{expect::Wait, guard::Upload, h3, headers};
+use super::{
+    expect::Wait,
+    guard::{Running, Upload},
+    h3, headers,
+};
 use crate::upstream::incoming::UpstreamBody;
 
 /// Why a body broke off; whoever passes it on breaks off too.
@@ -25,7 +29,8 @@ pub struct Body {
     finished: Option<Box<dyn FnOnce(u64)>>,
 }
 
-enum Content {
+/// What an answer's body is.
+pub enum Content {
     /// Ours, whole.
     Full(Option<Bytes>),
     /// An upstream's, passed on as it comes; the connection is reused once all has been read.
@@ -41,6 +46,11 @@ impl Body {
     /// An upstream's body.
     pub fn upstream(body: UpstreamBody) -> Body {
         Body::new(Content::Upstream(body))
+    }
+
+    /// What it is; nobody hears of its end.
+    pub(super) fn into_content(mut self) -> Content {
+        std::mem::replace(&mut self.content, Content::Full(None))
     }
 
     fn new(content: Content) -> Body {
@@ -103,10 +113,20 @@ impl HttpBody for Body {
 
 /// A client's body as it arrives.
 pub enum Arriving {
-    /// Over HTTP/1.1 or /2.
-    Stream(Incoming),
+    /// Over HTTP/1.1 or /2, of that request.
+    Stream(Incoming, Rc<Running>),
     /// Over HTTP/3.
     Quic(Box<h3::Upload>),
+}
+
+impl Arriving {
+    /// As hyper gives it.
+    pub fn stream(incoming: Incoming, running: &Rc<Running>) -> Arriving {
+        if incoming.is_end_stream() {
+            running.came_whole();
+        }
+        Arriving::Stream(incoming, running.clone())
+    }
 }
 
 impl HttpBody for Arriving {
@@ -118,8 +138,12 @@ impl HttpBody for Arriving {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            Arriving::Stream(incoming) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(context));
+            Arriving::Stream(incoming, running) => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
+                let is_over = frame.is_none() || incoming.is_end_stream();
+                if is_over && !matches!(frame, Some(Err(_))) {
+                    running.came_whole();
+                }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             Arriving::Quic(upload) => Pin::new(upload).poll_frame(context),
@@ -128,14 +152,14 @@ impl HttpBody for Arriving {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Arriving::Stream(incoming) => incoming.is_end_stream(),
+            Arriving::Stream(incoming, _) => incoming.is_end_stream(),
             Arriving::Quic(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Arriving::Stream(incoming) => incoming.size_hint(),
+            Arriving::Stream(incoming, _) => incoming.size_hint(),
             Arriving::Quic(upload) => upload.size_hint(),
         }
     }

@@ -9,25 +9,28 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use gateway_ebpf::Source;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{
+    body::Incoming,
     rt::Executor,
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::watch};
+use tokio_rustls::server::TlsStream;
 
 use super::{
     body::{Arriving, Body},
     exchange::exchange,
     gather::{Gathered, Turns},
-    guard::{Flood, Guarded, Verdict, Watch},
+    guard::{Flood, Guarded, Limits, Verdict, Watch},
+    http1::Http1,
     upgrade::Tunnels,
 };
 use crate::{
@@ -51,6 +54,9 @@ use crate::{
 /// Fields that are parsed beyond those that are taken, so that a few too many are answered with a
 /// problem that says so; still more are answered by the parser itself.
 const FIELDS_MORE: usize = 28;
+
+/// Octets of a head that are parsed beyond those that are taken, for the same reason.
+pub(super) const HEAD_MORE_BYTES: usize = 16 * 1024;
 
 /// Streams that a client opened and reset before they were served (rapid reset, CVE-2023-44487).
 const RESET_PENDING_MAX: usize = 32;
@@ -286,10 +292,20 @@ pub(super) fn strangers(worker: &Worker) -> Strangers {
 
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
-    // Answers are written whole; waiting for more to fill a segment only delays them.
-    if stream.set_nodelay(true).is_err() {
-        return;
+    // Each step in memory of its own, which is given back: a connection that is open must not keep what
+    // only its handshake needed.
+    if let Some(rest) = Box::pin(open(worker, stream, arrival)).await {
+        rest.await;
     }
+}
+
+/// What a connection does once its handshake is done.
+type Rest = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Performs the handshake; `None`: it was refused.
+async fn open(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) -> Option<Rest> {
+    // Answers are written whole; waiting for more to fill a segment only delays them.
+    stream.set_nodelay(true).ok()?;
     // Before the snapshot is loaded, so that a change during the handshake is not missed.
     let mut news = worker.shared.news.clone();
     news.mark_unchanged();
@@ -298,23 +314,37 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let listener = &snapshot.listeners[arrival.listener];
     let sessions = listener.sessions.as_ref();
     let strangers = strangers(&worker);
-    let shaken = handshake(stream, listener, sessions, strangers, limits.handshake);
-    // In memory of its own, which is given back: an idle connection must not keep it.
-    let secured = match Box::pin(shaken).await {
+    let secured = match handshake(stream, listener, sessions, strangers, limits.handshake).await {
         Ok(secured) => secured,
         // Whose TCP handshake was completed is who it says it is.
-        Err(failure) => return refused(&worker, &arrival, &failure, true),
+        Err(failure) => {
+            refused(&worker, &arrival, &failure, true);
+            return None;
+        }
     };
     let Secured { stream, client } = secured;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let watch = Watch::new(limits.clone(), is_http2, time::monotonic());
-    let connection = Connection::begin(worker, arrival, client, watch.clone(), &snapshot);
-    drop(snapshot);
+    let connection = Connection::begin(worker, arrival, client, watch, &snapshot);
+    Some(go_on(connection, stream, &limits, news))
+}
+
+/// Serves what comes after the handshake. No future in itself: what it moves together would otherwise
+/// have its place in one for as long as the connection is open.
+fn go_on(
+    connection: Rc<Connection>,
+    stream: TlsStream<TcpStream>,
+    limits: &Limits,
+    mut news: watch::Receiver<()>,
+) -> Rest {
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let watch = connection.watch.clone();
+    let stream = Guarded::new(stream, watch.clone(), Rc::from(connection.arrival.id.as_str()));
     let served = connection.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let connection = served.clone();
-        let request = request.map(Arriving::Stream);
         let ticket = connection.watch.begin(time::monotonic());
+        let request = request.map(|body| Arriving::stream(body, ticket.running()));
         // Some kilobytes, which hyper would copy about, and keep for as long as the connection is open.
         Box::pin(async move {
             let running = ticket.running().clone();
@@ -330,38 +360,43 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams_max)
-            .max_header_list_size(u32::try_from(limits.head_max_bytes).unwrap_or(u32::MAX))
+            .max_header_list_size(
+                u32::try_from(limits.head_max_bytes + HEAD_MORE_BYTES).unwrap_or(u32::MAX),
+            )
             .max_pending_accept_reset_streams(RESET_PENDING_MAX)
             .max_local_error_reset_streams(RESET_LOCAL_MAX)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .enable_connect_protocol();
-        let gathered = Gathered::new(Guarded::new(stream, watch));
+        let gathered = Gathered::new(stream);
         let inner = builder.serve_connection(TokioIo::new(gathered.clone()), service);
         let mut served = Box::pin(Http2 { inner, gathered, turns: Turns::default() });
-        // GOAWAY tells a client in time, first for all streams and then with the last one.
-        drive(&connection, served.as_mut(), Phase::Draining, &mut news).await;
+        Box::pin(async move {
+            // GOAWAY tells a client in time, first for all streams and then with the last one.
+            drive(&connection, served.as_mut(), Phase::Draining, &mut news).await;
+            connection.tunnels.close();
+        })
     } else {
-        let mut builder = http1::Builder::new();
-        builder
+        let mut parser = http1::Builder::new();
+        parser
             .timer(TokioTimer::new())
             // The watch has deadlines of its own for a head and for the wait before it.
             .header_read_timeout(None)
-            .max_buf_size(limits.head_max_bytes)
+            .max_buf_size(limits.head_max_bytes + HEAD_MORE_BYTES)
             .max_headers(limits.fields_max + FIELDS_MORE);
-        let io = TokioIo::new(Guarded::new(stream, watch));
-        let inner = Some(builder.serve_connection(io, service));
         let tunnels = connection.tunnels.clone();
-        let mut served = Box::pin(Http1 { inner, tunnels, left: None });
-        drive(&connection, served.as_mut(), Phase::Closing, &mut news).await;
-        let left = served.left.take();
-        drop(served);
-        if let Some(stream) = left {
-            // In memory of its own, of which a connection that is served needs none.
-            Box::pin(linger(&connection, stream.into_inner().stream().get_ref().0)).await;
-        }
+        let mut served = Box::pin(Http1::new(parser, stream, service, tunnels));
+        Box::pin(async move {
+            drive(&connection, served.as_mut(), Phase::Closing, &mut news).await;
+            let left = served.left.take();
+            drop(served);
+            if let Some(stream) = left {
+                // In memory of its own, of which a connection that is served needs none.
+                Box::pin(linger(&connection, stream.stream().get_ref().0)).await;
+            }
+            connection.tunnels.close();
+        })
     }
-    connection.tunnels.close();
 }
 
 /// Tells an HTTP/1.1 client to ask elsewhere next time (RFC 9112 section 9.6).
@@ -371,65 +406,17 @@ fn dismiss(connection: &Connection, response: &mut Response<Body>) {
     }
 }
 
-/// What both of hyper's connection futures can do.
-trait Served: Future<Output = hyper::Result<()>> {
+/// What connections of both versions can do.
+pub(super) trait Served: Future<Output = hyper::Result<()>> {
+    /// Takes no further request and ends when nothing is under way.
     fn wind_down(self: Pin<&mut Self>);
-}
 
-/// An HTTP/1.1 connection that a WebSocket may take over. hyper would hand it on to another thread too,
-/// for which the stream is not made.
-struct Http1<I, S: hyper::service::HttpService<hyper::body::Incoming>> {
-    /// `None` once it has ended.
-    inner: Option<http1::Connection<TokioIo<I>, S>>,
-    tunnels: Tunnels,
-    /// The stream after the last answer, where it is not a WebSocket's.
-    left: Option<TokioIo<I>>,
-}
-
-impl<I, S> Future for Http1<I, S>
-where
-    http1::Connection<TokioIo<I>, S>: Future<Output = hyper::Result<()>> + Unpin,
-    S: hyper::service::HttpService<hyper::body::Incoming>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
-    S::ResBody: http_body::Body + 'static,
-    <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Output = hyper::Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        let Some(inner) = &mut self.inner else { return Poll::Ready(Ok(())) };
-        let ended = ready!(Pin::new(inner).poll(context));
-        let parts = self.inner.take().map(http1::Connection::into_parts);
-        self.left = match (&ended, parts) {
-            (Ok(()), Some(parts)) => self.tunnels.hand_over(parts.io, parts.read_buf),
-            // The parser's own answer has been written.
-            (Err(error), Some(parts)) if error.is_parse() => Some(parts.io),
-            _ => None,
-        };
-        Poll::Ready(ended)
-    }
-}
-
-impl<I, S> Served for Http1<I, S>
-where
-    Http1<I, S>: Future<Output = hyper::Result<()>> + Unpin,
-    http1::Connection<TokioIo<I>, S>: Future<Output = hyper::Result<()>> + Unpin,
-    S: hyper::service::HttpService<hyper::body::Incoming>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
-    S::ResBody: http_body::Body + 'static,
-    <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn wind_down(mut self: Pin<&mut Self>) {
-        if let Some(inner) = &mut self.inner {
-            Pin::new(inner).graceful_shutdown();
-        }
-    }
+    /// Gives back what it needs only while something is under way, which nothing is.
+    fn rest(self: Pin<&mut Self>);
 }
 
 /// An HTTP/2 connection whose answers leave together.
-struct Http2<I, S: hyper::service::HttpService<hyper::body::Incoming>, E> {
+struct Http2<I, S: HttpService<Incoming>, E> {
     inner: http2::Connection<TokioIo<Gathered<I>>, S, E>,
     gathered: Gathered<I>,
     turns: Turns,
@@ -438,7 +425,7 @@ struct Http2<I, S: hyper::service::HttpService<hyper::body::Incoming>, E> {
 impl<I, S, E> Future for Http2<I, S, E>
 where
     http2::Connection<TokioIo<Gathered<I>>, S, E>: Future<Output = hyper::Result<()>> + Unpin,
-    S: hyper::service::HttpService<hyper::body::Incoming>,
+    S: HttpService<Incoming>,
     I: tokio::io::AsyncWrite + Unpin,
 {
     type Output = hyper::Result<()>;
@@ -460,7 +447,7 @@ impl<I, S, E> Served for Http2<I, S, E>
 where
     Http2<I, S, E>: Future<Output = hyper::Result<()>> + Unpin,
     http2::Connection<TokioIo<Gathered<I>>, S, E>: Future<Output = hyper::Result<()>> + Unpin,
-    S: hyper::service::HttpService<hyper::body::Incoming>,
+    S: HttpService<Incoming>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     S::ResBody: http_body::Body + 'static,
@@ -470,6 +457,9 @@ where
     fn wind_down(mut self: Pin<&mut Self>) {
         Pin::new(&mut self.inner).graceful_shutdown();
     }
+
+    /// Its settings, windows and field tables belong to the connection, whatever is under way.
+    fn rest(self: Pin<&mut Self>) {}
 }
 
 /// Runs a connection until it ends, the process stops, its source is banned, its client is no longer
@@ -520,6 +510,12 @@ async fn drive(
                 }
                 match verdict {
                     Verdict::Wait(_) => {}
+                    Verdict::Rest => {
+                        watch.rest();
+                        if !has_ended {
+                            served.as_mut().rest();
+                        }
+                    }
                     Verdict::Retire if is_retiring || has_ended => return,
                     Verdict::Retire => {
                         is_retiring = true;

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
-use http::{Request, Response, header, request::Parts};
+use http::{HeaderMap, Request, Response, Uri, header, request::Parts};
 use http_body::Body as _;
 
 use super::{
@@ -126,6 +126,9 @@ async fn serve(
     if fields.len() > snapshot.clients.fields_max {
         return Err(Refusal::MalformedRequest("more fields than are taken"));
     }
+    if head_bytes(uri, fields) > snapshot.clients.head_max_bytes {
+        return Err(Refusal::HeadTooLarge);
+    }
     let facts = Facts::read(method, uri, fields, connection.server_name.as_deref())?;
     // RFC 9112 section 3.2; and what is forwarded must have one.
     if facts.authority().is_none() {
@@ -144,7 +147,10 @@ async fn serve(
         address: connection.arrival.address,
         now: record.started,
     };
-    let arrived = counting.arrive(route, connection.peer.is_some(), &mut record.verdicts)?;
+    let arrived = counting
+        .arrive(route, connection.peer.is_some(), &mut record.verdicts)
+        // Not looked at for a limit of addresses; whoever reads the line wants to know whom it hit.
+        .inspect_err(|_| record.know(&Identity::new(connection.certified(snapshot), None)))?;
     connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
     let certificate = connection.certified(snapshot);
@@ -162,7 +168,7 @@ async fn serve(
     let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
     let permit = permit(candidate, &counting, &mut record.verdicts)?;
-    worker.vouch(connection.arrival.source, permit.identity(), record.started);
+    worker.vouch(&connection.arrival, permit.identity(), record.started);
     record.auth = time::monotonic().saturating_duration_since(record.started);
 
     let origin = Origin {
@@ -200,6 +206,13 @@ async fn serve(
     let key = (upstream.name.clone(), result);
     *worker.metrics.borrow_mut().upstream_requests.entry(key).or_default() += 1;
     outcome
+}
+
+/// The size of a head, whatever it came over: its target, and each field with the 32 octets that stand
+/// for the work it makes (RFC 9113 section 6.5.2).
+fn head_bytes(uri: &Uri, fields: &HeaderMap) -> usize {
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    fields.iter().fold(target, |sum, (name, value)| sum + name.as_str().len() + value.len() + 32)
 }
 
 /// Finds the token in the cache, or verifies it.

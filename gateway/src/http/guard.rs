@@ -35,6 +35,10 @@ use crate::{policy::Reason, time};
 /// and its answer are one round trip.
 pub const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
+/// From the end of the last request until an HTTP/1.1 connection gives back what only requests need:
+/// longer than the pauses of clients that are busy, for whom it would only be made again.
+const RESTS_AFTER: Duration = Duration::from_secs(5);
+
 /// A look at nothing in particular, for connections on which nothing is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -94,6 +98,8 @@ impl Default for Limits {
 pub enum Verdict {
     /// Nothing until then.
     Wait(Instant),
+    /// It has been silent for a while: it may give back what it needs for requests only.
+    Rest,
     /// It has been idle for long enough: it ends in peace.
     Retire,
     /// The client is refused, and told no more.
@@ -109,6 +115,8 @@ pub struct Watch {
     was_asked: Cell<bool>,
     /// Whether the client was told to go.
     is_retiring: Cell<bool>,
+    /// Whether it may rest: an HTTP/1.1 connection whose last request and answer passed whole.
+    may_rest: Cell<bool>,
     /// Since when an HTTP/1 head is on its way and not whole.
     head_since: Cell<Option<Instant>>,
     /// Its lines so far.
@@ -135,6 +143,7 @@ impl Watch {
             quiet_since: Cell::new(now),
             was_asked: Cell::new(false),
             is_retiring: Cell::new(false),
+            may_rest: Cell::new(false),
             head_since: Cell::new(None),
             head: Cell::default(),
             blocked_since: Cell::new(None),
@@ -149,6 +158,7 @@ impl Watch {
     /// A request's head is whole.
     pub fn begin(self: &Rc<Self>, now: Instant) -> Ticket {
         self.was_asked.set(true);
+        self.may_rest.set(false);
         self.head_since.set(None);
         let running = Rc::new(Running::new(now, self.head.take().is_framed_twice()));
         self.running.borrow_mut().push(running.clone());
@@ -189,6 +199,12 @@ impl Watch {
         Ok(())
     }
 
+    /// Whether a head has begun to come over HTTP/1 and nothing is being served: what is answered now
+    /// is answered to no request.
+    fn reads_head(&self) -> bool {
+        self.head_since.get().is_some() && self.frames.is_none() && !self.is_busy()
+    }
+
     /// Whether a request is being served, or a WebSocket.
     fn is_busy(&self) -> bool {
         self.tunnels.get() > 0 || !self.running.borrow().is_empty()
@@ -223,11 +239,18 @@ impl Watch {
     fn end(&self, running: &Rc<Running>, now: Instant) {
         self.running.borrow_mut().retain(|other| !Rc::ptr_eq(other, running));
         self.quiet_since.set(now);
+        self.may_rest.set(self.frames.is_none() && running.is_whole());
+    }
+
+    /// It rests.
+    pub fn rest(&self) {
+        self.may_rest.set(false);
     }
 
     /// The connection was told to end; what is left of its time is that of a farewell.
     pub fn retire(&self, now: Instant) {
         self.is_retiring.set(true);
+        self.may_rest.set(false);
         self.quiet_since.set(now);
     }
 
@@ -254,7 +277,10 @@ impl Watch {
                 (since + head, Verdict::Refuse(Reason::RequestTimeout, detail))
             }
         });
-        [head_since, blocked, quiet].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let is_silent = quiet.is_some() && head_since.is_none() && blocked.is_none();
+        let rest = (is_silent && self.may_rest.get())
+            .then(|| (self.quiet_since.get() + RESTS_AFTER, Verdict::Rest));
+        [head_since, blocked, quiet, rest].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When [`Watch::judge`] has something to say; `None`: not before something happens.
@@ -318,6 +344,12 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
+    use bytes::Bytes;
+    use http_body::Body as _;
+    use http_body_util::{Empty, Full};
+
     use super::*;
 
     fn limits() -> Arc<Limits> {
@@ -331,7 +363,7 @@ mod tests {
     fn reason(verdict: Verdict) -> Option<Reason> {
         match verdict {
             Verdict::Refuse(reason, _) => Some(reason),
-            Verdict::Wait(_) | Verdict::Retire => None,
+            Verdict::Wait(_) | Verdict::Rest | Verdict::Retire => None,
         }
     }
 
@@ -353,6 +385,45 @@ mod tests {
             assert_eq!(watch.judge(at(start, 579)), Verdict::Wait(at(start, 580)));
             assert_eq!(watch.judge(at(start, 580)), Verdict::Retire);
         }
+    }
+
+    #[test]
+    fn only_http1_between_two_whole_messages_may_rest() {
+        let start = time::monotonic();
+        for (is_http2, has_come, has_gone, expected) in [
+            (false, true, true, true),
+            (true, true, true, false),
+            // What follows would be read as the head of a request.
+            (false, false, true, false),
+            (false, true, false, false),
+        ] {
+            let watch = Watch::new(limits(), is_http2, start);
+            let ticket = watch.begin(start);
+            if has_come {
+                ticket.running().came_whole();
+            }
+            let held = ticket.hold(Full::new(Bytes::from_static(b"answer")));
+            assert!(!matches!(watch.judge(at(start, 30)), Verdict::Rest), "it is served");
+            let mut held = pin!(held);
+            while has_gone
+                && let Poll::Ready(Some(_)) =
+                    held.as_mut().poll_frame(&mut Context::from_waker(Waker::noop()))
+            {}
+            watch.end(&watch.latest().expect("the request"), start);
+            assert!(matches!(watch.judge(at(start, 4)), Verdict::Wait(_)));
+            let told = matches!(watch.judge(at(start, 5)), Verdict::Rest);
+            assert_eq!(told, expected, "{is_http2} {has_come} {has_gone}");
+            if told {
+                watch.rest();
+                assert_eq!(watch.judge(at(start, 6)), Verdict::Wait(at(start, 75)), "once");
+            }
+        }
+        // Half a head is no silence.
+        let watch = Watch::new(limits(), false, start);
+        watch.may_rest.set(true);
+        watch.was_asked.set(true);
+        watch.read(b"G").unwrap();
+        assert!(!matches!(watch.judge(at(start, 7)), Verdict::Rest));
     }
 
     #[test]
@@ -391,7 +462,7 @@ mod tests {
             drop((upload, ticket));
 
             let ticket = watch.begin(start);
-            let held = ticket.hold(());
+            let held = ticket.hold(Empty::<Bytes>::new());
             let (after_s, expected) = match whole {
                 Some(_) => (30, Reason::RequestTooLong),
                 None => (100, Reason::AnswerStalled),

@@ -2,6 +2,7 @@
 //! TCP, the same judgement of the client, the same reasons.
 
 mod frames;
+mod section;
 mod streams;
 mod upload;
 
@@ -36,7 +37,9 @@ use self::{
 };
 use super::{
     body::Arriving,
-    connection::{Arrival, Connection, evidence, later_phase, refused, strangers, withdrawn},
+    connection::{
+        Arrival, Connection, HEAD_MORE_BYTES, evidence, later_phase, refused, strangers, withdrawn,
+    },
     exchange::exchange,
     expect,
     guard::{Limits, Verdict, Watch},
@@ -81,7 +84,7 @@ pub async fn serve<G>(worker: Rc<Worker>, incoming: Incoming, secured: G) {
     // A retry has proven the address already.
     let validated = quinn.remote_address_validated();
     let limits = snapshot.clients.clone();
-    let (quic, client) = match secure(quinn, &settings, &handshake, limits.handshake).await {
+    let (quic, client) = match secure(quinn, &settings, &handshake, &limits).await {
         Ok(secured) => secured,
         Err(failure) => {
             // So has whoever came as far as showing a certificate, or none where one is asked for:
@@ -104,8 +107,9 @@ async fn secure(
     incoming: quinn::Incoming,
     settings: &Settings,
     handshake: &Handshake,
-    within: Duration,
+    limits: &Limits,
 ) -> Result<(quinn::Connection, Proven), Failure> {
+    let within = limits.handshake;
     let incompatible = |detail: String| Failure {
         reason: Reason::TlsIncompatible,
         detail,
@@ -114,7 +118,7 @@ async fn secure(
     };
     let crypto = handshake.crypto().map_err(|error| incompatible(error.to_string()))?;
     let connecting = incoming
-        .accept_with(Arc::new(settings.accepting(Arc::new(crypto))))
+        .accept_with(Arc::new(settings.accepting(Arc::new(crypto), limits.streams_max)))
         .map_err(|error| handshake.failure(&error))?;
     let quic = match timeout(within, connecting).await {
         Ok(Ok(quic)) => quic,
@@ -164,7 +168,7 @@ async fn drive(
     let accepted: Rc<RefCell<Option<Accepted>>> = Rc::default();
     let streams = streams::Connection::new(quic.clone(), accepted.clone());
     let built = h3::server::builder()
-        .max_field_section_size(limits.head_max_bytes as u64)
+        .max_field_section_size((limits.head_max_bytes + HEAD_MORE_BYTES) as u64)
         .send_grease(false)
         .build::<_, Bytes>(streams)
         .await;
@@ -225,7 +229,8 @@ async fn drive(
                     evidence(&connection, reason, "an answer was broken off");
                 }
                 match verdict {
-                    Verdict::Wait(_) => {}
+                    // quinn keeps no buffers for what is not under way.
+                    Verdict::Wait(_) | Verdict::Rest => {}
                     Verdict::Retire if draining => return Code::H3_NO_ERROR,
                     Verdict::Retire => {
                         draining = true;
@@ -299,7 +304,7 @@ async fn answer(
     accepted: Accepted,
     within: Duration,
 ) -> Served {
-    let Accepted { mut abandoned, resolved } = accepted;
+    let Accepted { mut abandoned, resolved, misuse } = accepted;
     let (request, stream) = match timeout(within, resolver.resolve_request()).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(error)) => return unresolved(connection, &error),
@@ -314,7 +319,8 @@ async fn answer(
     };
     resolved.set(true);
     let (mut send, mut receive) = stream.split();
-    let length = match well_formed(&request) {
+    let misuse = misuse.take().map_or(Ok(()), |misuse| Err(misuse.text()));
+    let length = match misuse.and_then(|()| well_formed(&request)) {
         Ok(length) => length,
         Err(detail) => {
             evidence(connection, Reason::MalformedRequest, detail);
@@ -371,7 +377,7 @@ fn unresolved(connection: &Connection, error: &StreamError) -> Served {
     match error {
         StreamError::HeaderTooBig { .. } => {
             // The library has answered 431.
-            evidence(connection, Reason::MalformedRequest, "the head is too large");
+            evidence(connection, Reason::HeadTooLarge, "the head is too large");
         }
         StreamError::StreamError { reason, .. } => {
             evidence(connection, Reason::MalformedRequest, reason);

@@ -9,5 +9,6 @@ mod gather;
 pub mod guard;
 pub mod h3;
 pub mod headers;
+mod http1;
 pub mod quota;
 pub mod upgrade;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -34,6 +35,8 @@ struct Shared {
     /// Sources that may hold as many as there are, such as a balancer in front.
     spared: ArcSwap<Vec<IpNet>>,
     banned: Mutex<HashMap<Source, Instant>>,
+    /// Networks that may not come in at all, where the kernel does not see their addresses.
+    denied: ArcSwap<Vec<IpNet>>,
     /// Changes with each change of `banned`, so that an open connection looks only when there is news.
     bans_version: AtomicU64,
 }
@@ -54,6 +57,8 @@ pub enum Denied {
     TooManyOfSource,
     /// The source is banned.
     Banned,
+    /// The address is of a network that may not come in.
+    Listed,
 }
 
 impl Admission {
@@ -66,6 +71,7 @@ impl Admission {
             held_max: AtomicUsize::new(held_max),
             spared: ArcSwap::default(),
             banned: Mutex::default(),
+            denied: ArcSwap::default(),
             bans_version: AtomicU64::new(1),
         }))
     }
@@ -74,6 +80,23 @@ impl Admission {
     pub fn set_share(&self, held_max: usize, spared: Vec<IpNet>) {
         self.0.held_max.store(held_max, Ordering::Relaxed);
         self.0.spared.store(Arc::new(spared));
+    }
+
+    /// From now on nobody of these networks comes in through a proxy, but for who is spared.
+    pub fn set_denied(&self, networks: Vec<IpNet>) {
+        self.0.denied.store(Arc::new(networks));
+    }
+
+    /// Judges a client that a proxy tells of, whose packets nobody has judged: as the kernel judges
+    /// those of others, exemptions first.
+    ///
+    /// # Errors
+    /// [`Denied::Listed`].
+    pub fn check_listed(&self, address: IpAddr) -> Result<(), Denied> {
+        let is_in = |networks: &ArcSwap<Vec<IpNet>>| {
+            networks.load().iter().any(|network| network.contains(&address))
+        };
+        if is_in(&self.0.denied) && !is_in(&self.0.spared) { Err(Denied::Listed) } else { Ok(()) }
     }
 
     /// Judges a new connection.
@@ -286,5 +309,23 @@ mod tests {
         assert_eq!(third.claim(source(2), now), Err(Denied::Banned));
         drop(third);
         assert_eq!((admission.open(), admission.held_by(source(1))), (0, 0));
+    }
+
+    #[test]
+    fn listed_networks_stay_out_but_for_who_is_spared() {
+        let admission = Admission::new(10, 10);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(admission.check_listed(address("192.0.2.9")), Ok(()), "nobody is listed");
+        admission
+            .set_denied(vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/40".parse().unwrap()]);
+        admission.set_share(10, vec!["192.0.2.8/32".parse().unwrap()]);
+        for (text, expected) in [
+            ("192.0.2.9", Err(Denied::Listed)),
+            ("192.0.2.8", Ok(())),
+            ("192.0.3.9", Ok(())),
+            ("2001:db8:1::1", Err(Denied::Listed)),
+        ] {
+            assert_eq!(admission.check_listed(address(text)), expected, "{text}");
+        }
     }
 }

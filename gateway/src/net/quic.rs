@@ -21,9 +21,6 @@ use super::listen::ListenError;
 /// Octets of our connection IDs: two of mask, two of the hidden slot, four that are random.
 const CONNECTION_ID_BYTES: usize = 8;
 
-/// Requests at once on one connection; as over HTTP/2.
-const STREAMS_MAX: u32 = 128;
-
 /// HTTP/3 needs three streams towards the server (control, and two of QPACK); the rest is for those
 /// that a client opens only to see that they are ignored (RFC 9114 section 6.2.3).
 const UNIDIRECTIONAL_STREAMS_MAX: u32 = 8;
@@ -38,8 +35,14 @@ const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Octets of handshake messages out of order: a client's certificates, at most eight times over.
 const HANDSHAKE_BUFFER_BYTES: usize = 64 * 1024;
 
-/// A connection on which nothing was heard for this long is gone, as HTTP/2 finds out by PING.
-const IDLE_MAX_MS: u32 = 30_000;
+/// A connection on which nothing was heard for this long is gone, as HTTP/2 finds out by PING. A client
+/// that is there and asks nothing is the watch's to judge, by `[clients].idle`.
+const GONE_AFTER_MS: u32 = 60_000;
+
+/// On a silent connection a PING asks whether the client is still there, so that neither side takes a
+/// request that is answered late, or the pause between two, for the end. Most clients announce that
+/// they wait for 30 s.
+const PING_EVERY: Duration = Duration::from_secs(20);
 
 /// New connections that wait for their worker in one endpoint; it takes them at each turn.
 const INCOMING_MAX: usize = 1_024;
@@ -126,10 +129,11 @@ impl Bound {
     /// # Errors
     /// The runtime does not take the socket.
     pub fn serve(self, crypto: Arc<dyn crypto::ServerConfig>) -> io::Result<(Endpoint, Settings)> {
-        let settings = Settings { token: self.keys.token(), transport: Arc::new(transport()) };
+        let settings = Settings { token: self.keys.token() };
         let endpoint = Endpoint::new(
             self.keys.endpoint(self.slot),
-            Some(settings.accepting(crypto)),
+            // Of no connection: each has as many streams as the configuration says when it comes.
+            Some(settings.accepting(crypto, 0)),
             self.socket,
             Arc::new(TokioRuntime),
         )?;
@@ -141,15 +145,19 @@ impl Bound {
 #[derive(Clone)]
 pub struct Settings {
     token: Arc<hkdf::Prk>,
-    transport: Arc<TransportConfig>,
 }
 
 impl Settings {
-    /// The settings of connections that are secured by `crypto`.
-    pub fn accepting(&self, crypto: Arc<dyn crypto::ServerConfig>) -> ServerConfig {
+    /// The settings of connections that are secured by `crypto` and carry up to `streams_max` requests
+    /// at once.
+    pub fn accepting(
+        &self,
+        crypto: Arc<dyn crypto::ServerConfig>,
+        streams_max: u32,
+    ) -> ServerConfig {
         let mut config = ServerConfig::new(crypto, self.token.clone());
         config
-            .transport_config(self.transport.clone())
+            .transport_config(Arc::new(transport(streams_max)))
             .retry_token_lifetime(RETRY_LIFETIME)
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(INCOMING_BYTES)
@@ -158,16 +166,17 @@ impl Settings {
     }
 }
 
-fn transport() -> TransportConfig {
+fn transport(streams_max: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
         .max_concurrent_uni_streams(VarInt::from_u32(UNIDIRECTIONAL_STREAMS_MAX))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(u64::from(CONNECTION_WINDOW_BYTES))
         .crypto_buffer_size(HANDSHAKE_BUFFER_BYTES)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MAX_MS))))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(GONE_AFTER_MS))))
+        .keep_alive_interval(Some(PING_EVERY))
         // Nothing here is made of datagrams (RFC 9221), so none are taken.
         .datagram_receive_buffer_size(None);
     transport

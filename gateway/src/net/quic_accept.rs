@@ -112,11 +112,15 @@ fn accept(worker: &Rc<Worker>, new: New<'_>, settings: &Settings, unfinished: &R
     match welcome(unfinished.get(), incoming.remote_address_validated(), incoming.may_retry()) {
         Welcome::Handshake => {}
         Welcome::Retry => {
+            worker.metrics.borrow_mut().quic_retries += 1;
             // It fails for one that may not retry, which was looked at.
             let _ = incoming.retry();
             return;
         }
-        Welcome::Silence => return incoming.ignore(),
+        Welcome::Silence => {
+            worker.metrics.borrow_mut().quic_ignored += 1;
+            return incoming.ignore();
+        }
     }
     let (arrival, entered) = match worker.enter(listener, incoming.remote_address(), phase) {
         Ok(entered) => entered,

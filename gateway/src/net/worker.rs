@@ -432,7 +432,8 @@ impl Worker {
         let admitted = admitted.inspect_err(|denied| {
             let mut metrics = self.metrics.borrow_mut();
             match denied {
-                Denied::Banned => {}
+                // The kernel counts whom it keeps out.
+                Denied::Banned | Denied::Listed => {}
                 Denied::TooMany => metrics.connections_over_limit += 1,
                 Denied::TooManyOfSource => {
                     *metrics.refusals.entry(Reason::TooManyConnections).or_default() += 1;
@@ -478,8 +479,9 @@ impl Worker {
         self.metrics.borrow_mut().connections[listener] += 1;
         let worker = self.clone();
         tokio::task::spawn_local(async move {
-            let goes_on =
-                !is_proxied || worker.introduce(&mut stream, &mut arrival, &mut admitted).await;
+            // In memory of its own: most connections are not introduced by anybody.
+            let goes_on = !is_proxied
+                || Box::pin(worker.introduce(&mut stream, &mut arrival, &mut admitted)).await;
             if goes_on {
                 connection::serve(worker.clone(), stream, arrival).await;
             }
@@ -516,7 +518,11 @@ impl Worker {
                 return false;
             }
         }
-        match admitted.claim(arrival.source, time::monotonic()) {
+        let listed = match arrival.via {
+            Some(_) => self.shared.admission.check_listed(arrival.address),
+            None => Ok(()),
+        };
+        match listed.and_then(|()| admitted.claim(arrival.source, time::monotonic())) {
             Ok(()) => true,
             Err(denied) => {
                 self.deny(arrival, denied);
@@ -531,6 +537,7 @@ impl Worker {
             // is counted.
             Denied::Banned if arrival.via.is_none() => {}
             Denied::Banned => self.refuse(arrival, Reason::Banned, "the client is banned"),
+            Denied::Listed => self.refuse(arrival, Reason::Banned, "[xdp].deny names the client"),
             Denied::TooMany => self.metrics.borrow_mut().connections_over_limit += 1,
             Denied::TooManyOfSource => {
                 let detail = "max_connections_per_source are open";
@@ -561,11 +568,7 @@ impl Worker {
 
     /// Tells the feedback path of a client, without waiting.
     pub fn report_of(&self, arrival: &Arrival, reason: Reason) {
-        let arrived = match arrival.via {
-            None => Arrived::Directly,
-            Some(_) => Arrived::ThroughProxy,
-        };
-        self.tell(arrival.source, reason, arrived);
+        self.tell(arrival.source, reason, arrived(arrival));
     }
 
     /// Tells the feedback path of a source that came directly, without waiting.
@@ -585,15 +588,16 @@ impl Worker {
 
     /// Tells the ledger that a proven client was let in, without waiting; of each client at an address
     /// once in a while.
-    pub fn vouch(&self, source: Source, identity: &Identity<'_>, now: Instant) {
+    pub fn vouch(&self, arrival: &Arrival, identity: &Identity<'_>, now: Instant) {
         let Some(who) = vouch::who(identity) else { return };
+        let (source, arrived) = (arrival.source, arrived(arrival));
         let mut vouched = self.vouched.borrow_mut();
         let is_told = |at: &Instant| now.saturating_duration_since(*at) < VOUCH_EVERY;
         if vouched.get(&(source, who)).is_some_and(is_told) {
             return;
         }
         // A full queue: its next request will do.
-        if self.shared.vouchers.try_send(Voucher { source, who, at: now }).is_ok() {
+        if self.shared.vouchers.try_send(Voucher { source, who, at: now, arrived }).is_ok() {
             vouched.put((source, who), now);
         }
     }
@@ -686,5 +690,13 @@ impl Worker {
         counts.upstream_repeated = self.forwarder.repeated().into_iter().collect();
         counts.upstream_cut = self.forwarder.cut_bodies();
         counts
+    }
+}
+
+/// Which way a client came.
+fn arrived(arrival: &Arrival) -> Arrived {
+    match arrival.via {
+        None => Arrived::Directly,
+        Some(_) => Arrived::ThroughProxy,
     }
 }

@@ -468,7 +468,7 @@ mod tests {
         let start = time::monotonic();
         let mut ledger = Ledger::new(settings());
         for who in 0..2 {
-            ledger.vouch(Voucher { source: source(1), who, at: start });
+            ledger.vouch(Voucher { source: source(1), who, at: start, arrived: Arrived::Directly });
         }
         let forged = |ledger: &mut Ledger, last| {
             ledger.record(evidence(source(last), Reason::BadSignature, start))
@@ -487,7 +487,7 @@ mod tests {
         for _ in 0..3 {
             ledger.record(evidence(source(1), Reason::BadSignature, start));
         }
-        ledger.vouch(Voucher { source: source(1), who: 1, at: start });
+        ledger.vouch(Voucher { source: source(1), who: 1, at: start, arrived: Arrived::Directly });
         let account = ledger.account(source(1), start).expect("15 points");
         assert_eq!(account.points, 15.0);
     }

@@ -174,8 +174,7 @@ reasons! {
     NoHealthyUpstream = 110, "no_healthy_upstream", 0;
     /// Every server of the upstream has as many requests as it may have, and as many wait.
     UpstreamOverloaded = 111, "upstream_overloaded", 0;
-    /// The client did not go on sending its body: a bad line, or a slow attack.
-    RequestStalled = 112, "request_stalled", 1;
+    // 112 was a second word for a body that is too slow.
     /// An extended CONNECT for another protocol than WebSocket.
     UpgradeNotOffered = 113, "upgrade_not_offered", 1;
     /// The token's issuer has not given its keys for too long.
@@ -222,6 +221,8 @@ reasons! {
 pub enum Refusal {
     /// The head is malformed or ambiguous; the text says how and holds nothing of the client's.
     MalformedRequest(&'static str),
+    /// The head is larger than any may be.
+    HeadTooLarge,
     /// The host is not the one that the handshake named.
     Misdirected,
     /// No route has that host and path.
@@ -297,11 +298,6 @@ pub enum Refusal {
     },
     /// Every server of the upstream has as many requests as it may have, and as many wait.
     UpstreamOverloaded,
-    /// The client did not go on sending its body.
-    RequestStalled {
-        /// The configured wait.
-        waited: Duration,
-    },
     /// An extended CONNECT for another protocol than WebSocket.
     UpgradeNotOffered,
 }
@@ -335,6 +331,7 @@ impl Refusal {
     pub fn reason(&self) -> Reason {
         match self {
             Refusal::MalformedRequest(_) => Reason::MalformedRequest,
+            Refusal::HeadTooLarge => Reason::HeadTooLarge,
             Refusal::Misdirected => Reason::Misdirected,
             Refusal::NoRoute => Reason::NoRoute,
             Refusal::MethodNotAllowed { .. } => Reason::MethodNotAllowed,
@@ -359,7 +356,6 @@ impl Refusal {
             Refusal::UpstreamTimeout { .. } => Reason::UpstreamTimeout,
             Refusal::NoHealthyUpstream { .. } => Reason::NoHealthyUpstream,
             Refusal::UpstreamOverloaded => Reason::UpstreamOverloaded,
-            Refusal::RequestStalled { .. } => Reason::RequestStalled,
             Refusal::UpgradeNotOffered => Reason::UpgradeNotOffered,
         }
     }
@@ -368,6 +364,8 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Refusal::MalformedRequest(_) => StatusCode::BAD_REQUEST,
+            // RFC 6585 section 5.
+            Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refusal::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Refusal::NoRoute => StatusCode::NOT_FOUND,
             Refusal::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -396,7 +394,6 @@ impl Refusal {
             Refusal::NoHealthyUpstream { .. } | Refusal::UpstreamOverloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Refusal::RequestStalled { .. } => StatusCode::REQUEST_TIMEOUT,
             // RFC 9220 section 3.
             Refusal::UpgradeNotOffered => StatusCode::NOT_IMPLEMENTED,
         }
@@ -413,10 +410,6 @@ impl Refusal {
             Refusal::UpstreamTimeout { waited } => {
                 Some(format!("no answer within {}", humantime::format_duration(*waited)))
             }
-            Refusal::RequestStalled { waited } => Some(format!(
-                "nothing of the body came for {}",
-                humantime::format_duration(*waited)
-            )),
             Refusal::UpstreamUnreachable { detail } | Refusal::UpstreamFailed { detail } => {
                 Some(detail.clone())
             }
@@ -428,7 +421,8 @@ impl Refusal {
             Refusal::TenantMismatch { of_certificate, of_token } => Some(format!(
                 "the certificate's rule says tenant \"{of_certificate}\", the token \"{of_token}\""
             )),
-            Refusal::Misdirected
+            Refusal::HeadTooLarge
+            | Refusal::Misdirected
             | Refusal::NoRoute
             | Refusal::SourceNotAllowed
             | Refusal::NoClientCertificate

@@ -13,6 +13,7 @@ use std::{
 use gateway_ebpf::Source;
 use lru::LruCache;
 
+use super::penalty::Arrived;
 use crate::identity::Identity;
 
 /// Sources with good clients that are remembered: as many as the kernel keeps limits of their own for.
@@ -37,6 +38,9 @@ pub struct Voucher {
     pub who: u64,
     /// When.
     pub at: Instant,
+    /// Which way: the packets of one behind a proxy bear the proxy's address, so the kernel knows
+    /// nothing of it.
+    pub arrived: Arrived,
 }
 
 /// A number for a proven client with its user; `None` for who was not proven. Whoever finds two clients
@@ -106,7 +110,12 @@ mod tests {
         let mut vouchers = Vouchers::default();
         assert_eq!(vouchers.good(source(1), start), 0.0);
         for who in [1, 1, 1, 2] {
-            vouchers.record(Voucher { source: source(1), who, at: start });
+            vouchers.record(Voucher {
+                source: source(1),
+                who,
+                at: start,
+                arrived: Arrived::Directly,
+            });
         }
         for (later_s, expected) in [(0, 2.0), (600, 1.0), (1800, 0.25), (1801, 0.0)] {
             let good = vouchers.good(source(1), start + Duration::from_secs(later_s));
@@ -114,8 +123,18 @@ mod tests {
         }
         assert_eq!(vouchers.good(source(2), start), 0.0, "not for its neighbour");
         // What comes late and was earlier does not make it older.
-        vouchers.record(Voucher { source: source(1), who: 2, at: start + HALF_LIFE });
-        vouchers.record(Voucher { source: source(1), who: 2, at: start });
+        vouchers.record(Voucher {
+            source: source(1),
+            who: 2,
+            at: start + HALF_LIFE,
+            arrived: Arrived::Directly,
+        });
+        vouchers.record(Voucher {
+            source: source(1),
+            who: 2,
+            at: start,
+            arrived: Arrived::Directly,
+        });
         assert!((vouchers.good(source(1), start + HALF_LIFE) - 1.5).abs() < 1e-9);
     }
 
@@ -128,6 +147,7 @@ mod tests {
                 source: source(1),
                 who,
                 at: start + Duration::from_millis(who),
+                arrived: Arrived::Directly,
             });
         }
         let good = vouchers.good(source(1), start + Duration::from_secs(1));

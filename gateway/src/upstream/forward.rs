@@ -339,7 +339,7 @@ impl Attempts<'_> {
                 // Something may have moved meanwhile.
                 Err(_) if until < body.moved_at() + waited => {}
                 Err(_) if !body.has_ended() && body.is_waited_for() => {
-                    return Sent::Late(Refusal::RequestStalled { waited });
+                    return Sent::Late(Refusal::BodyTooSlow);
                 }
                 Err(_) => return Sent::Late(Refusal::UpstreamTimeout { waited }),
             }

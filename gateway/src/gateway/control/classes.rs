@@ -8,7 +8,10 @@ use gateway_ebpf::Source;
 use super::Control;
 use crate::{
     kernel::Class,
-    policy::{penalty::overlaps, vouch::Voucher},
+    policy::{
+        penalty::{Arrived, overlaps},
+        vouch::Voucher,
+    },
     time,
 };
 
@@ -56,7 +59,9 @@ impl Control {
             let mut ledger = self.ledger.borrow_mut();
             vouchers.iter().for_each(|voucher| ledger.vouch(*voucher));
         }
-        self.classify(vouchers.iter().map(|voucher| voucher.source));
+        // The kernel never sees a packet of who comes through a proxy.
+        let direct = vouchers.iter().filter(|voucher| voucher.arrived == Arrived::Directly);
+        self.classify(direct.map(|voucher| voucher.source));
     }
 
     /// Gives sources the limits that they have earned, where that is news.

@@ -26,6 +26,10 @@ pub struct Running {
     download: RefCell<Pace>,
     /// The answer's head is given to the connection.
     is_answered: Cell<bool>,
+    /// Its body, if any, came to its end.
+    has_come_whole: Cell<bool>,
+    /// So did its answer.
+    has_gone_whole: Cell<bool>,
     /// Why and when it was broken off.
     broken_off: Cell<Option<(Reason, Instant)>>,
     /// Whether its answer, too, is to end where it is.
@@ -41,6 +45,8 @@ impl Running {
             upload: RefCell::default(),
             download: RefCell::default(),
             is_answered: Cell::new(false),
+            has_come_whole: Cell::new(false),
+            has_gone_whole: Cell::new(false),
             broken_off: Cell::new(None),
             is_aborted: Cell::new(false),
             told: Notify::new(),
@@ -95,6 +101,16 @@ impl Running {
     /// Whether its head said twice where its body ends: by length and by coding.
     pub fn is_framed_twice(&self) -> bool {
         self.is_framed_twice
+    }
+
+    /// Its body has come to its end.
+    pub fn came_whole(&self) {
+        self.has_come_whole.set(true);
+    }
+
+    /// Whether nothing is left of it: its body came to its end, and its answer too.
+    pub(super) fn is_whole(&self) -> bool {
+        self.has_come_whole.get() && self.has_gone_whole.get() && self.broken_off.get().is_none()
     }
 
     /// Why it was broken off.
@@ -172,8 +188,9 @@ impl Ticket {
     }
 
     /// Holds it until the answer's body has ended, and notes whose turn it is meanwhile.
-    pub fn hold<B>(self, body: B) -> Held<B> {
+    pub fn hold<B: Body>(self, body: B) -> Held<B> {
         self.running.is_answered.set(true);
+        self.running.has_gone_whole.set(body.is_end_stream());
         // Over HTTP/2 an answer is asked for once the client's window has room for it.
         self.running.download.borrow_mut().waits(time::monotonic());
         Held { body, ticket: self }
@@ -204,6 +221,8 @@ impl<B: Body + Unpin> Body for Held<B> {
         let now = time::monotonic();
         self.ticket.running.download.borrow_mut().rests(now);
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let is_over = frame.is_none() || self.body.is_end_stream();
+        self.ticket.running.has_gone_whole.set(is_over && !matches!(frame, Some(Err(_))));
         if let Some(Ok(frame)) = &frame {
             let bytes = frame.data_ref().map_or(0, Buf::remaining);
             let mut download = self.ticket.running.download.borrow_mut();

@@ -43,14 +43,17 @@ pub(super) struct Frames {
     left_bytes: u64,
     /// They are left out.
     skips: bool,
+    /// They are the fields of a head, or of trailers.
+    are_fields: bool,
 }
 
 impl Frames {
-    /// Takes from the front of `chunk` what is to be handed on next. `None`: `chunk` is used up.
+    /// Takes from the front of `chunk` what is to be handed on next, and says whether it belongs to a
+    /// field section. `None`: `chunk` is used up.
     ///
     /// # Errors
     /// [`Fault::TooLong`].
-    pub(super) fn next(&mut self, chunk: &mut Bytes) -> Result<Option<Bytes>, Fault> {
+    pub(super) fn next(&mut self, chunk: &mut Bytes) -> Result<Option<(Bytes, bool)>, Fault> {
         while !chunk.is_empty() {
             if self.left_bytes > 0 {
                 let here = usize::try_from(self.left_bytes).unwrap_or(usize::MAX).min(chunk.len());
@@ -59,7 +62,7 @@ impl Frames {
                 if self.skips {
                     continue;
                 }
-                return Ok(Some(piece));
+                return Ok(Some((piece, self.are_fields)));
             }
             let octet = chunk.split_to(1);
             self.head[self.head_bytes] = octet[0];
@@ -68,6 +71,7 @@ impl Frames {
             let head = Bytes::copy_from_slice(&self.head[..self.head_bytes]);
             self.head_bytes = 0;
             self.left_bytes = length;
+            self.are_fields = kind == HEADERS;
             self.skips =
                 !(KNOWN.contains(&kind) || kind == MAX_PUSH_ID) || (kind == DATA && length == 0);
             let max = match kind {
@@ -80,7 +84,7 @@ impl Frames {
                 return Err(Fault::TooLong);
             }
             if !self.skips {
-                return Ok(Some(head));
+                return Ok(Some((head, false)));
             }
         }
         Ok(None)
@@ -129,7 +133,7 @@ mod tests {
         let mut passed = Vec::new();
         for chunk in stream.chunks(chunk_bytes) {
             let mut chunk = Bytes::copy_from_slice(chunk);
-            while let Some(piece) = frames.next(&mut chunk)? {
+            while let Some((piece, _)) = frames.next(&mut chunk)? {
                 passed.extend_from_slice(&piece);
             }
         }

@@ -16,7 +16,10 @@ use h3::{
 };
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 
-use super::frames::{Fault, Frames, integer};
+use super::{
+    frames::{Fault, Frames, integer},
+    section::{Misuse, Section},
+};
 
 /// Octets read at once: a few datagrams, and what an upstream connection writes at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -36,6 +39,8 @@ pub(super) struct Accepted {
     /// Set once the library has read the request's head. What it answers by itself before that is
     /// whole; what is given up after that is not.
     pub(super) resolved: Rc<Cell<bool>>,
+    /// What is wrong with the names of its head's fields.
+    pub(super) misuse: Rc<Cell<Option<Misuse>>>,
 }
 
 /// A connection.
@@ -106,8 +111,10 @@ impl quic::Connection<Bytes> for Connection {
         });
         let resolved = Rc::new(Cell::new(false));
         let send = Sender::new(send, resolved.clone());
-        *self.accepted.borrow_mut() = Some(Accepted { abandoned, resolved });
-        Poll::Ready(Ok(Both { send, receive: Receiver::of_request(receive) }))
+        let misuse = Rc::default();
+        let receive = Receiver::of_request(receive, Rc::clone(&misuse));
+        *self.accepted.borrow_mut() = Some(Accepted { abandoned, resolved, misuse });
+        Poll::Ready(Ok(Both { send, receive }))
     }
 
     fn opener(&self) -> Opener {
@@ -241,6 +248,8 @@ pub(super) struct Receiver {
     chunk: Bytes,
     /// Zeros, to be read into.
     room: BytesMut,
+    /// Of a request: the names of its fields, while they come, and where what is wrong with them is told.
+    names: Option<(Section, Rc<Cell<Option<Misuse>>>)>,
 }
 
 enum Reading {
@@ -255,8 +264,10 @@ enum Reading {
 }
 
 impl Receiver {
-    fn of_request(quinn: quinn::RecvStream) -> Receiver {
-        Receiver::new(quinn, Reading::Frames(Frames::default()))
+    fn of_request(quinn: quinn::RecvStream, misuse: Rc<Cell<Option<Misuse>>>) -> Receiver {
+        let mut receiver = Receiver::new(quinn, Reading::Frames(Frames::default()));
+        receiver.names = Some((Section::default(), misuse));
+        receiver
     }
 
     fn of_other(quinn: quinn::RecvStream) -> Receiver {
@@ -264,7 +275,7 @@ impl Receiver {
     }
 
     fn new(quinn: quinn::RecvStream, reading: Reading) -> Receiver {
-        Receiver { quinn, reading, chunk: Bytes::new(), room: BytesMut::new() }
+        Receiver { quinn, reading, chunk: Bytes::new(), room: BytesMut::new(), names: None }
     }
 
     /// Fills `chunk`; it stays empty at the end of the stream.
@@ -280,7 +291,21 @@ impl Receiver {
     /// What is to be handed on of `chunk`; `None` when nothing of it is left.
     fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         match &mut self.reading {
-            Reading::Frames(frames) => frames.next(&mut self.chunk),
+            Reading::Frames(frames) => {
+                let Some((piece, are_fields)) = frames.next(&mut self.chunk)? else {
+                    return Ok(None);
+                };
+                if let Some((section, misuse)) = &mut self.names {
+                    if are_fields {
+                        section.read(&piece);
+                        misuse.set(section.misuse());
+                    } else if section.has_begun() {
+                        // The next frame: what comes now is the body, or trailers.
+                        self.names = None;
+                    }
+                }
+                Ok(Some(piece))
+            }
             Reading::Opaque => {
                 Ok((!self.chunk.is_empty()).then(|| std::mem::take(&mut self.chunk)))
             }

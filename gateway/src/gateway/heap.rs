@@ -1,0 +1,149 @@
+//! Memory that a crowd has left behind, given back to the system.
+//!
+//! The allocator keeps what was freed for whoever asks next, page by page between what is still in
+//! use, and after a crowd has gone nobody asks. So now and then what the process occupies is compared
+//! with what it has in use, and when much is neither, the allocator is told to let go of it.
+
+use std::time::Duration;
+
+use tokio::{task::spawn_blocking, time::MissedTickBehavior};
+
+/// From one look to the next. A look takes a lock of each worker's for some microseconds.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// What is occupied beyond what is in use and is not worth the work: program, stacks, and room that the
+/// next connections will want.
+const SPARE_BYTES: usize = 24 << 20;
+
+/// The process' memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reading {
+    /// Octets in pages that the process occupies.
+    resident_bytes: usize,
+    /// Octets that were asked for and not given back.
+    used_bytes: usize,
+}
+
+impl Reading {
+    fn spare_bytes(self) -> usize {
+        self.resident_bytes.saturating_sub(self.used_bytes)
+    }
+}
+
+/// What was left after the last time.
+#[derive(Debug, Default)]
+struct Heap {
+    kept_bytes: usize,
+}
+
+impl Heap {
+    /// Whether giving back is worth it: what is too small or too scattered to go stays, and is not tried
+    /// again and again.
+    fn is_worth(&self, now: Reading) -> bool {
+        now.spare_bytes() > SPARE_BYTES.max(now.used_bytes / 4).max(self.kept_bytes * 3 / 2)
+    }
+
+    fn gave_back(&mut self, now: Reading) {
+        self.kept_bytes = now.spare_bytes();
+    }
+}
+
+/// Looks until the process ends, where it keeps nobody waiting.
+pub(super) async fn follow() {
+    let mut due = tokio::time::interval(LOOK_EVERY);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heap = Heap::default();
+    loop {
+        due.tick().await;
+        // It fails only when the runtime ends, and then nobody asks for memory any more.
+        let Ok(seen) = spawn_blocking(move || look(heap)).await else { return };
+        heap = seen;
+    }
+}
+
+fn look(mut heap: Heap) -> Heap {
+    if let Some(before) = allocator::read()
+        && heap.is_worth(before)
+    {
+        allocator::give_back();
+        if let Some(after) = allocator::read() {
+            tracing::debug!(
+                before_bytes = before.resident_bytes,
+                after_bytes = after.resident_bytes,
+                "memory given back"
+            );
+            heap.gave_back(after);
+        }
+    }
+    heap
+}
+
+#[cfg(target_env = "gnu")]
+mod allocator {
+    use super::Reading;
+
+    pub(super) fn read() -> Option<Reading> {
+        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
+        let page_bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+        // SAFETY: it takes no pointers, and the allocator's own locks guard what it reads.
+        let told = unsafe { libc::mallinfo2() };
+        Some(Reading {
+            resident_bytes: pages * usize::try_from(page_bytes).ok()?,
+            used_bytes: told.uordblks + told.hblkhd,
+        })
+    }
+
+    pub(super) fn give_back() {
+        // SAFETY: it takes no pointers and frees only pages of which nothing is in use, under the
+        // allocator's own locks.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
+/// Other allocators give back by themselves.
+#[cfg(not(target_env = "gnu"))]
+mod allocator {
+    use super::Reading;
+
+    pub(super) fn read() -> Option<Reading> {
+        None
+    }
+
+    pub(super) fn give_back() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn memory_is_given_back_when_much_is_neither_used_nor_stuck() {
+        for (resident, used, kept, expected) in [
+            (30, 10, 0, false),   // a daemon that has just started
+            (690, 20, 0, true),   // after a crowd
+            (690, 650, 0, false), // a crowd
+            (370, 300, 0, false), // it comes and goes
+            (400, 200, 0, true),
+            (400, 200, 190, false), // scattered: it did not go the last time
+            (600, 200, 190, true),  // and now there is more
+        ] {
+            let heap = Heap { kept_bytes: kept * MIB };
+            let now = Reading { resident_bytes: resident * MIB, used_bytes: used * MIB };
+            assert_eq!(heap.is_worth(now), expected, "{now:?} {heap:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn what_is_in_use_is_counted() {
+        let much = vec![1_u8; 64 * MIB];
+        let during = allocator::read().unwrap();
+        assert!(during.used_bytes >= 64 * MIB, "{during:?}");
+        assert!(during.resident_bytes >= 64 * MIB, "{during:?}");
+        drop(much);
+        allocator::give_back();
+    }
+}
