@@ -232,12 +232,15 @@ fn compile(
         .ok_or("OUT_DIR lies in no target directory")?
         .join("bpf");
     let architecture = variable("CARGO_CFG_TARGET_ARCH")?;
-    let flags = [
+    let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
         format!("-Clinker={}", linker.display()),
+        // Its debug information is in the binary, which is to be the same wherever it is built.
+        format!("--remap-path-prefix={}=/portcullis", workspace.display()),
     ];
+    flags.extend(cargo_home().map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
     let mut cargo = clean(&toolchain.cargo);
     cargo
         .current_dir(workspace)

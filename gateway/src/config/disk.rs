@@ -99,6 +99,10 @@ impl From<io::Error> for FileError {
     }
 }
 
+/// Where systemd puts the credentials of services (systemd.exec(5)), each in a directory that only
+/// root and its service enter.
+const CREDENTIALS: &str = "/run/credentials";
+
 /// The file system of this machine.
 #[derive(Clone, Debug)]
 pub struct Disk {
@@ -146,7 +150,7 @@ impl Files for Disk {
         }
         Ok(Content {
             bytes,
-            mode: metadata.mode() & 0o7777,
+            mode: mode_of(path, metadata.uid(), metadata.mode() & 0o7777),
             owner: metadata.uid(),
             group: metadata.gid(),
         })
@@ -165,9 +169,28 @@ impl Files for Disk {
     }
 }
 
+/// Who may read. Of a credential, which is root's, the group's bits are not a group's: they are the
+/// mask of the access list by which the service itself reads it.
+fn mode_of(path: &Path, owner: u32, mode: u32) -> u32 {
+    let is_credential = owner == 0 && path.starts_with(CREDENTIALS);
+    if is_credential { mode & !0o070 } else { mode }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_credentials_access_list_is_no_group() {
+        for (path, owner, mode, expected) in [
+            ("/run/credentials/portcullis.service/server.key", 0, 0o440, 0o400),
+            ("/run/credentials/portcullis.service/server.key", 0, 0o444, 0o404),
+            ("/run/credentials/portcullis.service/server.key", 1000, 0o440, 0o440),
+            ("/etc/portcullis/tls/server.key", 0, 0o440, 0o440),
+        ] {
+            assert_eq!(mode_of(Path::new(path), owner, mode), expected, "{path} {owner} {mode:o}");
+        }
+    }
 
     #[test]
     fn reads_regular_files_within_the_limit_and_says_why_not() {

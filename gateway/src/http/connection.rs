@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -27,6 +28,7 @@ use tokio_rustls::server::TlsStream;
 use super::{
     body::{Arriving, Body},
     exchange::exchange,
+    gather::{Gathered, Turns},
     guard::{Flood, Guarded, Limits, Verdict, Watch},
     http1::Http1,
     upgrade::Tunnels,
@@ -343,14 +345,15 @@ fn go_on(
         let connection = served.clone();
         let ticket = connection.watch.begin(time::monotonic());
         let request = request.map(|body| Arriving::stream(body, ticket.running()));
-        async move {
+        // Some kilobytes, which hyper would copy about, and keep for as long as the connection is open.
+        Box::pin(async move {
             let running = ticket.running().clone();
             let mut response = exchange(connection.clone(), request, running).await;
             if !is_http2 {
                 dismiss(&connection, &mut response);
             }
             Ok::<_, Infallible>(response.map(|body| ticket.hold(body)))
-        }
+        })
     });
     if is_http2 {
         let mut builder = http2::Builder::new(Local(watch));
@@ -365,7 +368,9 @@ fn go_on(
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .enable_connect_protocol();
-        let mut served = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        let gathered = Gathered::new(stream);
+        let inner = builder.serve_connection(TokioIo::new(gathered.clone()), service);
+        let mut served = Box::pin(Http2 { inner, gathered, turns: Turns::default() });
         Box::pin(async move {
             // GOAWAY tells a client in time, first for all streams and then with the last one.
             drive(&connection, served.as_mut(), Phase::Draining, &mut news).await;
@@ -410,18 +415,47 @@ pub(super) trait Served: Future<Output = hyper::Result<()>> {
     fn rest(self: Pin<&mut Self>);
 }
 
-impl<I, S, E> Served for http2::Connection<I, S, E>
+/// An HTTP/2 connection whose answers leave together.
+struct Http2<I, S: HttpService<Incoming>, E> {
+    inner: http2::Connection<TokioIo<Gathered<I>>, S, E>,
+    gathered: Gathered<I>,
+    turns: Turns,
+}
+
+impl<I, S, E> Future for Http2<I, S, E>
 where
-    http2::Connection<I, S, E>: Future<Output = hyper::Result<()>>,
+    http2::Connection<TokioIo<Gathered<I>>, S, E>: Future<Output = hyper::Result<()>> + Unpin,
+    S: HttpService<Incoming>,
+    I: tokio::io::AsyncWrite + Unpin,
+{
+    type Output = hyper::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let this = &mut *self;
+        if let Poll::Ready(ended) = Pin::new(&mut this.inner).poll(context) {
+            return Poll::Ready(ended);
+        }
+        match this.turns.send(&this.gathered, context) {
+            // What cannot be written ends a connection in silence, wherever it is found out.
+            Poll::Ready(Err(_)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<I, S, E> Served for Http2<I, S, E>
+where
+    Http2<I, S, E>: Future<Output = hyper::Result<()>> + Unpin,
+    http2::Connection<TokioIo<Gathered<I>>, S, E>: Future<Output = hyper::Result<()>> + Unpin,
     S: HttpService<Incoming>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     S::ResBody: http_body::Body + 'static,
     <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
 {
-    fn wind_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    fn wind_down(mut self: Pin<&mut Self>) {
+        Pin::new(&mut self.inner).graceful_shutdown();
     }
 
     /// Its settings, windows and field tables belong to the connection, whatever is under way.

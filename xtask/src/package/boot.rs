@@ -184,6 +184,11 @@ impl Scene {
             "the watchdog ends it, systemd starts it again; who is denied stays out",
             || self.ends("kill --kill-whom=main --signal=SIGSTOP"),
         )?;
+        report.step(
+            "a key that lies on the disk encrypted (LoadCredentialEncrypted=)",
+            "serves with it, and no other file has it",
+            || self.sealed_key(),
+        )?;
         report.step("systemctl restart under load", "no request failed", || {
             self.under_load(|| {
                 self.replaced(|| self.machine.succeed("systemctl restart portcullis"))
@@ -272,11 +277,19 @@ impl Scene {
         let is_guarded = self.gate.has_xdp(INTERFACE)?;
         let answer = self.ask()?;
         let denied = self.denied()?;
+        let journal = self.machine.succeed(
+            "journalctl --no-pager --output=cat --priority=info PORTCULLIS_EVENT=started | wc -l",
+        )?;
         Ok(Seen::new(
-            user.trim() == "portcullis" && answer == "200" && is_guarded && denied == Met::Silence,
+            user.trim() == "portcullis"
+                && answer == "200"
+                && is_guarded
+                && denied == Met::Silence
+                && journal == "1",
             format!(
                 "answer {answer}; user {}, CapEff {}, NoNewPrivs {}, Seccomp {}; XDP on {INTERFACE}: \
-                 {is_guarded}; the denied address meets {denied:?}",
+                 {is_guarded}; the denied address meets {denied:?}; the journal finds {journal} start \
+                 by its field",
                 user.trim(),
                 field("CapEff:"),
                 field("NoNewPrivs:"),
@@ -323,6 +336,28 @@ impl Scene {
                 if bans.contains(BANNED) { "kept" } else { "LOST" },
             ),
         ))
+    }
+
+    /// Gives the server's key into systemd's keeping.
+    fn sealed_key(&self) -> Result<Seen> {
+        self.machine.succeed(&format!(
+            "set -e
+             cd /etc/portcullis/pki
+             systemd-creds encrypt --with-key=host --name=server.key {HOST}.key {HOST}.key.sealed
+             rm {HOST}.key
+             printf '[Service]\\nLoadCredentialEncrypted=server.key:/etc/portcullis/pki/{HOST}.key.sealed\\n' \
+                 > /run/systemd/system/portcullis.service.d/key.conf
+             systemctl daemon-reload"
+        ))?;
+        let key = format!("\"pki/{HOST}.key\"");
+        let sealed = "\"/run/credentials/portcullis.service/server.key\"";
+        let text = CONFIGURATION.replace(&key, sealed);
+        fs::write(self.shared.path().join("portcullis.toml"), text)?;
+        let words = format!("cat {SHARED}/portcullis.toml > /etc/portcullis/portcullis.toml");
+        self.machine.succeed(&words)?;
+        let replaced = self.replaced(|| self.machine.succeed("systemctl restart portcullis"))?;
+        let answer = self.ask()?;
+        Ok(Seen::new(answer == "200", format!("{replaced}; answer {answer}")))
     }
 
     /// Does something and waits until another process serves.

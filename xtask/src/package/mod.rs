@@ -52,6 +52,8 @@ struct Source {
     version: String,
     /// The commit's time; nothing in a package is younger.
     epoch_s: u64,
+    /// Its name, where there is one.
+    commit: Option<String>,
 }
 
 /// Makes packages in `target/package`.
@@ -81,6 +83,9 @@ pub fn package(words: &[String]) -> Result<ExitCode> {
     stop_on_signals()?;
     let started = clock::now();
     let source = Source::here()?;
+    if asked.verify {
+        refuse_changed(&source)?;
+    }
     let out = cargo::root().join("target/package");
     fs::create_dir_all(&out)?;
     let binary = match asked.binary {
@@ -154,7 +159,8 @@ impl Source {
         let epoch_s = epoch_s.trim().parse().context("SOURCE_DATE_EPOCH is in whole seconds")?;
         // One version for the whole workspace.
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Source { root: root.to_owned(), version, epoch_s })
+        let commit = git(root, &["rev-parse", "HEAD"]).ok().map(|line| line.trim().to_owned());
+        Ok(Source { root: root.to_owned(), version, epoch_s, commit })
     }
 
     /// Runs `date` on the commit's time.
@@ -193,8 +199,7 @@ fn pack(
 
 /// Makes the same packages from a second checkout of the same commit, in another place, and compares.
 fn verify(source: &Source, kinds: &[Kind], made: &[(PathBuf, String)], out: &Path) -> Result<()> {
-    let changed = git(&source.root, &["status", "--porcelain"])?;
-    ensure!(changed.is_empty(), "--verify compares commits; these changes are in none:\n{changed}");
+    let commit = source.commit.as_deref().context("no commit to make the packages from again")?;
     let elsewhere = out.join("second checkout");
     if elsewhere.exists() {
         fs::remove_dir_all(&elsewhere).context("what an earlier run left")?;
@@ -203,7 +208,16 @@ fn verify(source: &Source, kinds: &[Kind], made: &[(PathBuf, String)], out: &Pat
     let clone = elsewhere.join("portcullis");
     let from = source.root.display().to_string();
     let to = clone.display().to_string();
-    succeed(Command::new("git").args(["clone", "--quiet", "--local", &from, &to]))?;
+    succeed(Command::new("git").args([
+        "clone",
+        "--quiet",
+        "--no-checkout",
+        "--local",
+        &from,
+        &to,
+    ]))?;
+    // What was made before is of this commit, whatever was written meanwhile.
+    git(&clone, &["checkout", "--quiet", "--detach", commit])?;
     // The linker is a tool, not a source.
     let tools = source.root.join(".tools");
     if tools.exists() {
@@ -228,6 +242,13 @@ fn verify(source: &Source, kinds: &[Kind], made: &[(PathBuf, String)], out: &Pat
         elsewhere.display()
     );
     fs::remove_dir_all(&elsewhere).context("the second checkout")
+}
+
+/// What is in no commit cannot be made again elsewhere.
+fn refuse_changed(source: &Source) -> Result<()> {
+    let changed = git(&source.root, &["status", "--porcelain"])?;
+    ensure!(changed.is_empty(), "--verify compares commits; these changes are in none:\n{changed}");
+    Ok(())
 }
 
 fn git(root: &Path, words: &[&str]) -> Result<String> {

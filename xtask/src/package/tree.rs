@@ -208,8 +208,12 @@ mod tests {
     fn files_are_written_as_old_as_the_commit_and_nobody_else_reads_the_configuration() {
         use std::os::unix::fs::MetadataExt as _;
         let place = tempfile::tempdir().unwrap();
-        let source =
-            Source { root: PathBuf::new(), version: "1".to_owned(), epoch_s: 1_700_000_000 };
+        let source = Source {
+            root: PathBuf::new(),
+            version: "1".to_owned(),
+            epoch_s: 1_700_000_000,
+            commit: None,
+        };
         let mut tree = Tree::default();
         tree.add("usr/bin/portcullis", 0o755, b"binary".to_vec());
         tree.add(CONFIGURATION, 0o640, b"text".to_vec());
