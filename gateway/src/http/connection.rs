@@ -356,7 +356,7 @@ fn go_on(
         })
     });
     if is_http2 {
-        let mut builder = http2::Builder::new(Local(watch.clone()));
+        let mut builder = http2::Builder::new(Local(watch));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams_max)
