@@ -1,12 +1,12 @@
 //! The machine under the daemon: a CPU that gets hot, and a clock that its keeper is unsure of.
 //!
 //! The sensors are files of a tree like `/sys`; the keeper is one that answers as chronyd does, and
-//! chronyd itself where there is one.
+//! chronyd itself.
 
 use std::{
     fs,
     net::{SocketAddr, UdpSocket},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -23,6 +23,7 @@ use crate::{
         gateway::{Gateway, START_LIMIT},
         site::{CLIENT, SERVER, Site},
         tokens::AUDIENCE,
+        unpacked,
     },
 };
 
@@ -284,13 +285,7 @@ impl Drop for Chronyd {
 #[test]
 fn chronyd_itself_is_understood() -> Result<()> {
     privileged!();
-    let places = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&places).chain([PathBuf::from("/usr/sbin")]);
-    let Some(chronyd) = places.map(|place| place.join("chronyd")).find(|file| file.exists()) else {
-        // Installing it would replace what keeps this machine's own clock.
-        eprintln!("NOT RUN: there is no chronyd");
-        return Ok(());
-    };
+    let Some(chronyd) = unpacked::program("chronyd") else { return Ok(()) };
     let site = Site::new(binary(), "chronyd")?;
     let file = |name: &str| site.directory.path().join(name).display().to_string();
     // It keeps no clock (-x) and asks nobody: its own time is what it believes in.

@@ -28,6 +28,7 @@ fn binary() -> &'static std::path::Path {
 }
 
 mod actors;
+mod alerts;
 mod audit;
 mod certificates;
 mod cli_errors;
@@ -50,9 +51,11 @@ mod limits;
 mod listeners;
 mod live;
 mod lockout;
+mod metrics;
 mod mtls;
 mod operator;
 mod pkits;
+mod privileges;
 mod proxy;
 mod proxy_protocol;
 mod rehearsal;
@@ -60,6 +63,7 @@ mod reload;
 mod revocation;
 mod samples;
 mod smuggling;
+mod status_page;
 mod survival;
 mod token;
 mod token_corpus;

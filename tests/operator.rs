@@ -1,5 +1,7 @@
 //! What an operator does: looks, bans, kills, starts again, detaches.
 
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
 use anyhow::Result;
 
 use crate::{
@@ -8,7 +10,7 @@ use crate::{
         client::curl_exit,
         clock,
         flood::Prober,
-        gateway::SOON,
+        gateway::{Launch, SOON},
         process,
         site::{INTERFACE, SERVER, Site},
     },
@@ -127,6 +129,70 @@ fn detach_leaves_nothing_with_and_without_a_daemon() -> Result<()> {
         let again = launch.ended(&["detach"])?;
         assert_eq!(again.status, Some(0), "nothing to do is done: {}", again.stderr);
     }
+    Ok(())
+}
+
+/// Somebody with this group runs a command of the product.
+fn as_somebody(launch: &Launch, gid: &str, words: &[&str]) -> Result<process::Ended> {
+    let mut command = launch.namespace.command("setpriv");
+    command.args(["--reuid", "12345", "--regid", gid, "--clear-groups"]).arg(&launch.binary);
+    process::run(command.arg("--config").arg(&launch.config).args(words))
+}
+
+#[test]
+fn the_sockets_group_may_and_who_did_what_is_written_down() -> Result<()> {
+    privileged!();
+    const GROUP: &str = "23456";
+    let site = Site::new(binary(), "askers")?;
+    // Who may use the socket has to come to it, to the program and to the configuration; not to the
+    // keys.
+    std::fs::set_permissions(site.directory.path(), Permissions::from_mode(0o711))?;
+    let mut launch = site.launch()?;
+    launch.binary = site.directory.path().join("portcullis");
+    std::fs::copy(binary(), &launch.binary)?;
+    let text = std::fs::read_to_string(&launch.config)?;
+    let grouped = text.replace("[admin]\n", &format!("[admin]\ngroup = \"{GROUP}\"\n"));
+    std::fs::write(&launch.config, &grouped)?;
+    std::fs::set_permissions(&launch.config, Permissions::from_mode(0o644))?;
+    let gateway = launch.run_until_ready()?;
+
+    let ban = ["bans", "add", "192.0.2.70", "--for", "10m"];
+    let stranger = as_somebody(&launch, "12345", &ban)?;
+    assert_eq!(stranger.status, Some(77), "{stranger:?}");
+    assert!(stranger.stderr.contains("group"), "{stranger:?}");
+    let member = as_somebody(&launch, GROUP, &ban)?;
+    assert_eq!(member.status, Some(0), "{member:?}");
+    let line = gateway.wait_log("who banned", |line| line["event"] == "operator")?;
+    assert_eq!((&line["command"], &line["on"]), (&"bans add".into(), &"192.0.2.70/32".into()));
+    assert_eq!((&line["uid"], &line["gid"]), (&12345.into(), &23456.into()), "{line}");
+    assert!(line["pid"].as_u64().is_some() && line["result"] == "done", "{line}");
+
+    // What is refused is written down as well, and what only looks is not.
+    assert_eq!(launch.ended(&["bans", "remove", "192.0.2.71"])?.status, Some(1));
+    let line = gateway.wait_log("the refusal", |line| line["result"] == "refused")?;
+    assert_eq!((&line["command"], &line["uid"]), (&"bans remove".into(), &0.into()), "{line}");
+    launch.json(&["status"])?;
+    launch.json(&["bans", "list"])?;
+    let told = gateway.log_text();
+    assert_eq!(told.matches("\"event\":\"operator\"").count(), 2, "{told}");
+
+    // A configuration that is being mended keeps nobody from looking and lifting a ban.
+    std::fs::write(&launch.config, format!("{grouped}\n[nonsense]\n"))?;
+    let status = launch.ended(&["status", "--json"])?;
+    assert_eq!(status.status, Some(0), "{status:?}");
+    assert!(status.stderr.contains("portcullis check"), "{status:?}");
+    assert_eq!(launch.ended(&["bans", "remove", "192.0.2.70"])?.status, Some(0));
+    assert_eq!(launch.ended(&["reload"])?.status, Some(78));
+
+    // Another group, by a reload.
+    std::fs::write(&launch.config, grouped.replace(GROUP, "34567"))?;
+    launch.succeed(&["reload"])?;
+    assert_eq!(as_somebody(&launch, GROUP, &ban)?.status, Some(77));
+    assert_eq!(as_somebody(&launch, "34567", &ban)?.status, Some(0));
+    std::fs::write(&launch.config, grouped.replace(GROUP, "no-such-group"))?;
+    let refused = launch.ended(&["reload"])?;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("groupadd --system no-such-group"), "{refused:?}");
     Ok(())
 }
 

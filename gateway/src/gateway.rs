@@ -16,7 +16,9 @@ mod spared;
 mod takeover;
 mod vouching;
 
-use std::{fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, fmt, path::Path, process::ExitCode, rc::Rc, sync::Arc, time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -42,13 +44,15 @@ use self::{
 };
 use crate::{
     admin::{
+        asker::Asker,
         audit::{Log, TracingLayer},
         metrics::Consumers,
         monitor,
         notify::Notify,
         socket,
     },
-    config::{self, Config, Disk, Problems, Warning},
+    config::{self, Config, Disk, KeySource, Problems, Warning},
+    confinement::{Confinement, Reach, confine},
     host,
     kernel::{Agent, Filter, KernelError},
     net::{
@@ -169,6 +173,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     // Before there are threads, keys in memory, or anything that this process gives up.
     let agent = Agent::start(path, &program).map_err(KernelError::from)?;
+    let confinement = confine(&reach(path, &config));
     let watch = Followed::look(&config);
     let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
     let mut addresses = Addresses::default();
@@ -200,6 +205,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         Log::start(config.log.format).map_err(|error| system("cannot start the log", error))?;
     trace_to(&log);
     announce(&config, &warnings, workers);
+    announce_confinement(&confinement);
     if let Some(shortage) = room.shortage() {
         tracing::warn!(detail = %shortage, "descriptors");
     }
@@ -252,6 +258,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         workers: handles,
         notify: Notify::from_environment(),
         agent,
+        confinement,
         stale: estate.stale,
     };
     let seen = Seen { files: watch, addresses };
@@ -318,6 +325,29 @@ fn announce(config: &Config, warnings: &[Warning], workers: usize) {
         routes = config.routes.len(),
         "started"
     );
+}
+
+fn announce_confinement(confinement: &Confinement) {
+    tracing::info!(detail = confinement.in_words(), "confined");
+    for lacking in &confinement.lacking {
+        tracing::warn!(detail = lacking, "not confined");
+    }
+}
+
+/// The files that this process goes on to need.
+fn reach(path: &Path, config: &Config) -> Reach {
+    let mut files = material::files(config);
+    files.insert(path.to_path_buf());
+    let of_issuers = config.issuers.iter().filter_map(|issuer| match &issuer.keys {
+        KeySource::Remote(remote) => remote.authorities.clone(),
+        KeySource::File(_) => None,
+    });
+    files.extend(of_issuers);
+    Reach {
+        files,
+        directories: BTreeSet::from([config.host.sysfs.clone()]),
+        sockets: BTreeSet::from([config.admin.socket.clone()]),
+    }
 }
 
 /// The CPUs that this process may run on.
@@ -424,10 +454,22 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
         };
         let control = control.clone();
         tokio::task::spawn_local(async move {
-            let answer = match socket::read(&mut stream).await {
+            let asker = match Asker::of(&stream) {
+                Ok(asker) => asker,
+                Err(error) => {
+                    tracing::error!(error = %error, "the kernel does not say who asks");
+                    return;
+                }
+            };
+            let question = socket::read(&mut stream).await;
+            let answer = match question.clone() {
                 Ok(socket::Question::Drops) => return tell_drops(&control, &mut stream).await,
-                Ok(socket::Question::Drain) => return control.drain_for(stream),
-                Ok(socket::Question::TakeOver { protocol, .. }) => {
+                Ok(asked @ socket::Question::Drain) => {
+                    asker.audit(&asked, Ok(()));
+                    return control.drain_for(stream);
+                }
+                Ok(asked @ socket::Question::TakeOver { protocol, .. }) => {
+                    asker.audit(&asked, Ok(()));
                     return takeover::hand_over(control, protocol, stream).await;
                 }
                 Ok(socket::Question::Top) => match control.top().await {
@@ -437,6 +479,9 @@ async fn answer_operators(control: Rc<Control>, listener: UnixListener) {
                 Ok(question) => control.answer(question),
                 Err(why) => socket::Answer::Error(why),
             };
+            if let Ok(question) = &question {
+                asker.audit(question, answer.outcome());
+            }
             // Who asked may be gone.
             let _ = socket::write(&mut stream, &answer).await;
         });
@@ -475,6 +520,7 @@ async fn answer_monitors(control: Rc<Control>, listener: TcpListener) {
         async move {
             match page {
                 monitor::Page::Metrics => monitor::Content::Metrics(control.metrics().await),
+                monitor::Page::Figures => monitor::Content::Figures(control.figures().await),
                 monitor::Page::Live => monitor::Content::Health(Ok(())),
                 monitor::Page::Ready => match control.readiness() {
                     Ok(()) => monitor::Content::Ready(control.notes()),

@@ -15,7 +15,8 @@
 //! | [`admin`] | | log lines, metrics, the operators' socket |
 //!
 //! [`gateway`] wires them up for the process, [`http::exchange`] for one request; nobody else names
-//! everything. Decisions take values and the time; [`time`] alone reads clocks; [`watch`] tells when
+//! everything. [`confinement`] is what the process gives up before it reads anything from outside.
+//! Decisions take values and the time; [`time`] alone reads clocks; [`watch`] tells when
 //! files have changed.
 //!
 //! Words: a *source* is an IPv4 address or an IPv6 /64. A *peer* is a client whose certificate was
@@ -27,6 +28,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod confinement;
 pub mod fetch;
 pub mod gateway;
 pub mod host;

@@ -448,6 +448,11 @@ impl Gateway {
         number.context("no VmRSS")?.parse().context("VmRSS is no number")
     }
 
+    /// The daemon's process.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }

@@ -23,4 +23,5 @@ pub mod process;
 pub mod python;
 pub mod site;
 pub mod tokens;
+pub mod unpacked;
 pub mod upstream;

@@ -29,7 +29,7 @@ cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
-cargo xtask perf [SCENARIO…] [--json] [--quick]
+cargo xtask perf [SCENARIO…] [--json] [--quick] [--rounds N]
                                        measures against others, and keeps the results (root); mtls,
                                        token-hot, token-many, token-cold, handshake, latency, idle, xdp,
                                        flood; without one, all of them

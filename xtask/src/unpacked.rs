@@ -76,8 +76,11 @@ fn take_out(program: &Unpacked, place: &Path) -> Result<()> {
     fetch.args(["download", "--quiet", program.package]).current_dir(&fetched);
     run(&mut fetch)?;
     let package = the_package(&fetched, program.package)?;
-    let mut opened =
-        Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&package).stdout(Stdio::piped()).spawn()?;
+    let mut opened = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(&package)
+        .stdout(Stdio::piped())
+        .spawn()?;
     let files = opened.stdout.take().context("piped above")?;
     let mut taken = Command::new("tar");
     taken.args(["--extract", "--directory"]).arg(place).arg(format!("./{}", program.path));

@@ -109,6 +109,16 @@ impl<const N: usize> Histogram<N> {
         self.sum_s += seconds;
     }
 
+    /// All durations together, in seconds.
+    pub fn sum_s(&self) -> f64 {
+        self.sum_s
+    }
+
+    /// How many durations there were.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     fn add(&mut self, other: &Self) {
         for (ours, theirs) in self.counts.iter_mut().zip(other.counts) {
             *ours += theirs;
@@ -303,6 +313,8 @@ pub struct ControlMetrics {
     pub reloads_applied: u64,
     /// Reloads that were refused; the old configuration stayed.
     pub reloads_refused: u64,
+    /// Whether the last one was.
+    pub last_reload_refused: bool,
     /// Agents that ended while the daemon served.
     pub agents_ended: u64,
 }
@@ -314,6 +326,7 @@ impl Default for ControlMetrics {
             ban_feedback: Histogram::new(FEEDBACK_BOUNDS_S),
             reloads_applied: 0,
             reloads_refused: 0,
+            last_reload_refused: false,
             agents_ended: 0,
         }
     }
@@ -464,6 +477,10 @@ pub fn page(
     head(&mut out, name, "counter", "Reloads of the configuration, by result.");
     line(&mut out, name, &[("result", "applied")], control.reloads_applied);
     line(&mut out, name, &[("result", "refused")], control.reloads_refused);
+    let name = "gateway_config_last_reload_successful";
+    let help =
+        "0 when the last reload was refused and the configuration is another than the file's.";
+    single(&mut out, name, "gauge", help, u64::from(!control.last_reload_refused));
     for reading in readings {
         head(&mut out, reading.name, reading.kind, reading.help);
         for (labels, value) in &reading.series {
@@ -477,7 +494,8 @@ pub fn page(
 /// One series for every reason of the closed list, so that a rate can be taken from the first one on.
 fn reasons(out: &mut String, name: &str, help: &str, counts: &BTreeMap<Reason, u64>) {
     head(out, name, "counter", help);
-    for (reason, count) in counts {
+    for reason in Reason::ALL {
+        let count = counts.get(reason).copied().unwrap_or_default();
         line(out, name, &[("reason", reason.word())], count);
     }
 }

@@ -1,14 +1,17 @@
-//! `/metrics`, `/live` and `/ready` over plain HTTP, for addresses that are allowed to ask.
+//! `/metrics`, `/live` and `/ready` over plain HTTP, and a page for a person, for addresses that are
+//! allowed to ask.
 
 use std::{convert::Infallible, future::Future, net::IpAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+
+use super::page;
 
 /// Monitors that may ask at once: a few Prometheus servers, a balancer and a person.
 const CONNECTIONS_MAX: usize = 32;
@@ -28,6 +31,8 @@ pub enum Page {
     Live,
     /// Should it get traffic.
     Ready,
+    /// What the page for a person shows.
+    Figures,
 }
 
 /// Whether the node should get traffic, and why not.
@@ -39,6 +44,8 @@ pub enum Content {
     Metrics(String),
     /// For a balancer.
     Health(Readiness),
+    /// What the page for a person shows, as JSON.
+    Figures(String),
     /// It should, and this is what a person should know besides, a line each.
     Ready(Vec<String>),
 }
@@ -93,15 +100,23 @@ where
         "/metrics" => Page::Metrics,
         "/live" | "/health" => Page::Live,
         "/ready" => Page::Ready,
-        _ => return plain(StatusCode::NOT_FOUND, "/metrics /live /ready\n".to_owned()),
+        "/status.json" => Page::Figures,
+        "/" => return shown_to_a_person(),
+        _ => {
+            let there = "/ /status.json /metrics /live /ready\n";
+            return plain(StatusCode::NOT_FOUND, there.to_owned());
+        }
     };
     match answer(page).await {
         Content::Metrics(text) => {
             let mut response = plain(StatusCode::OK, text);
-            response.headers_mut().insert(
-                header::CONTENT_TYPE,
-                header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
-            );
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            set(&mut response, header::CONTENT_TYPE, kind);
+            response
+        }
+        Content::Figures(text) => {
+            let mut response = plain(StatusCode::OK, text);
+            set(&mut response, header::CONTENT_TYPE, "application/json");
             response
         }
         Content::Health(Ok(())) => plain(StatusCode::OK, "ok\n".to_owned()),
@@ -113,12 +128,32 @@ where
     }
 }
 
+/// The page, with all that keeps others from reading it or putting something into it.
+fn shown_to_a_person() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(page::TEXT.as_bytes())));
+    set(&mut response, header::CONTENT_TYPE, "text/html; charset=utf-8");
+    set(&mut response, header::CONTENT_SECURITY_POLICY, page::policy());
+    guard(&mut response);
+    response
+}
+
 fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    set(&mut response, header::CONTENT_TYPE, "text/plain; charset=utf-8");
+    guard(&mut response);
     response
+}
+
+/// Figures of this moment, for whoever asked and for no other site in the same browser.
+fn guard(response: &mut Response<Full<Bytes>>) {
+    set(response, header::CACHE_CONTROL, "no-store");
+    set(response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(response, header::REFERRER_POLICY, "no-referrer");
+    let policy = HeaderName::from_static("cross-origin-resource-policy");
+    set(response, policy, "same-origin");
+}
+
+fn set(response: &mut Response<Full<Bytes>>, name: HeaderName, value: &'static str) {
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
 }

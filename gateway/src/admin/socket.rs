@@ -1,6 +1,7 @@
 //! The Unix socket of the command line: one JSON object asked, one answered, then it closes.
 //!
-//! Who may open the socket may do everything; the file's mode and its folder decide who that is.
+//! Who may open the socket may do everything: the file's owner and its group, which `[admin].group` names.
+//! What they change is written down with who they are ([`super::asker`]).
 
 use std::{
     fmt,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use nix::unistd::{Gid, Group, chown};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
@@ -249,7 +251,7 @@ pub struct SourceRow {
 }
 
 /// One counter in [`Overview`].
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CountRow {
     /// Of what.
     pub name: String,
@@ -283,6 +285,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The kernel half; `None` without one.
     pub xdp: Option<XdpStatus>,
+    /// What the daemon has given up; `None` of one that did not tell.
+    #[serde(default)]
+    pub confinement: Option<ConfinementStatus>,
     /// Whether another process has been started to take over.
     #[serde(default)]
     pub takes_over: bool,
@@ -305,8 +310,23 @@ pub struct Status {
     pub host: Option<HostStatus>,
 }
 
-/// The machine in [`Status`].
+/// What the daemon has given up, in [`Status`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfinementStatus {
+    /// Capabilities that are left.
+    pub capabilities: Vec<String>,
+    /// Whether files are out of reach but for those that the configuration named.
+    pub files: bool,
+    /// Whether system calls that a gateway never makes are refused.
+    pub system_calls: bool,
+    /// What could not be given up, and why.
+    pub lacking: Vec<String>,
+    /// Whether the agent that keeps the kernel's maps is there.
+    pub agent: bool,
+}
+
+/// The machine in [`Status`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostStatus {
     /// What is shed, in a word: `normal`, `strained`, `no_strangers`, `essential`, `critical`.
     pub stage: String,
@@ -321,7 +341,7 @@ pub struct HostStatus {
 }
 
 /// The clock in [`HostStatus`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClockStatus {
     /// Who says so: `chrony`, `kernel`, `unknown`.
     pub keeper: String,
@@ -381,7 +401,7 @@ pub struct XdpStatus {
 }
 
 /// One interface in [`XdpStatus`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct XdpInterface {
     /// Its name.
     pub name: String,
@@ -445,6 +465,16 @@ pub enum Answer<T> {
     Error(String),
 }
 
+impl<T> Answer<T> {
+    /// Whether it was done, and why not.
+    pub fn outcome(&self) -> Result<(), &str> {
+        match self {
+            Answer::Ok(_) => Ok(()),
+            Answer::Error(why) => Err(why),
+        }
+    }
+}
+
 /// Why the command line has no answer.
 #[derive(Debug)]
 pub enum AskError {
@@ -472,7 +502,11 @@ impl fmt::Display for AskError {
                 path.display()
             ),
             AskError::Broken(path, error) => {
-                write!(formatter, "asking the daemon at {}: {error}", path.display())
+                write!(
+                    formatter,
+                    "asking the daemon at {}: {error}; its log says whether it is well",
+                    path.display()
+                )
             }
             AskError::Refused(why) => formatter.write_str(why),
         }
@@ -481,11 +515,39 @@ impl fmt::Display for AskError {
 
 impl std::error::Error for AskError {}
 
-/// Binds the socket. A file left by a daemon that is gone is replaced; a live one is not.
+/// The number of a group that is written as a name or a number.
+///
+/// # Errors
+/// One sentence: there is none of this name.
+pub fn group(written: &str) -> Result<Gid, String> {
+    let named = Group::from_name(written).ok().flatten().map(|group| group.gid);
+    named.or_else(|| written.parse().ok().map(Gid::from_raw)).ok_or_else(|| {
+        format!(
+            "there is no group {written}; make it (groupadd --system {written}), or correct [admin].group"
+        )
+    })
+}
+
+/// Lets a group use the socket.
 ///
 /// # Errors
 /// One sentence: what, where, what to do.
-pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
+pub fn give_to(path: &Path, group: Gid) -> Result<(), String> {
+    chown(path, None, Some(group)).map_err(|error| {
+        format!(
+            "cannot give {} to group {group}: {error}; run the daemon as root or as a member of it",
+            path.display()
+        )
+    })
+}
+
+/// Binds the socket, for its owner and a group, the process's own where none is named. A file left by a
+/// daemon that is gone is replaced; a live one is not.
+///
+/// # Errors
+/// One sentence: what, where, what to do.
+pub fn bind(path: &Path, group: Option<&str>) -> Result<StdUnixListener, String> {
+    let gid = group.map(self::group).transpose()?;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
@@ -507,7 +569,11 @@ pub fn bind(path: &Path) -> Result<StdUnixListener, String> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         Ok(listener)
     });
-    bound.map_err(|error| format!("cannot bind {}: {error}", path.display()))
+    let bound = bound.map_err(|error| format!("cannot bind {}: {error}", path.display()))?;
+    if let Some(gid) = gid {
+        give_to(path, gid)?;
+    }
+    Ok(bound)
 }
 
 /// Reads one question.
@@ -568,6 +634,12 @@ pub fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, A
         Ok(Answer::Error(why)) => Err(AskError::Refused(why)),
         Err(error) => Err(AskError::Broken(here, error.into())),
     }
+}
+
+/// Whether a daemon listens there, even one that would not let this process in.
+pub fn is_there(path: &Path) -> bool {
+    let connected = StdUnixStream::connect(path);
+    connected.map_or_else(|error| error.kind() == io::ErrorKind::PermissionDenied, |_| true)
 }
 
 fn connect(path: &Path) -> Result<StdUnixStream, AskError> {

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path, process::ExitCode, time::Duration};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{DONE, Failure, Question, loaded, socket};
+use super::{DONE, Failure, Question, daemon, socket};
 use crate::admin::socket::BanRow;
 
 /// What is done with bans.
@@ -79,7 +79,7 @@ fn not_oneself(source: IpNet, connection: Option<&str>) -> Result<(), Failure> {
 }
 
 pub(super) fn run(path: &Path, command: Command) -> Result<ExitCode, Failure> {
-    let socket = loaded(path)?.admin.socket;
+    let socket = daemon(path)?;
     match command {
         Command::List { json } => {
             let mut rows: Vec<BanRow> = socket::ask(&socket, &Question::Bans)?;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{DONE, Failure, Question, loaded, socket};
+use super::{DONE, Failure, Question, daemon, socket};
 use crate::admin::socket::DropRow;
 
 /// What `drops` is told.
@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut left = arguments.count.unwrap_or(u64::MAX);
     let mut out = io::stdout().lock();
-    socket::follow(&loaded(path)?.admin.socket, &Question::Drops, |row: DropRow| {
+    socket::follow(&daemon(path)?, &Question::Drops, |row: DropRow| {
         let is_frame = row.reason.is_some();
         let text = if arguments.json { serde_json::json!(row).to_string() } else { line(&row) };
         // A reader that went away ends the command quietly.

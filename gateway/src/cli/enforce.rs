@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use super::{DONE, Failure, Question, loaded, socket};
+use super::{DONE, Failure, Question, daemon, socket};
 
 /// What `enforce` is told.
 #[derive(Debug, Default, clap::Args)]
@@ -23,7 +23,7 @@ pub(super) fn run(path: &Path, enforce: bool, arguments: &Arguments) -> Result<E
         enforce,
         confirm_within_s: arguments.confirm_within.map(|wait| wait.as_secs()),
     };
-    let answer: Answer = socket::ask(&loaded(path)?.admin.socket, &question)?;
+    let answer: Answer = socket::ask(&daemon(path)?, &question)?;
     println!("{}", if answer.enforce { "enforcing" } else { "observing" });
     if let Some(wait) = arguments.confirm_within {
         println!(

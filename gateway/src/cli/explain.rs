@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use ipnet::IpNet;
 
-use super::{DONE, Failure, Question, bans, loaded, socket};
+use super::{DONE, Failure, Question, bans, daemon, socket};
 use crate::admin::socket::Explanation;
 
 /// What `explain` is told.
@@ -20,7 +20,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failure> {
     let question = Question::Explain { source: arguments.source };
-    let told: Explanation = socket::ask(&loaded(path)?.admin.socket, &question)?;
+    let told: Explanation = socket::ask(&daemon(path)?, &question)?;
     if arguments.json {
         println!("{}", serde_json::json!(told));
     } else {

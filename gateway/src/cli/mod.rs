@@ -186,6 +186,25 @@ fn loaded(path: &std::path::Path) -> Result<Config, Failure> {
     Ok(load(path, &Disk::new())?.0)
 }
 
+/// Where the daemon answers, for commands that only look, or that must work when little else does: a
+/// configuration that is being mended does not keep an operator from a daemon that runs on the last one.
+fn daemon(path: &std::path::Path) -> Result<PathBuf, Failure> {
+    let problems = match load(path, &Disk::new()) {
+        Ok((config, _)) => return Ok(config.admin.socket),
+        Err(problems) => problems,
+    };
+    let socket = crate::config::operators_socket(path, &Disk::new());
+    if !path.exists() || !socket::is_there(&socket) {
+        return Err(problems.into());
+    }
+    eprintln!(
+        "{} has problems (portcullis check lists them); asking the daemon at {}",
+        path.display(),
+        socket.display()
+    );
+    Ok(socket)
+}
+
 /// `token inspect` judges by the configured issuers when the configuration can be read.
 fn token(path: &std::path::Path, arguments: &token::Arguments) -> Result<ExitCode, Failure> {
     let configured = || {

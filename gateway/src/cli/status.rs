@@ -2,8 +2,10 @@
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use super::{DONE, Failure, Question, loaded, socket};
-use crate::admin::socket::{ClockStatus, HostStatus, IssuerStatus, Status, UpstreamServerStatus};
+use super::{DONE, Failure, Question, daemon, socket};
+use crate::admin::socket::{
+    ClockStatus, ConfinementStatus, HostStatus, IssuerStatus, Status, UpstreamServerStatus,
+};
 
 /// What `status` is told.
 #[derive(Debug, clap::Args)]
@@ -14,7 +16,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let status: Status = socket::ask(&loaded(path)?.admin.socket, &Question::Status)?;
+    let status: Status = socket::ask(&daemon(path)?, &Question::Status)?;
     if arguments.json {
         println!("{}", serde_json::json!(status));
     } else {
@@ -55,6 +57,9 @@ fn show(status: &Status) {
             }
         }
     }
+    if let Some(confinement) = &status.confinement {
+        println!("confined      {}", confinement_line(confinement));
+    }
     for limit in &status.limits {
         println!(
             "limit         {}: {} by {}, {} of {} consumers, {}",
@@ -93,6 +98,23 @@ fn show(status: &Status) {
     for refused in &status.refused_files {
         println!("NOT IN USE    {}: {}", refused.file.display(), refused.detail);
     }
+}
+
+fn confinement_line(confinement: &ConfinementStatus) -> String {
+    let capabilities = match confinement.capabilities.as_slice() {
+        [] => "no capabilities".to_owned(),
+        left => format!("capabilities {}", left.join(" ")),
+    };
+    let mut line = format!(
+        "{capabilities}, files {}, system calls {}, agent {}",
+        if confinement.files { "confined" } else { "NOT CONFINED" },
+        if confinement.system_calls { "confined" } else { "NOT CONFINED" },
+        if confinement.agent { "there" } else { "GONE" },
+    );
+    for lacking in &confinement.lacking {
+        line += &format!("; {lacking}");
+    }
+    line
 }
 
 fn issuer_line(issuer: &IssuerStatus) -> String {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{DONE, Failure, Question, loaded, socket};
+use super::{DONE, Failure, Question, daemon, socket};
 use crate::admin::socket::{Overview, PacketRow};
 
 /// Between two looks.
@@ -32,7 +32,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let socket = loaded(path)?.admin.socket;
+    let socket = daemon(path)?;
     let look = || -> Result<Overview, Failure> { Ok(socket::ask(&socket, &Question::Top)?) };
     let mut before = look()?;
     // Where nobody watches, once is enough.

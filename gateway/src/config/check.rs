@@ -885,7 +885,8 @@ impl Check<'_> {
                         [\"127.0.0.0/8\"]";
             self.report.warning(written.allow.place, text);
         }
-        Admin { socket, metrics: written.metrics.value, allow: written.allow.value.clone() }
+        let group = written.group.as_ref().map(|group| group.value.clone());
+        Admin { socket, group, metrics: written.metrics.value, allow: written.allow.value.clone() }
     }
 
     /// The content of a file that `key` names.

@@ -266,6 +266,7 @@ pub(super) struct Host {
 #[derive(Debug)]
 pub(super) struct Admin {
     pub(super) socket: At<PathBuf>,
+    pub(super) group: Option<At<String>>,
     pub(super) metrics: At<SocketAddr>,
     pub(super) allow: At<Vec<IpNet>>,
 }
@@ -748,6 +749,7 @@ fn admin(section: &Section<'_>) -> Admin {
             text(value::path),
             PathBuf::from("/run/portcullis/admin.sock"),
         ),
+        group: section.maybe("group", text(value::name)),
         metrics: section.or(
             "metrics",
             text(value::socket_address),

@@ -63,6 +63,15 @@ pub fn load(path: &Path, files: &dyn Files) -> Result<(Config, Vec<Warning>), Pr
     report.conclude(config)
 }
 
+/// Where the daemon of a configuration answers the command line, whatever else is wrong with it.
+pub fn operators_socket(path: &Path, files: &dyn Files) -> PathBuf {
+    let report = problem::Report::default();
+    let root = tree::gather(path, files, &report);
+    let socket = file::read(&root, &report).admin.socket.value;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute.parent().unwrap_or(Path::new("/")).join(socket)
+}
+
 /// Everything the daemon was told, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -412,6 +421,8 @@ pub struct Host {
 pub struct Admin {
     /// Unix socket of the command line.
     pub socket: PathBuf,
+    /// Whose members may use it, by name or number; `None`: the daemon's own group.
+    pub group: Option<String>,
     /// Address of `/metrics`, `/live` and `/ready`.
     pub metrics: SocketAddr,
     /// Who may ask there.

@@ -350,6 +350,7 @@ pub(super) const TABLES: &[Known] = &[
         header: "[admin]",
         keys: &[
             ("socket", "\"/run/portcullis/admin.sock\""),
+            ("group", "\"portcullis\""),
             ("metrics", "\"127.0.0.1:9090\""),
             ("allow", "[\"127.0.0.0/8\", \"::1/128\"]"),
         ],

@@ -4,6 +4,7 @@ mod agent;
 mod classes;
 mod drain;
 pub(super) mod drops;
+mod figures;
 pub(super) mod host;
 mod succession;
 pub(super) mod upstreams;
@@ -48,6 +49,7 @@ use crate::{
         },
     },
     config::{self, Config, Disk, Issuer, KeySource},
+    confinement::Confinement,
     identity::token::Keys,
     kernel::{self, Agent, Ban, BanOutcome, Filter, PrefixBan, PrefixBanOutcome},
     net::{
@@ -103,6 +105,8 @@ pub(super) struct Control {
     kept: RefCell<BTreeSet<String>>,
     /// Keeps what this process has given up.
     agent: Rc<Agent>,
+    /// What else it has given up.
+    confinement: Confinement,
     /// The drain that is going on, if one is.
     drain: RefCell<Option<Drain>>,
     workers: Vec<Handle>,
@@ -121,6 +125,8 @@ pub(super) struct Control {
     /// By the source or prefix as listed.
     notes: RefCell<HashMap<String, String>>,
     metrics: RefCell<ControlMetrics>,
+    /// For pages that are left open.
+    figures_kept: RefCell<figures::Kept>,
     tell: Tell,
     /// Interfaces that should have the XDP program and have not, and why.
     unguarded: RefCell<BTreeMap<String, String>>,
@@ -143,6 +149,7 @@ pub(super) struct Serving {
     pub(super) doors: Doors,
     pub(super) notify: Notify,
     pub(super) agent: Rc<Agent>,
+    pub(super) confinement: Confinement,
     /// Addresses whose sockets the service manager keeps for nobody.
     pub(super) stale: Vec<SocketAddr>,
     pub(super) workers: Vec<Handle>,
@@ -178,7 +185,7 @@ impl Control {
         path: &Path,
         config: Config,
         shared: Shared,
-        Serving { listeners, doors, workers, notify, agent, stale }: Serving,
+        Serving { listeners, doors, workers, notify, agent, confinement, stale }: Serving,
         kernel: Option<(Filter, Vec<String>)>,
         tell: Tell,
         seen: Seen,
@@ -210,6 +217,7 @@ impl Control {
             pulse: RefCell::default(),
             kept: RefCell::new(stale.into_iter().map(kept_name).collect()),
             agent,
+            confinement,
             drain: RefCell::default(),
             workers,
             counted: RefCell::new(counted),
@@ -217,6 +225,7 @@ impl Control {
             bans: RefCell::default(),
             notes: RefCell::default(),
             metrics: RefCell::default(),
+            figures_kept: RefCell::default(),
             tell,
             unguarded: RefCell::default(),
             followers: drops::Followers::default(),
@@ -488,7 +497,7 @@ impl Control {
     /// SIGHUP: all of it, or nothing and one line that says why.
     pub(super) fn reload(self: &Rc<Self>) -> Result<u64, String> {
         self.notify.reloading(time::monotonic_us());
-        let outcome = self.try_reload();
+        let outcome = self.try_reload().map_err(|why| self.confinement.explained(why));
         if outcome.is_ok() {
             self.keep_sockets();
         }
@@ -496,12 +505,16 @@ impl Control {
         self.notify.ready();
         match outcome {
             Ok(()) => {
-                self.metrics.borrow_mut().reloads_applied += 1;
+                let mut metrics = self.metrics.borrow_mut();
+                metrics.reloads_applied += 1;
+                metrics.last_reload_refused = false;
                 tracing::info!(generation = self.generation.get(), result = "applied", "reload");
                 Ok(self.generation.get())
             }
             Err(why) => {
-                self.metrics.borrow_mut().reloads_refused += 1;
+                let mut metrics = self.metrics.borrow_mut();
+                metrics.reloads_refused += 1;
+                metrics.last_reload_refused = true;
                 tracing::error!(
                     generation = self.generation.get(),
                     result = "refused",
@@ -1028,6 +1041,7 @@ impl Control {
             bans: self.ban_rows().map_or(0, |rows| rows.len()),
             uptime_s: time::monotonic().saturating_duration_since(self.started_at).as_secs(),
             xdp: self.kernel.borrow().as_ref().map(xdp_status),
+            confinement: Some(self.confinement_status()),
             takes_over: self.succession.borrow().is_going_on(),
             drain: self.drain_row(),
             certificates,
@@ -1064,7 +1078,6 @@ impl Control {
         }
     }
 
-    /// The whole page of metrics.
     /// What all workers counted, asked of each.
     async fn counted(&self) -> WorkerMetrics {
         let mut asked = Vec::new();
@@ -1135,6 +1148,7 @@ impl Control {
         })
     }
 
+    /// The whole page of metrics.
     pub(super) async fn metrics(&self) -> String {
         let sum = self.counted().await;
         let is_open = |place: usize| sum.connections.get(place).is_some_and(|open| *open > 0);
@@ -1165,6 +1179,12 @@ impl Control {
                     ],
                     1.0,
                 )],
+            },
+            Reading {
+                name: "gateway_ready",
+                help: "1 while /ready says yes.",
+                kind: "gauge",
+                series: one(f64::from(u8::from(self.readiness().is_ok()))),
             },
             Reading {
                 name: "gateway_config_generation",

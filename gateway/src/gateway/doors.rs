@@ -5,10 +5,11 @@ use std::{
     io,
     net::TcpListener,
     os::{fd::OwnedFd, unix::net::UnixListener},
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
+use nix::unistd::Gid;
 use tokio::task::AbortHandle;
 
 use super::{answer_monitors, answer_operators, control::Control};
@@ -40,6 +41,8 @@ pub(super) struct Sockets {
 pub(super) struct Moved {
     operators: Option<UnixListener>,
     monitors: Option<TcpListener>,
+    /// The operators' socket stays, and is another group's from now on.
+    given: Option<(PathBuf, Gid)>,
 }
 
 impl Doors {
@@ -56,13 +59,21 @@ impl Doors {
             .then(|| listen::single(after.metrics))
             .transpose()
             .map_err(|error: ListenError| error.to_string())?;
-        let operators =
-            (before.socket != after.socket).then(|| socket::bind(&after.socket)).transpose()?;
-        Ok(Moved { operators, monitors })
+        let bind = || socket::bind(&after.socket, after.group.as_deref());
+        let operators = (before.socket != after.socket).then(bind).transpose()?;
+        let is_regrouped = operators.is_none() && before.group != after.group;
+        let group = after.group.as_deref().filter(|_| is_regrouped);
+        let given = group.map(socket::group).transpose()?.map(|gid| (after.socket.clone(), gid));
+        Ok(Moved { operators, monitors, given })
     }
 
     /// Answers there from now on, and no longer where it was before.
     pub(super) fn take(&self, control: &Rc<Control>, moved: Moved, old_socket: &Path) {
+        if let Some((path, gid)) = &moved.given
+            && let Err(why) = socket::give_to(path, *gid)
+        {
+            tracing::error!(detail = why, "[admin].group is not in force");
+        }
         if moved.operators.is_none() && moved.monitors.is_none() {
             return;
         }

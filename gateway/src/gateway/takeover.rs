@@ -106,7 +106,8 @@ impl Estate {
         };
         let operators = match self.operators.take() {
             Some(socket) => socket,
-            None => socket::bind(&config.admin.socket).map_err(RunError::System)?,
+            None => socket::bind(&config.admin.socket, config.admin.group.as_deref())
+                .map_err(RunError::System)?,
         };
         Ok(Sockets { operators, monitors })
     }

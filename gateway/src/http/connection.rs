@@ -26,6 +26,7 @@ use tokio::{net::TcpStream, sync::watch};
 use super::{
     body::{Arriving, Body},
     exchange::exchange,
+    gather::{Gathered, Turns},
     guard::{Flood, Guarded, Verdict, Watch},
     upgrade::Tunnels,
 };
@@ -309,23 +310,23 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let watch = Watch::new(limits.clone(), is_http2, time::monotonic());
     let connection = Connection::begin(worker, arrival, client, watch.clone(), &snapshot);
     drop(snapshot);
-    let io = TokioIo::new(Guarded::new(stream, watch.clone()));
     let served = connection.clone();
     let service = service_fn(move |request| {
         let connection = served.clone();
         let request = request.map(Arriving::Stream);
         let ticket = connection.watch.begin(time::monotonic());
-        async move {
+        // Some kilobytes, which hyper would copy about, and keep for as long as the connection is open.
+        Box::pin(async move {
             let running = ticket.running().clone();
             let mut response = exchange(connection.clone(), request, running).await;
             if !is_http2 {
                 dismiss(&connection, &mut response);
             }
             Ok::<_, Infallible>(response.map(|body| ticket.hold(body)))
-        }
+        })
     });
     if is_http2 {
-        let mut builder = http2::Builder::new(Local(watch));
+        let mut builder = http2::Builder::new(Local(watch.clone()));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams_max)
@@ -335,7 +336,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .enable_connect_protocol();
-        let mut served = Box::pin(builder.serve_connection(io, service));
+        let gathered = Gathered::new(Guarded::new(stream, watch));
+        let inner = builder.serve_connection(TokioIo::new(gathered.clone()), service);
+        let mut served = Box::pin(Http2 { inner, gathered, turns: Turns::default() });
         // GOAWAY tells a client in time, first for all streams and then with the last one.
         drive(&connection, served.as_mut(), Phase::Draining, &mut news).await;
     } else {
@@ -346,6 +349,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
             .header_read_timeout(None)
             .max_buf_size(limits.head_max_bytes)
             .max_headers(limits.fields_max + FIELDS_MORE);
+        let io = TokioIo::new(Guarded::new(stream, watch));
         let inner = Some(builder.serve_connection(io, service));
         let tunnels = connection.tunnels.clone();
         let mut served = Box::pin(Http1 { inner, tunnels, left: None });
@@ -424,18 +428,47 @@ where
     }
 }
 
-impl<I, S, E> Served for http2::Connection<I, S, E>
+/// An HTTP/2 connection whose answers leave together.
+struct Http2<I, S: hyper::service::HttpService<hyper::body::Incoming>, E> {
+    inner: http2::Connection<TokioIo<Gathered<I>>, S, E>,
+    gathered: Gathered<I>,
+    turns: Turns,
+}
+
+impl<I, S, E> Future for Http2<I, S, E>
 where
-    http2::Connection<I, S, E>: Future<Output = hyper::Result<()>>,
+    http2::Connection<TokioIo<Gathered<I>>, S, E>: Future<Output = hyper::Result<()>> + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming>,
+    I: tokio::io::AsyncWrite + Unpin,
+{
+    type Output = hyper::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let this = &mut *self;
+        if let Poll::Ready(ended) = Pin::new(&mut this.inner).poll(context) {
+            return Poll::Ready(ended);
+        }
+        match this.turns.send(&this.gathered, context) {
+            // What cannot be written ends a connection in silence, wherever it is found out.
+            Poll::Ready(Err(_)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<I, S, E> Served for Http2<I, S, E>
+where
+    Http2<I, S, E>: Future<Output = hyper::Result<()>> + Unpin,
+    http2::Connection<TokioIo<Gathered<I>>, S, E>: Future<Output = hyper::Result<()>> + Unpin,
     S: hyper::service::HttpService<hyper::body::Incoming>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     S::ResBody: http_body::Body + 'static,
     <S::ResBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
 {
-    fn wind_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    fn wind_down(mut self: Pin<&mut Self>) {
+        Pin::new(&mut self.inner).graceful_shutdown();
     }
 }
 

@@ -3,8 +3,9 @@
 //! Towards the upstream: hop-by-hop fields go (RFC 9110 section 7.6.1), every field by which an
 //! upstream could learn who is asking goes in any spelling, and then what was proven is written.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{identity::Identity, policy::Permit};
@@ -125,8 +126,10 @@ pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<
     if headers.contains_key(header::TRAILER) {
         announce_trailers(headers);
     }
-    write_identity(headers, permit.identity());
-    write_origin(headers, origin);
+    let mut fields = Fields::new();
+    write_identity(&mut fields, permit.identity());
+    write_origin(&mut fields, origin);
+    fields.write(headers);
 }
 
 /// Makes an upstream's fields into those for the client.
@@ -272,70 +275,120 @@ pub fn is_identity(name: &str) -> bool {
         || IDENTITY_PREFIXES.iter().any(|known| begins(known))
 }
 
-fn write_identity(headers: &mut HeaderMap, identity: &Identity<'_>) {
-    put(headers, "x-auth-method", Some(identity.method()));
+fn write_identity(fields: &mut Fields, identity: &Identity<'_>) {
+    fields.put(const { HeaderName::from_static("x-auth-method") }, Some(identity.method()));
     if let Some(peer) = identity.peer() {
-        put(headers, "x-client-cn", peer.common_name());
-        put(headers, "x-client-serial", Some(peer.serial()));
-        put(headers, "x-client-verify", Some("SUCCESS"));
+        fields.put(const { HeaderName::from_static("x-client-cn") }, peer.common_name());
+        fields.put(const { HeaderName::from_static("x-client-serial") }, Some(peer.serial()));
+        fields.put(const { HeaderName::from_static("x-client-verify") }, Some("SUCCESS"));
     }
     if let Some(claims) = identity.claims() {
-        put(headers, "x-user-id", claims.subject());
-        put(headers, "x-user-email", claims.email());
-        put_list(headers, "x-user-scopes", claims.scopes().iter().map(String::as_str), " ");
+        fields.put(const { HeaderName::from_static("x-user-id") }, claims.subject());
+        fields.put(const { HeaderName::from_static("x-user-email") }, claims.email());
+        let scopes = claims.scopes().iter().map(String::as_str);
+        fields.put_list(const { HeaderName::from_static("x-user-scopes") }, scopes, " ");
     }
-    put(headers, "x-tenant-id", identity.tenant());
-    put_list(headers, "x-user-roles", identity.roles(), ",");
-    put(headers, "x-client-id", identity.client_id());
-    put(headers, "x-forwarded-user", identity.user());
+    fields.put(const { HeaderName::from_static("x-tenant-id") }, identity.tenant());
+    fields.put_list(const { HeaderName::from_static("x-user-roles") }, identity.roles(), ",");
+    fields.put(const { HeaderName::from_static("x-client-id") }, identity.client_id());
+    fields.put(const { HeaderName::from_static("x-forwarded-user") }, identity.user());
 }
 
-fn write_origin(headers: &mut HeaderMap, origin: Origin<'_>) {
+fn write_origin(fields: &mut Fields, origin: Origin<'_>) {
     let source = origin.source.to_string();
-    put(headers, "x-request-id", Some(origin.request_id));
-    put(headers, "x-forwarded-for", Some(&source));
-    put(headers, "x-forwarded-proto", Some("https"));
-    put(headers, "x-forwarded-host", origin.host);
+    fields.put(const { HeaderName::from_static("x-request-id") }, Some(origin.request_id));
+    fields.put(const { HeaderName::from_static("x-forwarded-for") }, Some(&source));
+    fields.put(const { HeaderName::from_static("x-forwarded-proto") }, Some("https"));
+    fields.put(const { HeaderName::from_static("x-forwarded-host") }, origin.host);
     // RFC 7239 section 6: an IPv6 address is quoted and bracketed.
-    let node = match origin.source {
-        IpAddr::V4(_) => source,
-        IpAddr::V6(_) => format!("\"[{source}]\""),
+    let [before, after] = match origin.source {
+        IpAddr::V4(_) => ["for=", ""],
+        IpAddr::V6(_) => ["for=\"[", "]\""],
     };
-    let forwarded = match origin.host {
-        Some(host) => format!("for={node};host=\"{host}\";proto=https"),
-        None => format!("for={node};proto=https"),
-    };
-    put(headers, "forwarded", Some(&forwarded));
-}
-
-/// An entry that would read as two (a role with a comma in it) is left out, as what cannot stand in a
-/// header is.
-fn put_list<'v>(
-    headers: &mut HeaderMap,
-    name: &'static str,
-    values: impl Iterator<Item = &'v str>,
-    separator: &str,
-) {
-    let whole = |value: &&str| field_value(value).is_some() && !value.contains(separator);
-    let values: Vec<&str> = values.filter(whole).collect();
-    if !values.is_empty() {
-        put(headers, name, Some(&values.join(separator)));
+    let name = const { HeaderName::from_static("forwarded") };
+    match origin.host {
+        Some(host) => {
+            let parts = [before, &source, after, ";host=\"", host, "\";proto=https"];
+            fields.put_parts(name, &parts);
+        }
+        None => fields.put_parts(name, &[before, &source, after, ";proto=https"]),
     }
 }
 
+/// Fields that are written for the upstream, all values in one piece of memory: values of their own would
+/// cost a dozen allocations each time they are made, and again when a request is kept for a second
+/// attempt.
+///
 /// A value that cannot stand in a header is left out, never altered: an upstream must not read another
 /// identity than the one that was proven.
-fn put(headers: &mut HeaderMap, name: &'static str, value: Option<&str>) {
-    if let Some(value) = value.and_then(field_value) {
-        headers.insert(HeaderName::from_static(name), value);
+#[derive(Debug, Default)]
+struct Fields {
+    text: Vec<u8>,
+    /// Which part of the text is the value of which field.
+    places: Vec<(HeaderName, Range<usize>)>,
+}
+
+impl Fields {
+    /// With room for the usual ones.
+    fn new() -> Fields {
+        Fields { text: Vec::with_capacity(512), places: Vec::with_capacity(16) }
+    }
+
+    fn put(&mut self, name: HeaderName, value: Option<&str>) {
+        if let Some(value) = value {
+            self.put_parts(name, &[value]);
+        }
+    }
+
+    /// The parts make one value.
+    fn put_parts(&mut self, name: HeaderName, parts: &[&str]) {
+        if !parts.iter().all(|part| is_plain(part)) {
+            return;
+        }
+        let start = self.text.len();
+        for part in parts {
+            self.text.extend_from_slice(part.as_bytes());
+        }
+        self.places.push((name, start..self.text.len()));
+    }
+
+    /// An entry that would read as two (a role with a comma in it) is left out, as what cannot stand in
+    /// a header is.
+    fn put_list<'v>(
+        &mut self,
+        name: HeaderName,
+        values: impl Iterator<Item = &'v str>,
+        separator: &str,
+    ) {
+        let start = self.text.len();
+        let mut is_first = true;
+        for value in values.filter(|value| is_plain(value) && !value.contains(separator)) {
+            if !is_first {
+                self.text.extend_from_slice(separator.as_bytes());
+            }
+            is_first = false;
+            self.text.extend_from_slice(value.as_bytes());
+        }
+        if !is_first {
+            self.places.push((name, start..self.text.len()));
+        }
+    }
+
+    fn write(self, headers: &mut HeaderMap) {
+        let text = Bytes::from(self.text);
+        for (name, place) in self.places {
+            // Printable ASCII is a value.
+            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(place)) {
+                headers.insert(name, value);
+            }
+        }
     }
 }
 
 /// Printable ASCII only. Beyond it readers differ: some take the octets for Latin-1, and some that cut
 /// characters to one octet would see a line break (RFC 9110 section 5.5).
-fn field_value(value: &str) -> Option<HeaderValue> {
-    let is_plain = value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
-    if is_plain { HeaderValue::from_str(value).ok() } else { None }
+fn is_plain(value: &str) -> bool {
+    value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
 }
 
 /// Whether a client's own request id may be kept: it is repeated in logs and in the answer.
@@ -527,11 +580,17 @@ mod tests {
 
     #[test]
     fn no_value_reads_as_another() {
+        let mut fields = Fields::new();
+        let name = HeaderName::from_static;
+        let roles = ["a", "b,admin", "c\r\nx", "d"];
+        fields.put_list(name("x-user-roles"), roles.into_iter(), ",");
+        fields.put_list(name("x-user-scopes"), ["read", "write all"].into_iter(), " ");
+        fields.put_list(name("x-nothing"), ["a,b"].into_iter(), ",");
+        fields.put(name("x-client-cn"), Some("M\u{fc}ller"));
+        fields.put(name("x-user-id"), Some("a\r\nx-user-roles: admin"));
         let mut headers = HeaderMap::new();
-        put_list(&mut headers, "x-user-roles", ["a", "b,admin", "c\r\nx", "d"].into_iter(), ",");
-        put_list(&mut headers, "x-user-scopes", ["read", "write all"].into_iter(), " ");
-        put(&mut headers, "x-client-cn", Some("M\u{fc}ller"));
-        put(&mut headers, "x-user-id", Some("a\r\nx-user-roles: admin"));
+        fields.write(&mut headers);
+        assert!(!headers.contains_key("x-nothing"));
         assert_eq!(headers["x-user-roles"], "a,d");
         assert_eq!(headers["x-user-scopes"], "read");
         assert_eq!(headers.len(), 2);

@@ -5,6 +5,7 @@ pub mod body;
 pub mod connection;
 pub mod exchange;
 pub mod expect;
+mod gather;
 pub mod guard;
 pub mod h3;
 pub mod headers;

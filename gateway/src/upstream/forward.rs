@@ -121,7 +121,7 @@ impl Forwarder {
             (Some(refusal), _) => Err(refusal),
             (None, Some(server)) => {
                 let patience = upstream.connect_timeout;
-                let place = server.wait_for_place(upstream.max_waiting, patience).await;
+                let place = Box::pin(server.wait_for_place(upstream.max_waiting, patience)).await;
                 let place = place.ok_or(Refusal::UpstreamOverloaded)?;
                 self.send_to(&server, place, attempts).await?
             }
@@ -286,7 +286,8 @@ impl Forwarder {
             }
             None => None,
         };
-        let dialled = dial(server, upstream, *purpose).await?;
+        // In memory of its own: most requests find a connection, and need not carry a handshake's state.
+        let dialled = Box::pin(dial(server, upstream, *purpose)).await?;
         Ok((self.pool.enter(key, *purpose, dialled), false))
     }
 }

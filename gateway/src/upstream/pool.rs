@@ -19,9 +19,10 @@ use super::{
 };
 use crate::time;
 
-/// Idle connections kept for one server and worker: enough for that many requests in flight to find
-/// one each, and 64 × workers is what a small upstream can hold open.
-const IDLE_MAX: usize = 64;
+/// Idle connections kept for one server and worker: enough for two clients' allowance of HTTP/2 streams to
+/// find one each when they come at once, again and again; none stays for longer than [`IDLE_FOR`] after
+/// it was needed.
+const IDLE_MAX: usize = 256;
 
 /// An idle connection older than this is not used again: servers close theirs after 5 s (Node) to
 /// 75 s (nginx), and a request sent into a closing connection is lost.

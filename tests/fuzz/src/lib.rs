@@ -7,7 +7,9 @@
 #![expect(clippy::expect_used, reason = "a target fails by panicking")]
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
+mod agent;
 mod certificate;
+mod clock;
 mod config;
 mod headers;
 mod packet;
@@ -29,7 +31,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
+    Target {
+        name: "agent",
+        reads: "messages between the daemon and its agent",
+        max_bytes: 1_024,
+        run: agent::agent,
+    },
     Target {
         name: "token",
         reads: "a token as it comes, or header and claims under a good signature",
@@ -68,6 +76,12 @@ pub const TARGETS: [Target; 10] = [
         reads: "rates, hours, patterns and other short texts of a configuration",
         max_bytes: 128,
         run: config::values,
+    },
+    Target {
+        name: "chrony",
+        reads: "what chronyd answers, behind the number of the question",
+        max_bytes: 256,
+        run: clock::chrony,
     },
     Target {
         name: "packet",

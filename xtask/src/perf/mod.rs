@@ -16,10 +16,13 @@ mod xdp_filter;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{process, setup};
+
+/// More tell nothing new.
+const ROUNDS_MAX: usize = 101;
 
 /// What was asked for on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +31,8 @@ struct Options {
     json: bool,
     /// Fewer rounds: to see that it works, not to quote.
     quick: bool,
+    /// Rounds of requests, where others than usual were asked for.
+    rounds: Option<usize>,
     /// What to measure; nothing: everything.
     scenarios: Vec<Scenario>,
 }
@@ -61,15 +66,24 @@ impl Scenario {
 impl Options {
     fn parse(words: &[String]) -> Result<Options> {
         let mut options = Options::default();
-        for word in words {
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
             let named = Scenario::all().find(|scenario| scenario.name() == word);
             match (word.as_str(), named) {
                 (_, Some(scenario)) => options.scenarios.push(scenario),
                 ("--json", _) => options.json = true,
                 ("--quick", _) => options.quick = true,
+                ("--rounds", _) => {
+                    let rounds = words.next().and_then(|word| word.parse().ok());
+                    options.rounds = rounds.filter(|rounds| (1..=ROUNDS_MAX).contains(rounds));
+                    ensure!(options.rounds.is_some(), "--rounds takes 1 to {ROUNDS_MAX}");
+                }
                 (other, None) => {
                     let names: Vec<&str> = Scenario::all().map(Scenario::name).collect();
-                    bail!("perf takes {}, --json and --quick; what is `{other}`?", names.join(", "))
+                    bail!(
+                        "perf takes {}, --json, --quick and --rounds N; what is `{other}`?",
+                        names.join(", ")
+                    )
                 }
             }
         }
@@ -115,7 +129,7 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
     let mut documents = Vec::new();
     let requests = options.requests();
     if !requests.is_empty() {
-        let document = requests::measure(&requests, options.quick)?;
+        let document = requests::measure(&requests, options.quick, options.rounds)?;
         if !options.json {
             requests::print(&document);
         }
@@ -183,6 +197,9 @@ mod tests {
             ("xdp", Some((false, false, vec![Scenario::Xdp]))),
             ("xdp --json", Some((true, false, vec![Scenario::Xdp]))),
             ("--quick flood mtls", Some((false, true, vec![Scenario::Flood, mtls]))),
+            ("--quick --rounds 3 mtls", Some((false, true, vec![mtls]))),
+            ("--rounds 0", None),
+            ("mtls --rounds", None),
             ("--fast", None),
             ("layer-7", None),
         ] {

@@ -1,27 +1,26 @@
 //! What there is to see on this host; no opinion about any of it.
 
 use std::{
-    fs,
+    collections::BTreeSet,
     net::{TcpStream, ToSocketAddrs as _},
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use nix::sys::{
-    resource::{Resource, getrlimit},
-    statfs::{BPF_FS_MAGIC, statfs},
-};
 use tokio::task::LocalSet;
 
+use super::files::{Files, InterfaceFacts, Limit};
 use crate::{
-    config::{Config, Disk, KeySource, load},
+    config::{Config, Disk, KeySource, Warning, load},
     gateway::load_snapshot,
     host::{
+        assess::Temperatures,
         chrony,
         clock::{self, ClockReading},
+        temperature::Sensor,
     },
-    kernel::{self, Mode, attachment},
+    kernel::{self, Mode},
     time,
     upstream::{
         probe,
@@ -36,8 +35,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Everything that is judged.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// Problems and warnings of the configuration.
-    pub(super) problems: (usize, usize),
+    /// What is wrong with the configuration and the files it names, each with what to do.
+    pub(super) problems: Vec<String>,
+    /// What is doubtful about it.
+    pub(super) warnings: Vec<String>,
     /// `uname -r`.
     pub(super) kernel: String,
     /// The kernel describes its types.
@@ -56,10 +57,20 @@ pub(super) struct Facts {
     pub(super) interfaces: Vec<InterfaceFacts>,
     /// Whether the program would find its interfaces there and free.
     pub(super) probe: Option<Result<(), String>>,
-    /// What the kernel says of its clock.
-    pub(super) clock: Option<ClockFacts>,
+    /// What is told of the clock.
+    pub(super) clock: Clock,
+    /// What runs and keeps the clock, or would.
+    pub(super) clock_daemons: BTreeSet<String>,
+    /// CPU sensors.
+    pub(super) sensors: Vec<Sensor>,
+    /// `[host].cpu_temperature`.
+    pub(super) temperatures: Option<Temperatures>,
+    /// This is a virtual machine.
+    pub(super) is_virtual: bool,
     /// Hard limit of open files.
-    pub(super) descriptors_max: Option<u64>,
+    pub(super) descriptors: Option<Limit>,
+    /// Hard limit of locked memory, in octets.
+    pub(super) locked_memory: Option<Limit>,
     /// `[server].max_connections`.
     pub(super) max_connections: u64,
     /// `net.core.somaxconn`.
@@ -72,45 +83,42 @@ pub(super) struct Facts {
     pub(super) reached: Vec<(String, Result<String, String>)>,
 }
 
-/// One interface.
-#[derive(Clone, Debug)]
-pub(super) struct InterfaceFacts {
-    /// Its name.
-    pub(super) name: String,
-    /// `None`: there is no such interface.
-    pub(super) mtu: Option<u32>,
-    /// Of its device, or its kind where it has none.
-    pub(super) driver: Option<String>,
-}
-
 /// The clock, as chronyd says, or else the kernel (adjtimex(2)).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ClockFacts {
-    /// Somebody disciplines it.
-    pub(super) is_synchronized: bool,
-    /// What is being corrected.
-    pub(super) offset: Duration,
-    /// The bound that whoever disciplines it gives.
-    pub(super) max_error: Duration,
+pub(super) enum Clock {
+    /// It is another host's.
+    Elsewhere,
+    /// Nobody says anything of it.
+    Untold,
+    /// It has been told of.
+    Told {
+        /// Somebody disciplines it.
+        is_synchronized: bool,
+        /// What is being corrected.
+        offset: Duration,
+        /// The bound that whoever disciplines it gives.
+        max_error: Duration,
+    },
 }
 
 /// Looks at everything; takes up to [`CONNECT_MAX`] for each server that does not answer.
-pub(super) fn collect(path: &Path) -> Facts {
-    let (config, problems) = configuration(path);
+///
+/// With the files of another host below `root` it asks nobody, for what would answer is here.
+pub(super) fn collect(path: &Path, root: &Path) -> Facts {
+    let is_here = root == Path::new("/");
+    let files = Files::below(root);
+    let (config, problems, warnings) = configuration(path);
     let config = config.as_ref();
     let xdp = config.and_then(|config| config.xdp.as_ref());
-    let number = |name: &str| {
-        let text = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    let unprivileged = number("net/ipv4/ip_unprivileged_port_start");
+    let unprivileged = files.sysctl("net/ipv4/ip_unprivileged_port_start");
+    let sysfs = config.map_or(Path::new("/sys"), |config| &config.host.sysfs);
     Facts {
         problems,
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-            .map_or_else(|error| error.to_string(), |text| text.trim().to_owned()),
-        has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-        has_bpffs: statfs("/sys/fs/bpf").is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC),
-        capabilities: attachment::effective_capabilities().ok(),
+        warnings,
+        kernel: files.kernel(),
+        has_btf: files.has_btf(),
+        has_bpffs: files.has_bpffs(),
+        capabilities: files.capabilities(),
         lowest_port: config.and_then(|config| {
             let ports = config.listeners.iter().map(|listener| listener.address.port());
             ports.chain([config.admin.metrics.port()]).min()
@@ -118,69 +126,51 @@ pub(super) fn collect(path: &Path) -> Facts {
         unprivileged_from: unprivileged.and_then(|port| port.try_into().ok()).unwrap_or(1024),
         xdp: xdp.map(|settings| settings.mode),
         interfaces: xdp.map_or_else(Vec::new, |settings| {
-            settings.interfaces.iter().map(|name| interface(name)).collect()
+            settings.interfaces.iter().map(|name| files.interface(name)).collect()
         }),
-        probe: xdp.map(|settings| kernel::probe(settings).map_err(|error| error.to_string())),
-        clock: clock(config),
-        descriptors_max: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
+        probe: xdp
+            .filter(|_| is_here)
+            .map(|settings| kernel::probe(settings).map_err(|error| error.to_string())),
+        clock: if is_here { clock(config) } else { Clock::Elsewhere },
+        clock_daemons: files.clock_daemons(),
+        sensors: files.sensors(sysfs),
+        temperatures: config.map(|config| config.host.cpu_temperature),
+        is_virtual: files.is_virtual(),
+        descriptors: files.limit("Max open files"),
+        locked_memory: files.limit("Max locked memory"),
         max_connections: config.map_or(0, |config| config.server.max_connections as u64),
-        somaxconn: number("net/core/somaxconn"),
-        syncookies: number("net/ipv4/tcp_syncookies"),
-        jit: number("net/core/bpf_jit_enable"),
-        reached: config.map_or_else(Vec::new, servers),
+        somaxconn: files.sysctl("net/core/somaxconn"),
+        syncookies: files.sysctl("net/ipv4/tcp_syncookies"),
+        jit: files.sysctl("net/core/bpf_jit_enable"),
+        reached: config.filter(|_| is_here).map_or_else(Vec::new, servers),
     }
 }
 
-fn configuration(path: &Path) -> (Option<Config>, (usize, usize)) {
+fn configuration(path: &Path) -> (Option<Config>, Vec<String>, Vec<String>) {
+    let texts = |warnings: &[Warning]| warnings.iter().map(ToString::to_string).collect();
     match load(path, &Disk::new()) {
         Ok((config, warnings)) => {
-            let problems = load_snapshot(&config, 0).err().map_or(0, |errors| errors.len());
-            (Some(config), (problems, warnings.len()))
+            let errors = load_snapshot(&config, 0).err().unwrap_or_default();
+            let problems = errors.iter().map(ToString::to_string).collect();
+            (Some(config), problems, texts(&warnings))
         }
-        Err(problems) => (None, (problems.count(), problems.warnings().len())),
+        Err(problems) => {
+            let warnings = texts(problems.warnings());
+            (None, problems.to_string().lines().map(str::to_owned).collect(), warnings)
+        }
     }
-}
-
-fn interface(name: &str) -> InterfaceFacts {
-    let directory = Path::new("/sys/class/net").join(name);
-    let mtu = fs::read_to_string(directory.join("mtu")).ok();
-    let device = fs::read_link(directory.join("device/driver")).ok();
-    let driver = device.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
-    let kind = || {
-        // Tunnels and bonds leave a mark; a veth has no other than its peer's number.
-        let marks = [("tun_flags", "tun"), ("bonding", "bond")];
-        let mark = marks.into_iter().find(|(file, _)| directory.join(file).exists());
-        mark.map(|(_, kind)| kind.to_owned()).or_else(|| is_veth(name).then(|| "veth".to_owned()))
-    };
-    InterfaceFacts {
-        name: name.to_owned(),
-        mtu: mtu.and_then(|text| text.trim().parse().ok()),
-        driver: driver.or_else(kind),
-    }
-}
-
-/// Its link is another interface's number, and it has no lower one.
-fn is_veth(name: &str) -> bool {
-    let directory = Path::new("/sys/class/net").join(name);
-    let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
-    let has_lower = fs::read_dir(&directory).is_ok_and(|entries| {
-        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("lower_"))
-    });
-    read("iflink") != read("ifindex") && !has_lower
 }
 
 /// By its keeper, where that is known, as the daemon would ask.
-fn clock(config: Option<&Config>) -> Option<ClockFacts> {
+fn clock(config: Option<&Config>) -> Clock {
     // The sequence number tells answers apart, and there is only one.
     let chrony = config.and_then(|config| chrony::ask(config.host.chrony?, 1).ok());
     let clock = ClockReading::new(clock::kernel(), chrony.as_ref());
+    let Some(is_synchronized) = clock.is_synchronized else { return Clock::Untold };
     // What cannot be is no figure to show; a span is not negative and is a number.
     let span = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    Some(ClockFacts {
-        is_synchronized: clock.is_synchronized?,
-        offset: span(clock.offset_s.abs()),
-        max_error: span(clock.max_error_s),
-    })
+    let (offset, max_error) = (span(clock.offset_s.abs()), span(clock.max_error_s));
+    Clock::Told { is_synchronized, offset, max_error }
 }
 
 fn servers(config: &Config) -> Vec<(String, Result<String, String>)> {

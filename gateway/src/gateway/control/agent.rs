@@ -5,7 +5,8 @@ use std::cell::Ref;
 
 use super::Control;
 use crate::{
-    admin::metrics::Reading,
+    admin::{metrics::Reading, socket::ConfinementStatus},
+    confinement::Confinement,
     kernel::{
         Filter,
         agent::{Ending, News},
@@ -67,6 +68,19 @@ impl Control {
             Err(error) => {
                 tracing::error!(error = %error, "kernel agent does not take over the XDP program");
             }
+        }
+    }
+
+    /// For `portcullis status`.
+    pub(super) fn confinement_status(&self) -> ConfinementStatus {
+        let Confinement { capabilities, is_confined_to_files, is_confined_to_calls, lacking } =
+            &self.confinement;
+        ConfinementStatus {
+            capabilities: capabilities.iter().map(ToString::to_string).collect(),
+            files: *is_confined_to_files,
+            system_calls: *is_confined_to_calls,
+            lacking: lacking.clone(),
+            agent: self.agent.is_there(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a request, a handshake and an idle connection cost, beside HAProxy and nginx.
+//! What a request, a handshake and an idle connection cost, beside HAProxy, nginx and Envoy.
 //!
 //! Every server has one core to itself, the generator and the upstream another, all in a network
 //! namespace of their own. Servers take turns within each round; nothing but the one that is measured
@@ -6,8 +6,10 @@
 //! hardly depends on what else the machine does.
 
 mod debian;
+mod envoy;
 mod files;
 mod generator;
+mod pypi;
 mod rows;
 mod scenario;
 mod servers;
@@ -59,8 +61,8 @@ const ALREADY_OPEN: usize = 100;
 /// # Errors
 /// When something cannot be built or started, a server does not do the work it is compared for, or
 /// somebody interrupts.
-pub fn measure(scenarios: &[Scenario], quick: bool) -> Result<Value> {
-    let rounds = ROUNDS[usize::from(quick)];
+pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Result<Value> {
+    let rounds = rounds.unwrap_or(ROUNDS[usize::from(quick)]);
     let ours = cargo::build_release()?;
     let load = cargo::build_load()?;
     let (installed, absent) = servers::look(&ours)?;

@@ -14,8 +14,10 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     debian::{self, Found},
+    envoy,
     files::{AUDIENCE, Algorithm, Files, HOST, ISSUER, Keys},
     generator::Place,
+    pypi,
 };
 use crate::harness::{clock, gateway::START_LIMIT, process};
 
@@ -26,7 +28,7 @@ pub const WITH_CERTIFICATE: &str = "/mtls/1";
 /// The path that asks for a token besides.
 pub const WITH_TOKEN: &str = "/orders/1";
 /// Nobody reaches it; it has to be counted nevertheless.
-const LIMIT_PER_S: u32 = 1_000_000;
+pub const LIMIT_PER_S: u32 = 1_000_000;
 /// Connections of anybody at once: the largest crowd and some. HAProxy asks for two descriptors for each,
 /// and many a machine gives a process no more than 20,000.
 const CONNECTIONS_MAX: u32 = 9_800;
@@ -40,6 +42,8 @@ pub enum Product {
     Haproxy,
     /// nginx, with njs for tokens.
     Nginx,
+    /// Envoy, with its cache of tokens.
+    Envoy,
 }
 
 impl fmt::Display for Product {
@@ -48,6 +52,7 @@ impl fmt::Display for Product {
             Product::Ours => "portcullis",
             Product::Haproxy => "haproxy",
             Product::Nginx => "nginx",
+            Product::Envoy => "envoy",
         })
     }
 }
@@ -70,7 +75,7 @@ pub fn look(ours: &Path) -> Result<(Vec<Installed>, Vec<String>)> {
     let found = Found { program: ours.to_owned(), root: PathBuf::from("/") };
     let mut installed = vec![Installed { product: Product::Ours, version, found }];
     let mut absent = Vec::new();
-    for product in [Product::Haproxy, Product::Nginx] {
+    for product in [Product::Haproxy, Product::Nginx, Product::Envoy] {
         match find(product) {
             Ok(peer) => installed.push(peer),
             Err(why) => absent.push(format!("{product}: {why:#}")),
@@ -81,25 +86,33 @@ pub fn look(ours: &Path) -> Result<(Vec<Installed>, Vec<String>)> {
 
 fn find(product: Product) -> Result<Installed> {
     let (found, word) = match product {
+        Product::Ours => bail!("it is built, not looked for"),
         Product::Haproxy => (debian::find("usr/sbin/haproxy", &["haproxy"])?, "-vv"),
-        _ => (debian::find(NJS, &["nginx", "libnginx-mod-http-js"])?, "-V"),
-    };
-    let found = match product {
-        Product::Haproxy => found,
-        _ => Found { program: found.root.join("usr/sbin/nginx"), ..found },
+        Product::Nginx => {
+            let module = debian::find(NJS, &["nginx", "libnginx-mod-http-js"])?;
+            (Found { program: module.root.join("usr/sbin/nginx"), ..module }, "-V")
+        }
+        Product::Envoy => (pypi::find_envoy()?, "--version"),
     };
     let ended = process::run(found.command().arg(word))?;
-    let said = format!("{}{}", ended.stdout, ended.stderr);
-    let told = said.lines().filter(|line| {
-        ["HAProxy version", "Running on OpenSSL", "nginx version", "built with OpenSSL"]
-            .iter()
-            .any(|start| line.starts_with(start))
-    });
-    let version = told.collect::<Vec<_>>().join("; ");
+    let said = format!("{}\n{}", ended.stdout, ended.stderr);
+    let version = version(&said);
     if version.is_empty() {
         bail!("it does not run: {said}");
     }
     Ok(Installed { product, version, found })
+}
+
+/// What a server says of its version and its cryptography.
+fn version(said: &str) -> String {
+    let starts = ["HAProxy version", "Running on OpenSSL", "nginx version", "built with OpenSSL"];
+    let lines = said.lines().filter_map(|line| {
+        // Envoy's line begins with the path that it was called by.
+        let own = line.split_once("version: ").filter(|_| line.ends_with("/BoringSSL"));
+        own.map(|(_, version)| version)
+            .or_else(|| starts.iter().any(|start| line.starts_with(start)).then_some(line))
+    });
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 /// nginx's module for JavaScript, below the root.
@@ -152,6 +165,7 @@ impl Installed {
             Product::Ours => 8_443,
             Product::Haproxy => 8_444,
             Product::Nginx => 8_445,
+            Product::Envoy => 8_446,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let config = files.path(&format!("{}.conf", self.product));
@@ -170,6 +184,12 @@ impl Installed {
                 fs::write(files.path("token.js"), njs(files)?)?;
                 fs::write(&config, nginx(files, &server, address, &self.found.root))?;
                 command.arg("-c").arg(&config).arg("-p").arg(files.path(""));
+            }
+            Product::Envoy => {
+                let config = config.with_extension("json");
+                fs::write(&config, envoy::config(files, &server, address)?.to_string())?;
+                command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error"]);
+                command.arg("-c").arg(&config);
             }
         }
         let log = fs::File::create(files.path(&format!("{}.log", self.product)))?;
@@ -392,3 +412,29 @@ fn njs(files: &Files) -> Result<String> {
 }
 
 const NJS_CHECK: &str = include_str!("token.js");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_servers_say() {
+        for (said, expected) in [
+            (
+                "HAProxy version 2.6.12 2023\nStatus: x\nRunning on OpenSSL version : OpenSSL 3.0.19\n",
+                "HAProxy version 2.6.12 2023; Running on OpenSSL version : OpenSSL 3.0.19",
+            ),
+            (
+                "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22\n",
+                "nginx version: nginx/1.22.1; built with OpenSSL 3.0.22",
+            ),
+            (
+                "\n/x/envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL\n",
+                "abc/1.40.0/Clean/RELEASE/BoringSSL",
+            ),
+            ("error while loading shared libraries", ""),
+        ] {
+            assert_eq!(version(said), expected);
+        }
+    }
+}
