@@ -93,9 +93,6 @@ pub fn package(words: &[String]) -> Result<ExitCode> {
         None => binary::build(&source, &out)?,
     };
     let tree = Tree::gather(&source, &binary)?;
-    for missing in tree.missing() {
-        eprintln!("package: warning: {missing} is not there, and not packed");
-    }
     let made = pack(&source, &tree, &asked.kinds, &out)?;
     for (file, digest) in &made {
         println!("{digest}  {}", file.display());

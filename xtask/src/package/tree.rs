@@ -63,7 +63,6 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tree {
     entries: Vec<Entry>,
-    missing: Vec<String>,
 }
 
 impl Tree {
@@ -79,12 +78,7 @@ impl Tree {
             tree.add(to, mode, read(&source.root.join(from))?);
         }
         for (from, to) in SHARED {
-            let file = source.root.join(from);
-            if file.exists() {
-                tree.add(to, 0o644, read(&file)?);
-            } else {
-                tree.missing.push(from.to_owned());
-            }
+            tree.add(to, 0o644, read(&source.root.join(from))?);
         }
         for (shell, to) in COMPLETIONS {
             let script = succeed(Command::new(binary).args(["completions", shell]))?;
@@ -118,11 +112,6 @@ impl Tree {
             }
         }
         Ok(())
-    }
-
-    /// What is in the repository's plan and not in the repository.
-    pub(super) fn missing(&self) -> &[String] {
-        &self.missing
     }
 
     /// Sorted.
