@@ -5,6 +5,7 @@ use std::io;
 /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h, since 2.6.26): 64 of them in two words.
 const VERSION: u32 = 0x2008_0522;
 
+const CAP_CHOWN: u32 = 0;
 const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_NET_BIND_SERVICE: u32 = 10;
 
@@ -26,9 +27,10 @@ struct Words {
 }
 
 /// Those that stay, as far as there were any: a reload may bind a port below 1024; and root goes on to
-/// read and write what it could, which without this would depend on who owns each file.
+/// read and write what it could, which without this would depend on who owns each file, and to give the
+/// administrators' socket to their group (`[admin].group`).
 fn wanted(is_root: bool) -> u64 {
-    let files = if is_root { 1 << CAP_DAC_OVERRIDE } else { 0 };
+    let files = if is_root { 1 << CAP_DAC_OVERRIDE | 1 << CAP_CHOWN } else { 0 };
     1 << CAP_NET_BIND_SERVICE | files
 }
 
@@ -62,8 +64,11 @@ pub(super) fn keep_few() -> io::Result<Vec<&'static str>> {
     if unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let names =
-        [(CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"), (CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE")];
+    let names = [
+        (CAP_CHOWN, "CAP_CHOWN"),
+        (CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
+        (CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"),
+    ];
     let left = read()?;
     Ok(names.into_iter().filter(|(bit, _)| left & (1 << bit) != 0).map(|(_, name)| name).collect())
 }
