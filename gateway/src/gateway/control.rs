@@ -699,6 +699,8 @@ impl Control {
                 issuers,
                 ..(*before).clone()
             }));
+            // As in `publish`.
+            let _ = self.tell.news.send(());
         }
     }
 
