@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
+mod browse;
 mod cargo;
 mod check;
 mod demo;
@@ -26,6 +27,8 @@ The repository's commands.
 
 cargo xtask setup                      installs what the others need; they call it themselves
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
+cargo xtask browse [--binary FILE]     the status page in Chromium beside a flood, on wide and small screens;
+                                       pictures into target/browse (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask test --crowd               thousands of connections that hold on, and what each costs (root)
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
@@ -69,6 +72,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
         "vm-test" => vm_test::vm_test(rest),
         "demo" => demo::demo(rest),
+        "browse" => browse::browse(rest),
         "fuzz" => fuzz::fuzz(rest),
         "package" => package::package(rest),
         "perf" => perf::perf(rest),
