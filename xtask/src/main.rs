@@ -13,6 +13,7 @@ mod cargo;
 mod check;
 mod demo;
 mod fuzz;
+mod mission;
 mod package;
 mod perf;
 mod process;
@@ -42,7 +43,8 @@ cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)
-cargo xtask check                      format, lints, documentation, dependencies
+cargo xtask check                      format, lints, documentation, dependencies, and that each test which
+                                       tests/mission.md names is there
 ";
 
 fn main() -> ExitCode {

@@ -71,19 +71,21 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError::NotStarted`].
-    pub fn start(config: &Path, program: &Path) -> Result<Rc<Self>, AgentError> {
+    pub fn start(
+        config: &Path,
+        program: &Path,
+        pin: Option<&Path>,
+    ) -> Result<Rc<Self>, AgentError> {
         let begin = || -> io::Result<(Child, Channel)> {
             let (here, there) = Channel::pair()?;
             // The very program that runs, whatever is at its path by now.
-            let guard = Command::new("/proc/self/exe")
-                .arg0("portcullis")
-                .arg("--config")
-                .arg(config)
-                .arg("agent")
-                .arg("--program")
-                .arg(program)
-                .stdin(Stdio::from(there))
-                .spawn()?;
+            let mut guard = Command::new("/proc/self/exe");
+            guard.arg0("portcullis").arg("--config").arg(config);
+            guard.arg("agent").arg("--program").arg(program);
+            if let Some(pin) = pin {
+                guard.arg("--pin").arg(pin);
+            }
+            let guard = guard.stdin(Stdio::from(there)).spawn()?;
             Ok((guard, Channel::new(here)?))
         };
         let (guard, channel) = begin().map_err(AgentError::NotStarted)?;
