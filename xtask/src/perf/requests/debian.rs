@@ -18,29 +18,44 @@ pub struct Found {
     pub program: PathBuf,
     /// What it takes for `/`, where its libraries and modules are.
     pub root: PathBuf,
+    /// What starts it instead of this machine's own dynamic linker, for a program of another release.
+    pub linker: Option<PathBuf>,
 }
 
 impl Found {
+    /// A program that needs nothing but what this machine has.
+    pub fn here(program: PathBuf) -> Found {
+        Found { program, root: PathBuf::from("/"), linker: None }
+    }
+
     /// The program with its libraries.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(self.linker.as_ref().unwrap_or(&self.program));
         self.with_libraries(&mut command);
         command
     }
 
     /// The same in its place.
     pub fn command_at(&self, place: &Place) -> Command {
-        let mut command = place.command(&self.program);
+        let mut command = place.command(self.linker.as_ref().unwrap_or(&self.program));
         self.with_libraries(&mut command);
         command
     }
 
     fn with_libraries(&self, command: &mut Command) {
-        if self.root != Path::new("/") {
-            let libraries = self.root.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
+        let libraries = libraries(&self.root);
+        if self.linker.is_some() {
+            // ld.so(8): what follows is the program and its words.
+            command.arg("--library-path").arg(libraries).arg(&self.program);
+        } else if self.root != Path::new("/") {
             command.env("LD_LIBRARY_PATH", libraries);
         }
     }
+}
+
+/// Where packages put libraries below a root.
+pub fn libraries(root: &Path) -> PathBuf {
+    root.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH))
 }
 
 /// A file of these packages: of this machine, where they are installed, else unpacked below `target`.
@@ -48,7 +63,7 @@ impl Found {
 /// # Errors
 /// When apt does not have them.
 pub fn find(file: &str, packages: &[&str]) -> Result<Found> {
-    let at = |root: PathBuf| Found { program: root.join(file), root };
+    let at = |root: PathBuf| Found { program: root.join(file), root, linker: None };
     let installed = at(PathBuf::from("/"));
     if installed.program.exists() {
         return Ok(installed);
@@ -74,12 +89,21 @@ fn fetch(packages: &[&str], to: &Path) -> Result<()> {
             .args(packages),
     )
     .context("apt-get knows no such packages")?;
-    for file in fs::read_dir(&archives)? {
+    unpack(&archives, to)?;
+    fs::remove_dir_all(&archives)?;
+    Ok(())
+}
+
+/// Unpacks all packages of a directory into another.
+///
+/// # Errors
+/// When one is none.
+pub fn unpack(archives: &Path, to: &Path) -> Result<()> {
+    for file in fs::read_dir(archives)? {
         let file = file?.path();
         if file.extension().is_some_and(|extension| extension == "deb") {
             process::succeed(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(to))?;
         }
     }
-    fs::remove_dir_all(&archives)?;
     Ok(())
 }
