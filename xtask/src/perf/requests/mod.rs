@@ -70,6 +70,8 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
     let rounds = rounds.unwrap_or(ROUNDS[usize::from(quick)]);
     let ours = cargo::build_release()?;
     let load = cargo::build_load()?;
+    // Of what was built, whatever is changed while it is measured.
+    let commit = machine::commit()?;
     let (installed, absent) = servers::look(&ours)?;
     for absent in &absent {
         eprintln!("perf: not measured: {absent}");
@@ -105,7 +107,7 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
     Ok(json!({
         "machine": machine::describe(super::tick_ns()?),
         "date": report::date()?,
-        "commit": machine::commit()?,
+        "commit": commit,
         "quick": quick,
         "rounds": rounds,
         "versions": versions,
