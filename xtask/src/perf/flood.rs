@@ -179,17 +179,19 @@ struct Turns {
 }
 
 /// About how long it takes when everything is built, in minutes.
-pub fn minutes(quick: bool) -> f64 {
-    ROUNDS[usize::from(quick)] as f64 * ROUND_S / 60.0
+pub fn minutes(quick: bool, rounds: Option<usize>) -> f64 {
+    rounds.unwrap_or(ROUNDS[usize::from(quick)]) as f64 * ROUND_S / 60.0
 }
 
 /// Measures, and gives the document.
 ///
 /// # Errors
 /// When the scene cannot be set, a filter does not do what it is for, or somebody interrupts.
-pub fn measure(quick: bool, as_json: bool) -> Result<Value> {
-    let rounds = ROUNDS[usize::from(quick)];
+pub fn measure(quick: bool, rounds: Option<usize>, as_json: bool) -> Result<Value> {
+    let rounds = rounds.unwrap_or(ROUNDS[usize::from(quick)]);
     let binary = cargo::build_release()?;
+    // Of what was built, whatever is changed while it is measured.
+    let commit = machine::commit()?;
     let mut absent = Vec::new();
     let present: Vec<Filter> = Filter::ALL
         .into_iter()
@@ -227,7 +229,7 @@ pub fn measure(quick: bool, as_json: bool) -> Result<Value> {
     let document = json!({
         "machine": machine::describe(super::tick_ns()?),
         "date": report::date()?,
-        "commit": machine::commit()?,
+        "commit": commit,
         "quick": quick,
         "rounds": rounds,
         "not_measured": absent,

@@ -33,7 +33,7 @@ struct Options {
     json: bool,
     /// Fewer rounds: to see that it works, not to quote.
     quick: bool,
-    /// Rounds of requests, where others than usual were asked for.
+    /// Rounds of requests and floods, where others than usual were asked for.
     rounds: Option<usize>,
     /// Measure nothing, and have the documents quote these results.
     quoted: Vec<PathBuf>,
@@ -110,7 +110,7 @@ impl Options {
         let xdp =
             if self.scenarios.contains(&Scenario::Xdp) { xdp::minutes(self.quick) } else { 0.0 };
         let flood = if self.scenarios.contains(&Scenario::Flood) {
-            flood::minutes(self.quick)
+            flood::minutes(self.quick, self.rounds)
         } else {
             0.0
         };
@@ -182,7 +182,8 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
         documents.push(kept("xdp", report::document(&measured, options.quick)?)?);
     }
     if options.scenarios.contains(&Scenario::Flood) {
-        documents.push(kept("flood", flood::measure(options.quick, options.json)?)?);
+        documents
+            .push(kept("flood", flood::measure(options.quick, options.rounds, options.json)?)?);
     }
     let several = documents.len() > 1;
     let whole = joined(documents);
@@ -278,7 +279,7 @@ mod tests {
             let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             let Options { quick, rounds, .. } = Options::parse(&words).unwrap();
             let requests = requests::minutes(&requests::Scenario::ALL, quick, rounds);
-            let all = requests + xdp::minutes(quick) + flood::minutes(quick);
+            let all = requests + xdp::minutes(quick) + flood::minutes(quick, rounds);
             assert!(all <= minutes, "{line}: {all}, of which requests {requests}");
         }
     }

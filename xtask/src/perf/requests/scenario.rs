@@ -185,6 +185,8 @@ impl Scenario {
                     handshake("P-256 resumed", Keys::P256, true, 0.75),
                     Case { protocol: "h3", ..handshake("P-256", Keys::P256, false, 0.7) },
                     handshake("RSA-2048", Keys::Rsa2048, false, 0.55),
+                    // The signature is all of it, and everybody's the same.
+                    Case { target: None, ..handshake("RSA-4096", Keys::Rsa4096, false, 1.0) },
                 ]
             }
             Scenario::Latency => {
