@@ -18,37 +18,33 @@ pub struct Found {
     pub program: PathBuf,
     /// What it takes for `/`, where its libraries and modules are.
     pub root: PathBuf,
-    /// What starts it instead of this machine's own dynamic linker, for a program of another release.
-    pub linker: Option<PathBuf>,
+    /// It sees to its libraries itself.
+    pub finds_libraries: bool,
 }
 
 impl Found {
     /// A program that needs nothing but what this machine has.
     pub fn here(program: PathBuf) -> Found {
-        Found { program, root: PathBuf::from("/"), linker: None }
+        Found { program, root: PathBuf::from("/"), finds_libraries: true }
     }
 
     /// The program with its libraries.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(self.linker.as_ref().unwrap_or(&self.program));
+        let mut command = Command::new(&self.program);
         self.with_libraries(&mut command);
         command
     }
 
     /// The same in its place.
     pub fn command_at(&self, place: &Place) -> Command {
-        let mut command = place.command(self.linker.as_ref().unwrap_or(&self.program));
+        let mut command = place.command(&self.program);
         self.with_libraries(&mut command);
         command
     }
 
     fn with_libraries(&self, command: &mut Command) {
-        let libraries = libraries(&self.root);
-        if self.linker.is_some() {
-            // ld.so(8): what follows is the program and its words.
-            command.arg("--library-path").arg(libraries).arg(&self.program);
-        } else if self.root != Path::new("/") {
-            command.env("LD_LIBRARY_PATH", libraries);
+        if !self.finds_libraries {
+            command.env("LD_LIBRARY_PATH", libraries(&self.root));
         }
     }
 }
@@ -63,8 +59,8 @@ pub fn libraries(root: &Path) -> PathBuf {
 /// # Errors
 /// When apt does not have them.
 pub fn find(file: &str, packages: &[&str]) -> Result<Found> {
-    let at = |root: PathBuf| Found { program: root.join(file), root, linker: None };
-    let installed = at(PathBuf::from("/"));
+    let at = |root: PathBuf| Found { program: root.join(file), root, finds_libraries: false };
+    let installed = Found::here(Path::new("/").join(file));
     if installed.program.exists() {
         return Ok(installed);
     }

@@ -243,11 +243,11 @@ impl Pace {
     /// To quote, or to see that it works.
     pub fn new(quick: bool) -> Pace {
         if quick {
-            let (warm_up_ms, lasts_ms) = (200, 500);
+            let (warm_up_ms, lasts_ms) = (200, 400);
             Pace {
                 warm_up_ms,
                 lasts_ms,
-                rate_lasts_ms: 1_200,
+                rate_lasts_ms: 1_000,
                 reload_lasts_ms: 3_000,
                 around_ms: 300,
             }

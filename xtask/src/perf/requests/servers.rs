@@ -97,9 +97,6 @@ impl Product {
             Product::Haproxy | Product::Nginx if case.protocol == "h3" => {
                 Some("this version has no HTTP/3")
             }
-            Product::HaproxySid if case.setup().can_reload => {
-                Some("it starts itself anew, and finds no libraries of its own then")
-            }
             Product::Envoy if case.setup().can_reload => {
                 Some("it takes a configuration from a service, not by a signal")
             }

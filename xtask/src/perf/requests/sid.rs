@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -27,9 +28,23 @@ pub fn find(file: &str) -> Result<Found> {
         eprintln!("perf: fetching {} of Debian sid, without installing", PACKAGES.join(", "));
         fetch(&place).context("Debian sid cannot be had")?;
     }
-    let found = Found { program: whole.join(file), linker: Some(linker(&whole)?), root: whole };
-    ensure!(found.program.exists(), "the packages do not hold {file}");
-    Ok(found)
+    let program = whole.join(file);
+    ensure!(program.exists(), "the packages do not hold {file}");
+    let name = program.file_name().context("a program has a name")?;
+    let starter = place.join(name);
+    fs::write(&starter, starter_of(&program, &linker(&whole)?, &libraries(&whole)))?;
+    fs::set_permissions(&starter, fs::Permissions::from_mode(0o755))?;
+    Ok(Found { program: starter, root: whole, finds_libraries: true })
+}
+
+/// Has a program started by a dynamic linker of its own release. A program that starts itself anew, as
+/// HAProxy does to be reloaded, takes the name that it was called by, which is the starter's.
+fn starter_of(program: &Path, linker: &Path, libraries: &Path) -> String {
+    let [program, linker, libraries] =
+        [program, linker, libraries].map(|path| path.display().to_string());
+    format!(
+        "#!/bin/sh\nexec '{linker}' --argv0 \"$0\" --library-path '{libraries}' '{program}' \"$@\"\n"
+    )
 }
 
 /// The dynamic linker lies beside the libraries.
