@@ -56,6 +56,8 @@ use crate::{
 const ROUNDS: [usize; 2] = [3, 1];
 /// Tokens that ours remembers; [`scenario::COLD`] of them, one after the other, are never found again.
 const REMEMBERED: usize = 10_000;
+/// One failure of others in so many answers is told and does not end their turn.
+const TOLERATED: u64 = 100;
 /// After a crowd has come to rest: longer than any server waits before it gives buffers back.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The first connections bring memory that later ones share.
@@ -94,7 +96,7 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
     for (keys, setup) in kinds {
         let alike = |case: &&Case| case.keys == keys && case.setup() == setup;
         let cases: Vec<Case> = cases.iter().filter(alike).copied().collect();
-        rows.extend(bench.measure(&cases, keys, setup, rounds)?);
+        rows.extend(bench.measure(&cases, keys, setup, rounds, &mut absent)?);
     }
     // In the order in which they were asked for.
     let place = |row: &Row| scenarios.iter().position(|known| known.name() == row.case.scenario);
@@ -166,6 +168,31 @@ fn lacking(installed: &[Installed], cases: &[Case]) -> Vec<String> {
     said
 }
 
+/// What others fail at is told, and costs nobody else's figures anything; what ours fails at ends the run.
+fn spare_others<T>(
+    product: Product,
+    done: Result<T>,
+    absent: &mut Vec<String>,
+) -> Result<Option<T>> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(why) if product == Product::Ours || clock::interrupted() => Err(why),
+        Err(why) => {
+            eprintln!("perf: not measured: {product}: {why:#}");
+            absent.push(format!("{product}: {why:#}"));
+            Ok(None)
+        }
+    }
+}
+
+/// What a server that was measured failed at nevertheless.
+fn blemish(product: Product, case: &Case, told: &Told) -> Option<String> {
+    let failed = told["failed"].as_u64().filter(|failed| *failed > 0)?;
+    let answered = &told["answered"];
+    let first = &told["failures"][0];
+    Some(format!("{product}, {case}: {failed} failed beside {answered}, which count: {first}"))
+}
+
 /// The scene. Its parts are dropped in this order, users before what they use.
 struct Bench {
     installed: Vec<Installed>,
@@ -208,53 +235,79 @@ impl Bench {
     }
 
     /// All cases in which servers are started in the same way.
-    fn measure(&self, cases: &[Case], keys: Keys, setup: Setup, rounds: usize) -> Result<Vec<Row>> {
+    fn measure(
+        &self,
+        cases: &[Case],
+        keys: Keys,
+        setup: Setup,
+        rounds: usize,
+        absent: &mut Vec<String>,
+    ) -> Result<Vec<Row>> {
         let (crowds, loads): (Vec<&Case>, Vec<&Case>) =
             cases.iter().partition(|case| matches!(case.work, Work::Idle { .. }));
         let mut rows = Vec::new();
-        if !loads.is_empty() {
-            let mut servers = Vec::new();
-            for installed in &self.installed {
-                let able = |case: &&Case| installed.product.lacks(case).is_none();
-                let protocols: Vec<&str> =
-                    loads.iter().copied().filter(able).map(|case| case.protocol).collect();
-                if protocols.is_empty() {
-                    continue;
-                }
-                clock::go_on()?;
-                let server = installed.start(&self.files, keys, setup, &self.place(setup))?;
-                self.prove(&server, "h1")?;
-                if protocols.contains(&"h3") {
-                    self.prove(&server, "h3")?;
-                }
-                servers.push(server);
+        let mut servers = Vec::new();
+        for installed in &self.installed {
+            let able = |case: &&Case| installed.product.lacks(case).is_none();
+            let protocols: Vec<&str> =
+                loads.iter().copied().filter(able).map(|case| case.protocol).collect();
+            if protocols.is_empty() {
+                continue;
             }
-            for case in loads {
-                let able: Vec<&Server> =
-                    servers.iter().filter(|server| server.product.lacks(case).is_none()).collect();
-                let mut measured = Measured::new(case, able.iter().map(|one| one.product));
-                for round in 1..=rounds {
-                    for server in &able {
-                        clock::go_on()?;
-                        eprintln!("perf: {case}, round {round} of {rounds}: {}", server.product);
-                        let told = self.load(server, case)?;
-                        measured.add(server.product, &told);
+            let started = self.start(installed, keys, setup, &protocols);
+            servers.extend(spare_others(installed.product, started, absent)?);
+        }
+        for case in loads {
+            let mut able: Vec<&Server> =
+                servers.iter().filter(|server| server.product.lacks(case).is_none()).collect();
+            let mut measured = Measured::new(case, able.iter().map(|one| one.product));
+            for round in 1..=rounds {
+                let mut left = Vec::new();
+                for server in able {
+                    let product = server.product;
+                    clock::go_on()?;
+                    eprintln!("perf: {case}, round {round} of {rounds}: {product}");
+                    if let Some(told) = spare_others(product, self.load(server, case), absent)? {
+                        absent.extend(blemish(product, case, &told));
+                        measured.add(product, &told);
+                        left.push(server);
                     }
                 }
-                rows.extend(measured.rows());
+                able = left;
             }
+            rows.extend(measured.rows());
         }
+        drop(servers);
         for case in crowds {
             let mut measured = Measured::new(case, self.installed.iter().map(|one| one.product));
             for installed in &self.installed {
                 clock::go_on()?;
                 eprintln!("perf: {case}: {}", installed.product);
-                let kib = self.crowd(installed, case)?;
-                measured.add(installed.product, &json!({ "kib": kib }));
+                let kib = spare_others(installed.product, self.crowd(installed, case), absent)?;
+                if let Some(kib) = kib {
+                    measured.add(installed.product, &json!({ "kib": kib }));
+                }
             }
             rows.extend(measured.rows());
         }
         Ok(rows)
+    }
+
+    /// Starts a server, and has it show that it does the work.
+    fn start(
+        &self,
+        installed: &Installed,
+        keys: Keys,
+        setup: Setup,
+        protocols: &[&str],
+    ) -> Result<Server> {
+        clock::go_on()?;
+        let server = installed.start(&self.files, keys, setup, &self.place(setup))?;
+        self.prove(&server, "h1")?;
+        if protocols.contains(&"h3") {
+            self.prove(&server, "h3")?;
+        }
+        Ok(server)
     }
 
     fn target<'a>(
@@ -309,11 +362,11 @@ impl Bench {
         };
         let answered = told["answered"].as_u64().unwrap_or(0);
         let failed = told["failed"].as_u64().unwrap_or(0);
-        // What fails while it reloads is a result.
+        // What fails while it reloads is a result, and what others now and then fail at is told.
+        let tolerated = if server.product == Product::Ours { 0 } else { answered / TOLERATED };
         ensure!(
-            answered > 0 && (failed == 0 || reloads),
-            "{}, {case}: {answered} answered, {failed} failed: {}",
-            server.product,
+            answered > 0 && (failed <= tolerated || reloads),
+            "{case}: {answered} answered, {failed} failed: {}",
             told["failures"]
         );
         if let Work::Handshakes { resumed: true } = case.work {
@@ -321,8 +374,7 @@ impl Bench {
             // The first of each that runs beside others cannot be.
             ensure!(
                 resumed * 100 >= answered * 95,
-                "{}, {case}: only {resumed} of {answered} sessions were resumed",
-                server.product
+                "{case}: only {resumed} of {answered} sessions were resumed"
             );
         }
         Ok(told)
@@ -335,7 +387,7 @@ impl Bench {
         let (good, revoked) =
             (self.files.path(&self.files.client(Keys::P256)), self.files.path(REVOKED));
         let load = &self.generator.binary;
-        let ask = |client: &std::path::Path, tokens: Option<&std::path::Path>, path: &str| {
+        let ask_once = |client: &std::path::Path, tokens: Option<&std::path::Path>, path: &str| {
             let target = Target {
                 server: server.address(protocol),
                 protocol,
@@ -345,6 +397,11 @@ impl Bench {
             };
             let told = self.generator.run(&target, &scenario::once())?;
             Ok::<_, anyhow::Error>((told["answered"].as_u64() > Some(0), told["failures"].clone()))
+        };
+        // A good client that is turned away tries again: nginx breaks one of some hundred handshakes off.
+        let ask = |client: &std::path::Path, tokens: Option<&std::path::Path>, path: &str| {
+            let (passed, said) = ask_once(client, tokens, path)?;
+            if passed { Ok((passed, said)) } else { ask_once(client, tokens, path) }
         };
         let mut asked = vec![
             ("a good certificate", ask(&good, None, WITH_CERTIFICATE)?, true),

@@ -100,7 +100,9 @@ impl Measured {
             }
             pointer => told.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0),
         };
-        let figures = self.told.iter().map(|(product, rounds)| {
+        // Who failed told nothing.
+        let told = self.told.iter().filter(|(_, rounds)| !rounds.is_empty());
+        let figures = told.map(|(product, rounds)| {
             let values: Vec<f64> = rounds.iter().map(value).collect();
             (*product, Figure::of(&values))
         });
