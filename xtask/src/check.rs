@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cargo::{cargo, root, run},
-    mission, setup,
+    mission, perf, setup,
 };
 
 /// Runs every check, also after one has failed, so that one run shows all there is to mend.
@@ -31,6 +31,7 @@ pub fn check() -> Result<()> {
                 "--no-deps",
             ])),
         ),
+        ("figures", perf::check_quoted()),
         ("dependencies", dependencies()),
         ("mission", mission()),
     ];

@@ -36,8 +36,9 @@ cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        Debian's kernels 5.10, 6.1 and 6.12
 cargo xtask perf [SCENARIO…] [--json] [--quick] [--rounds N]
                                        measures against others, and keeps the results (root); mtls,
-                                       token-hot, token-many, token-cold, handshake, latency, idle, xdp,
-                                       flood; without one, all of them
+                                       token-hot, token-many, token-cold, handshake, latency, idle, reload,
+                                       scale, host, xdp, flood; without one, all of them
+cargo xtask perf --readme FILE…        has perf/README.md quote results that were kept
 cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
                                        any bytes for whatever reads bytes from outside; 60 s each
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
