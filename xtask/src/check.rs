@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     cargo::{cargo, run},
-    setup,
+    perf, setup,
 };
 
 /// Runs every check, also after one has failed, so that one run shows all there is to mend.
@@ -32,6 +32,7 @@ pub fn check() -> Result<()> {
             ])),
         ),
         ("dependencies", dependencies()),
+        ("instructions", perf::check_cores()),
     ];
     let mut failed = Vec::new();
     for (name, result) in checks {

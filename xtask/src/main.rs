@@ -34,12 +34,15 @@ cargo xtask perf [SCENARIO…] [--json] [--quick] [--rounds N]
                                        measures against others, and keeps the results (root); mtls,
                                        token-hot, token-many, token-cold, handshake, latency, idle, xdp,
                                        flood; without one, all of them
+cargo xtask perf cores [--check|--write]
+                                       instructions and allocations of what every packet and request pays
+                                       for, beside those that are kept; `check` does it too
 cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
                                        any bytes for whatever reads bytes from outside; 60 s each
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)
-cargo xtask check                      format, lints, documentation, dependencies
+cargo xtask check                      format, lints, documentation, dependencies, instruction counts
 ";
 
 fn main() -> ExitCode {

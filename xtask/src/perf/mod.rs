@@ -4,6 +4,7 @@
 //! else the machine does strikes all of them alike. Results are printed, and kept as the run made
 //! them; none is ever written by hand.
 
+mod cores;
 mod flood;
 mod guard;
 mod machine;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
+pub use self::cores::check as check_cores;
 use crate::{process, setup};
 
 /// More tell nothing new.
@@ -109,6 +111,11 @@ impl Options {
 /// # Errors
 /// When something cannot be built, loaded or measured, or somebody interrupts.
 pub fn perf(words: &[String]) -> Result<ExitCode> {
+    if let Some((first, rest)) = words.split_first()
+        && first == "cores"
+    {
+        return cores::cores(rest);
+    }
     let options = Options::parse(words)?;
     if let Some(refused) = process::refuse_without_root(
         "perf",
