@@ -219,7 +219,7 @@ async fn drive(
             }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
-                if let Err(error) = connection.recheck(&snapshot) {
+                if let Err(error) = connection.recheck(&snapshot, time::unix()) {
                     withdrawn(&connection, &error);
                     return Code::H3_NO_ERROR;
                 }
