@@ -234,7 +234,7 @@ async fn drive(
             () = rest(leaves_at), if requests.open.get() == 0 => return Code::H3_NO_ERROR,
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
-                if let Err(error) = connection.recheck(&snapshot) {
+                if let Err(error) = connection.recheck(&snapshot, time::unix()) {
                     withdrawn(&connection, &error);
                     return Code::H3_NO_ERROR;
                 }
