@@ -27,6 +27,9 @@ cargo xtask setup                      installs what the others need; they call 
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask test --crowd               thousands of connections that hold on, and what each costs (root)
+cargo xtask test --soak LENGTH [--seed N]
+                                       faults of all kinds for that long (30m), and good clients beside them;
+                                       the same N is the same order of things (root)
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
