@@ -614,8 +614,13 @@ mod tests {
         let mut now = time::monotonic();
         let mut bans = [0; 4];
         for step in 0..STEPS {
-            let pauses_ms = [0, 0, 0, 1, 20, 300, 1_000, 8_000, 30_000, 61_000, 700_000, 4_000_000];
-            now += Duration::from_millis(numbers.one_of(&pauses_ms));
+            // Mostly one after the other; now and then until a ban, or the ladder, is forgotten.
+            let pauses_ms: &[u64] = if numbers.once_in(400) {
+                &[8_000, 30_000, 61_000, 700_000, 4_000_000]
+            } else {
+                &[0, 0, 0, 1, 20, 300, 1_000]
+            };
+            now += Duration::from_millis(numbers.one_of(pauses_ms));
             let last = numbers.below(naive.len() as u64) as u8;
             let (source, model) = (source(last), &mut naive[usize::from(last)]);
             match numbers.below(100) {

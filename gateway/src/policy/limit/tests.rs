@@ -442,8 +442,12 @@ fn limits_are_buckets_whatever_happens() {
     let mut numbers = Numbers::seeded(2);
     let (mut now, mut let_in) = (start, 0);
     for step in 0..STEPS {
-        let pauses_us = [0, 0, 0, 1, 700, 5_000, 24_999, 25_000, 142_858, 600_000, 3_000_000];
-        let passed = Duration::from_micros(numbers.one_of(&pauses_us));
+        let pauses_us: &[u64] = if numbers.once_in(300) {
+            &[142_858, 600_000, 3_000_000, 100_000_000]
+        } else {
+            &[0, 0, 0, 0, 1, 700, 5_000, 24_999, 25_000, 60_000]
+        };
+        let passed = Duration::from_micros(numbers.one_of(pauses_us));
         now += passed;
         naive.iter_mut().flatten().for_each(|bucket| bucket.fill(passed));
         if numbers.once_in(500) {
