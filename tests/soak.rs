@@ -2,12 +2,14 @@
 //! break, are attacked, renewed and mended, in an order that follows from a seed.
 //!
 //! What must hold throughout: the upstream sees nobody who was not proven, and of those who were what was
-//! proven; a good client is refused or cut only where the plan says why; bans begin and end when they say;
+//! proven; a good client is refused or cut only where the plan says why, and the kernel drops
+//! nothing of it; bans begin and end when they say;
 //! the log tells of each refusal; and in the end everything that was taken is given back.
 //!
 //! `cargo xtask test --soak 30m` goes on for longer, and `--seed N` does the same once more.
 
 mod clients;
+mod drops;
 mod judge;
 mod plan;
 mod world;

@@ -67,6 +67,28 @@ pub(super) fn wrong_arrival(line: &str, headers: &[(String, String)]) -> Option<
     wanted.into_iter().find_map(wrong)
 }
 
+/// The first of those who may be banned and dropped, by the last octet of their addresses, and their number.
+pub(super) const FIRST_CULPRIT: u8 = 100;
+pub(super) const CULPRITS: u8 = 16;
+
+/// Whether that is the address of somebody of the rehearsal who has done nothing to be banned for.
+fn is_innocent(source: &str) -> bool {
+    let last = source.trim_end_matches("/32").strip_prefix("10.99.0.");
+    let last = last.and_then(|last| last.parse::<u8>().ok());
+    last.is_some_and(|last| !(FIRST_CULPRIT..FIRST_CULPRIT + CULPRITS).contains(&last))
+}
+
+/// What is wrong with a ban: it is on somebody innocent.
+pub(super) fn wrong_ban(source: &str) -> Option<String> {
+    is_innocent(source).then(|| format!("{source} is banned"))
+}
+
+/// What is wrong with a row of `portcullis drops --json`: it is about somebody innocent.
+pub(super) fn wrong_drop(row: &Value) -> Option<String> {
+    let source = row["source"].as_str().unwrap_or_default();
+    is_innocent(source).then(|| format!("a packet of somebody innocent was dropped: {row}"))
+}
+
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -200,8 +222,9 @@ pub(super) struct LogBook {
     owed: VecDeque<Owed>,
     /// Words by request.
     told: HashMap<String, String>,
-    /// Since when lines of a word are held back, and counted in one line in the end.
+    /// When lines of a word that were held back were counted in one line last.
     repeated: HashMap<String, Instant>,
+    panics: Vec<String>,
 }
 
 /// Refusals that repeat are told of in one line within this; the rest is for a machine that is busy.
@@ -219,6 +242,9 @@ impl LogBook {
     /// Reads lines.
     pub(super) fn read(&mut self, lines: &[String], now: Instant) {
         for line in lines {
+            if line.contains("panicked at") {
+                self.panics.push(line.clone());
+            }
             let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
             let Some(reason) = line["reason"].as_str() else { continue };
             if line["event"] == "refusals_repeated" {
@@ -238,7 +264,7 @@ impl LogBook {
     /// Takes what is explained off the list, and gives what should be and is not.
     pub(super) fn unexplained(&mut self, now: Instant) -> Vec<String> {
         let (told, repeated) = (&self.told, &self.repeated);
-        let mut wrong = Vec::new();
+        let mut wrong = std::mem::take(&mut self.panics);
         self.owed.retain(|owed| {
             let by_its_line = told.get(&owed.request_id);
             if let Some(other) = by_its_line.filter(|other| **other != owed.reason) {
@@ -351,6 +377,24 @@ mod tests {
     }
 
     #[test]
+    fn only_culprits_are_banned_and_dropped() {
+        for (source, is_right) in [
+            ("10.99.0.10", false),
+            ("10.99.0.99", false),
+            ("10.99.0.100", true),
+            ("10.99.0.115", true),
+            ("10.99.0.116", false),
+            ("10.77.1.2", true),
+            ("", true),
+        ] {
+            assert_eq!(wrong_ban(&format!("{source}/32")).is_none(), is_right, "{source}");
+            let row = serde_json::json!({"source": source, "reason": "over_limit"});
+            assert_eq!(wrong_drop(&row).is_none(), is_right, "{source}");
+        }
+        assert!(wrong_drop(&serde_json::json!({"untold": 7})).is_none());
+    }
+
+    #[test]
     fn a_ban_ends_neither_before_nor_after_its_time() {
         let start = clock::now() + 100 * S;
         let sentence = Sentence::read("192.0.2.7/32", 10.0, start, start + S);
@@ -383,6 +427,8 @@ mod tests {
         book.read(&line("a line that is none"), start);
         let wrong = book.unexplained(start + S);
         assert!(wrong.len() == 1 && wrong[0].contains("token_expired"), "{wrong:?}");
+        book.read(&line("thread 'worker' panicked at src/a.rs:1:1:"), start);
+        assert_eq!(book.unexplained(start + S).len(), 1);
         assert_eq!(book.owed(), 3);
         let counted = r#"{"event":"refusals_repeated","source":"192.0.2.1","reason":"no_route"}"#;
         book.read(&line(counted), start + 20 * S);

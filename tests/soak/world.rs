@@ -18,9 +18,10 @@ use nix::{
 
 use super::{
     clients::{Client, Shared},
+    drops::Drops,
     judge::{
-        Explains, LogBook, Outcome, Seen, Sentence, Window, number, path, unexplained,
-        wrong_arrival,
+        CULPRITS, Explains, FIRST_CULPRIT, LogBook, Outcome, Seen, Sentence, Window, number, path,
+        unexplained, wrong_arrival, wrong_ban, wrong_drop,
     },
     plan::{Fault, File, Frames, Side, Step},
 };
@@ -56,9 +57,6 @@ const PROBER: u8 = 64;
 const SINNER: u8 = 65;
 /// Whose certificates are revoked.
 const VICTIM: u8 = 66;
-/// Who is banned: so many, each in turn.
-const FIRST_CULPRIT: u8 = 100;
-const CULPRITS: u8 = 16;
 /// The prober's name.
 const PROBER_NAME: &str = "prober";
 
@@ -170,6 +168,7 @@ pub(super) struct World<'s> {
     launch: Launch,
     config: String,
     gateway: Option<Gateway>,
+    drops: Drops,
     start: Size,
     upstream: Option<Upstream>,
     idp: Idp,
@@ -276,6 +275,7 @@ impl<'s> World<'s> {
         write_config(&launch.config, &config)?;
         let gateway = launch.run_until_ready()?;
         let start = Size::of(&gateway)?;
+        let drops = Drops::follow(&launch)?;
         Ok(World {
             site,
             shared,
@@ -284,6 +284,7 @@ impl<'s> World<'s> {
             launch,
             config,
             gateway: Some(gateway),
+            drops,
             start,
             upstream: Some(upstream),
             idp,
@@ -397,6 +398,10 @@ impl<'s> World<'s> {
         if !self.faults.contains(&Fault::LogStalled) {
             wrong.extend(self.book.unexplained(now));
         }
+        wrong.extend(self.drops.take().iter().filter_map(wrong_drop));
+        if self.drops.has_ended()? {
+            self.drops = Drops::follow(&self.launch)?;
+        }
         wrong.extend(self.sentences_broken()?);
         self.windows.retain(|window| {
             window.to.is_none()
@@ -408,21 +413,16 @@ impl<'s> World<'s> {
         Ok(())
     }
 
-    /// Whether a ban ended too early, or did not end.
+    /// What is wrong with the bans: one ended too early or did not end, or is on somebody innocent.
     fn sentences_broken(&mut self) -> Result<Vec<String>> {
-        if self.sentences.is_empty() {
-            return Ok(Vec::new());
-        }
         let before = clock::now();
         let list = self.bans()?;
         let after = clock::now();
         let is_listed =
             |sentence: &Sentence| list.iter().any(|(source, _)| *source == sentence.source);
-        let wrong = self
-            .sentences
-            .iter()
-            .filter_map(|sentence| sentence.wrong(is_listed(sentence), before, after))
-            .collect();
+        let broken =
+            self.sentences.iter().filter_map(|one| one.wrong(is_listed(one), before, after));
+        let wrong = broken.chain(list.iter().filter_map(|(source, _)| wrong_ban(source))).collect();
         self.sentences.retain(|sentence| is_listed(sentence) || before < sentence.ends_after);
         Ok(wrong)
     }

@@ -37,8 +37,9 @@ cargo xtask perf [SCENARIO…] [--json] [--quick] [--rounds N]
                                        measures against others, and keeps the results (root); mtls,
                                        token-hot, token-many, token-cold, handshake, latency, idle, xdp,
                                        flood; without one, all of them
-cargo xtask fuzz [TARGET…] [--seconds N] [--replay FILE]
-                                       any bytes for whatever reads bytes from outside; 60 s each
+cargo xtask fuzz [TARGET…] [--seconds N | --smoke] [--replay FILE]
+                                       any bytes for whatever reads bytes from outside; 60 s each, or with
+                                       --smoke a few thousand inputs that are always the same
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)
