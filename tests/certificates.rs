@@ -420,6 +420,7 @@ fn every_kind_of_certificate_is_judged_and_each_refusal_has_its_word() -> Result
         let subject = format!("CN={name}");
         let line = gateway
             .wait_log(&format!("the refusal of {name}"), |line| refusal(line, &subject, word))?;
+        assert_eq!(line["tls_version"], "1.3", "{name}: {line}");
         let detail = line["detail"].as_str().unwrap_or_default();
         if !detail.contains(says) {
             wrong.push(format!("{name}: {detail:?} does not say {says:?}"));

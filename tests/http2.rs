@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{binary, harness::site::Site, hostile::script};
 
 /// Cases in which the library behind the gateway is laxer than the standard, and no harm comes of it.
-/// Trailers end at the gateway, so nobody reads what stands in them.
+/// It keeps pseudo-fields apart from fields, and trailers are passed on without them.
 const LAX: [&str; 1] = ["a pseudo-field in trailers"];
 
 #[test]

@@ -181,6 +181,118 @@ fn an_agent_goes_with_its_daemon_and_the_filter_stays() -> Result<()> {
     still_drops(&next, &prober)
 }
 
+/// A process that was stopped; dropped, it goes on.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(process: u32) -> Result<Stopped> {
+        let process = Pid::from_raw(process.try_into()?);
+        kill(process, Signal::SIGSTOP)?;
+        Ok(Stopped(process))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // One that was ended meanwhile needs no word.
+        let _gone = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn an_agent_that_stands_still_holds_nobody_up_and_is_told_everything_when_it_goes_on() -> Result<()>
+{
+    privileged!();
+    let mut site = Site::new(binary(), "still")?;
+    site.guard("");
+    let gateway = site.start()?;
+    let launch = gateway.launch().clone();
+    let (_, agent) = agent_of(&gateway)?;
+    let stopped = Stopped::new(agent)?;
+    gateway.wait_log("that it does not answer", |line| {
+        line["level"] == "error"
+            && line["event"].as_str().is_some_and(|text| text.contains("does not answer"))
+    })?;
+    gateway.wait_metric("gateway_agent_up", &[], 0.0)?;
+    // The first question was waited for; a hundred more would take minutes if each were.
+    let began = clock::now();
+    for _ in 0..100 {
+        ensure!(gateway.get("/live")?.0 == 200);
+    }
+    ensure!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    ensure!(site.request("/public").send()?.status == 200);
+    // Held at accept meanwhile.
+    let banned = site.client_address(71)?;
+    launch.succeed(&["bans", "add", &banned.to_string(), "--for", "1h"])?;
+    let limit = Duration::from_secs(2);
+    let refused = site.request("/public").from(banned).limit(limit).send()?;
+    ensure!(refused.status == 0, "{refused:?}");
+
+    drop(stopped);
+    gateway.wait_metric("gateway_agent_up", &[], 1.0)?;
+    clock::wait_for("the ban in the kernel", SOON, || {
+        let entries = gateway.metric("gateway_xdp_map_entries", &[("map", "bans")])?;
+        Ok((entries == 1.0).then_some(()))
+    })?;
+    still_drops(&gateway, &Prober::new(&site.client_host, banned, SERVER)?)?;
+    // It never ended.
+    ensure!(gateway.metric("gateway_agent_ended_total", &[])? == 0.0);
+    ensure!(agent_of(&gateway)?.1 == agent);
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_stands_still_ends_with_its_daemon() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "stuck")?;
+    site.guard("");
+    let gateway = site.start()?;
+    let (guard, agent) = agent_of(&gateway)?;
+    let stopped = Stopped::new(agent)?;
+    gateway.kill()?;
+    clock::wait_for("both to go", SOON, || {
+        Ok((!is_alive(guard) && !is_alive(agent)).then_some(()))
+    })?;
+    drop(stopped);
+    // Nobody keeps the pins.
+    site.start().map(drop)
+}
+
+#[test]
+fn an_agent_whose_guard_is_killed_gets_another() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "guard")?;
+    site.guard("");
+    let gateway = site.start()?;
+    let launch = gateway.launch().clone();
+    let (guard, agent) = agent_of(&gateway)?;
+    kill(Pid::from_raw(guard.try_into()?), Signal::SIGKILL)?;
+    let next = clock::wait_for("the agent to watch over another", SOON, || {
+        Ok(if let [next] = children(agent)?[..] { Some(next) } else { None })
+    })?;
+    let banned = site.client_address(71)?;
+    launch.succeed(&["bans", "add", &banned.to_string(), "--for", "1h"])?;
+    let prober = Prober::new(&site.client_host, banned, SERVER)?;
+    still_drops(&gateway, &prober)?;
+    ensure!(gateway.metric("gateway_agent_ended_total", &[])? == 0.0);
+
+    // And that one is guarded as the first was.
+    kill(Pid::from_raw(next.try_into()?), Signal::SIGKILL)?;
+    gateway.wait_metric("gateway_agent_ended_total", &[], 1.0)?;
+    gateway.wait_metric("gateway_agent_up", &[], 1.0)?;
+    clock::wait_for("the next one to take a ban", SOON, || {
+        let ended = launch.ended(&["bans", "add", "198.51.100.7", "--for", "1h"])?;
+        Ok((ended.status == Some(0)).then_some(()))
+    })?;
+    clock::wait_for("all bans in the kernel", SOON, || {
+        let entries = gateway.metric("gateway_xdp_map_entries", &[("map", "bans")])?;
+        Ok((entries == 2.0).then_some(()))
+    })?;
+    still_drops(&gateway, &prober)?;
+    gateway.kill()?;
+    clock::wait_for("all to go", SOON, || Ok((!is_alive(agent)).then_some(())))
+}
+
 /// By which the test knows that it is its own child.
 const CONFINED: &str = "PORTCULLIS_TEST_CONFINED";
 

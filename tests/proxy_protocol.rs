@@ -200,6 +200,32 @@ fn a_ban_keeps_out_the_client_and_never_its_proxy() -> Result<()> {
 }
 
 #[test]
+fn who_is_denied_is_turned_away_behind_a_proxy_while_the_program_drops() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "proxied-deny")?;
+    site.guard("deny = [\"203.0.113.0/24\"]");
+    site.config.listener_lines =
+        "proxy_protocol = \"required\"\ntrusted_proxies = [\"10.99.0.2\"]".to_owned();
+    let gateway = site.start()?;
+    let launch = gateway.launch();
+    let served = |source: &str| -> Result<bool> {
+        let case = json!({ "before": hex(line(source)), "send": get("/public") });
+        Ok(status(&raw(&site, json!({ "cases": [case] }))?[0]["first"]) == 200)
+    };
+    // As configured, and as an operator switches it meanwhile.
+    for (word, denied_is_served) in
+        [(None, false), (Some("observe"), true), (Some("enforce"), false)]
+    {
+        if let Some(word) = word {
+            launch.succeed(&[word])?;
+        }
+        assert_eq!(served("203.0.113.7")?, denied_is_served, "{word:?}");
+        assert!(served("192.0.2.8")?, "another client of the proxy, {word:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_source_has_its_share_of_connections_and_its_proxy_all() -> Result<()> {
     privileged!();
     let mut site = Site::new(binary(), "shares")?;

@@ -105,6 +105,18 @@ fn the_sample_is_judged_clean_and_only_observes() {
     assert!(!config.xdp.expect("an interface is named").enforce);
 }
 
+/// What is in effect, written out, says the same once more.
+#[test]
+fn the_sample_in_effect_is_the_sample() {
+    let mut directory = NAMED_BY_THE_SAMPLE.clone();
+    directory.put("portcullis.toml", SAMPLE);
+    let effective = config::effective(Path::new("portcullis.toml"), &directory);
+    let effective = effective.unwrap_or_else(|problems| panic!("{problems}")).toml();
+    let (config, _) = judge(SAMPLE, &[]).unwrap();
+    let (again, _) = judge(&effective, &[]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(format!("{config:#?}"), format!("{again:#?}"));
+}
+
 /// What the sample calls a default is the default: without those lines the same holds.
 #[test]
 fn the_sample_writes_out_the_defaults() {

@@ -162,7 +162,7 @@ fn a_websocket_ends_with_its_permission_and_with_the_gateway() -> Result<()> {
 }
 
 #[test]
-fn a_websocket_ends_with_its_token() -> Result<()> {
+fn a_websocket_ends_when_its_route_is_for_others() -> Result<()> {
     privileged!();
     let Some(python) = python()? else { return Ok(()) };
     let mut site = Site::new(binary(), "websocket-token")?;
@@ -182,6 +182,27 @@ fn a_websocket_ends_with_its_token() -> Result<()> {
     talks.wait_for("the end", |line| line["closed"].is_string())?;
     let line = gateway.wait_log("its end", |line| line["event"] == "websocket_closed")?;
     assert_eq!(line["reason"], "insufficient_scope");
+    Ok(())
+}
+
+#[test]
+fn a_websocket_ends_with_its_token() -> Result<()> {
+    privileged!();
+    let Some(python) = python()? else { return Ok(()) };
+    let mut site = Site::new(binary(), "websocket-exp")?;
+    site.config.routes.push_str(CHAT);
+    site.config.keys = format!("jwks_file = \"{}\"\nleeway = \"0s\"", shown(&site.config.jwks));
+    let _server = Peer::serve(&python, &site.gateway_host, &["websocket", "9103"])?;
+    let gateway = site.start()?;
+    // Long enough to begin with on a busy machine.
+    let token = site.mint.mint("alice", AUDIENCE, &["--lifetime", "10s"])?;
+    let url = Some("wss://gateway.test:8443/chat/x");
+    let more = ["1", "--token", &token, "--stay"];
+    let mut talks = client(&python, &site, "websocket-client", url, &site.client, &more)?;
+    talks.wait_for("an echo", |line| line["echoed"] == 1)?;
+    talks.wait_for("the end", |line| line["closed"].is_string())?;
+    let line = gateway.wait_log("its end", |line| line["event"] == "websocket_closed")?;
+    assert_eq!(line["reason"], "token_expired");
     Ok(())
 }
 

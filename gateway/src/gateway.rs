@@ -173,7 +173,8 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         .map_err(|error| system("cannot find this program's file", error))?;
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     // Before there are threads, keys in memory, or anything that this process gives up.
-    let agent = Agent::start(path, &program).map_err(KernelError::from)?;
+    let pin = config.xdp.as_ref().map(|settings| settings.pin.as_path());
+    let agent = Agent::start(path, &program, pin).map_err(KernelError::from)?;
     let confinement = confine(&reach(path, &config));
     let watch = Followed::look(&config);
     let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;

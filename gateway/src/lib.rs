@@ -16,8 +16,9 @@
 //!
 //! [`gateway`] wires them up for the process, [`http::exchange`] for one request; nobody else names
 //! everything. [`confinement`] is what the process gives up before it reads anything from outside.
-//! Decisions take values and the time; [`time`] alone reads clocks; [`watch`] tells when
-//! files have changed.
+//! [`config`] is what was written down, checked; [`snapshot`] what a request is judged by from its head
+//! to its end; [`cli`] what a person types. Decisions take values and the time; [`time`] alone reads
+//! clocks; [`watch`] tells when files have changed, and [`fetch`] gets what is published elsewhere.
 //!
 //! Words: a *source* is an IPv4 address or an IPv6 /64. A *peer* is a client whose certificate was
 //! verified. *Claims* are those of a verified token. A *permit* is a request that may go to its

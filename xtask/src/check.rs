@@ -1,12 +1,12 @@
 //! `cargo xtask check`: what must hold of the source besides its tests.
 
-use std::process::Stdio;
+use std::{fs, process::Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    cargo::{cargo, run},
-    setup,
+    cargo::{cargo, root, run},
+    mission, setup,
 };
 
 /// Runs every check, also after one has failed, so that one run shows all there is to mend.
@@ -32,6 +32,7 @@ pub fn check() -> Result<()> {
             ])),
         ),
         ("dependencies", dependencies()),
+        ("mission", mission()),
     ];
     let mut failed = Vec::new();
     for (name, result) in checks {
@@ -57,5 +58,15 @@ fn dependencies() -> Result<()> {
     eprintln!(
         "  dependencies: not checked, cargo-deny is not installed (cargo install cargo-deny)"
     );
+    Ok(())
+}
+
+/// Every test that the table of promises names is there.
+fn mission() -> Result<()> {
+    let table = fs::read_to_string(root().join(mission::FILE)).context(mission::FILE)?;
+    match mission::judge(&table, |file| fs::read_to_string(root().join(file)).ok()) {
+        Ok(counts) => eprintln!("  mission: {counts}"),
+        Err(problems) => bail!("\n{}", problems.join("\n")),
+    }
     Ok(())
 }

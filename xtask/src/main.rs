@@ -8,10 +8,12 @@ use anyhow::{Result, bail};
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
+mod browse;
 mod cargo;
 mod check;
 mod demo;
 mod fuzz;
+mod mission;
 mod package;
 mod perf;
 mod process;
@@ -25,6 +27,8 @@ The repository's commands.
 
 cargo xtask setup                      installs what the others need; they call it themselves
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
+cargo xtask browse [--binary FILE]     the status page in Chromium beside a flood, on wide and small screens;
+                                       pictures into target/browse (root)
 cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
 cargo xtask test --crowd               thousands of connections that hold on, and what each costs (root)
 cargo xtask test --soak LENGTH [--seed N]
@@ -43,7 +47,8 @@ cargo xtask fuzz [TARGET…] [--seconds N | --smoke] [--replay FILE]
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)
-cargo xtask check                      format, lints, documentation, dependencies
+cargo xtask check                      format, lints, documentation, dependencies, and that each test which
+                                       tests/mission.md names is there
 ";
 
 fn main() -> ExitCode {
@@ -71,6 +76,7 @@ fn command(words: &[String]) -> Result<ExitCode> {
         "test" => test::test(rest).map(|()| ExitCode::SUCCESS),
         "vm-test" => vm_test::vm_test(rest),
         "demo" => demo::demo(rest),
+        "browse" => browse::browse(rest),
         "fuzz" => fuzz::fuzz(rest),
         "package" => package::package(rest),
         "perf" => perf::perf(rest),

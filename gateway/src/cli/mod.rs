@@ -3,6 +3,7 @@
 mod agent;
 mod bans;
 mod check;
+mod config;
 mod detach;
 mod doctor;
 mod drops;
@@ -60,6 +61,8 @@ enum Command {
     Run(run::Arguments),
     /// Judge the configuration and every file it names; list all problems.
     Check(check::Arguments),
+    /// Print the configuration with every default filled in, as TOML.
+    Config(config::Arguments),
     /// Look at this host: whether it has what the configuration needs, and what to do if not.
     Doctor(doctor::Arguments),
     /// Show how the running daemon is.
@@ -146,6 +149,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(arguments) => run::run(&config, &arguments),
         Command::Check(arguments) => check::run(&config, &arguments),
+        Command::Config(arguments) => config::run(&config, &arguments),
         Command::Doctor(arguments) => doctor::run(&config, &arguments),
         Command::Status(arguments) => status::run(&config, &arguments),
         Command::Bans(command) => bans::run(&config, command),

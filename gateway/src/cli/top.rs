@@ -10,12 +10,14 @@ use std::{
     time::Duration,
 };
 
+use terminal_size::{Height, Width, terminal_size};
+
 use super::{DONE, Failure, Question, daemon, socket};
 use crate::admin::socket::{Overview, PacketRow};
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Lines of each list on a terminal.
+/// Lines of each list.
 const LINES_MAX: usize = 10;
 /// Puts the cursor to the upper left and clears what is below (ECMA-48).
 const REDRAW: &str = "\x1b[H\x1b[J";
@@ -44,9 +46,9 @@ pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failur
         if arguments.json {
             println!("{}", serde_json::json!(now));
         } else if is_once {
-            print!("{}", text(&now));
+            print!("{}", text(&now, LINES_MAX));
         } else {
-            print!("{REDRAW}{}", text(&now));
+            print!("{REDRAW}{}", screen(&now, terminal_size()));
         }
         // A reader that went away ends the command quietly.
         if is_once || io::stdout().flush().is_err() {
@@ -80,7 +82,25 @@ fn add_rates(before: &Overview, now: &mut Overview) {
     }
 }
 
-fn text(overview: &Overview) -> String {
+/// As much as a terminal of that size shows without moving what is above: the rows of each list become
+/// fewer, then the lists, and the last line stays free for the cursor.
+fn screen(overview: &Overview, size: Option<(Width, Height)>) -> String {
+    let Some((Width(width), Height(height))) = size else { return text(overview, LINES_MAX) };
+    let (width, height) = (usize::from(width), usize::from(height).saturating_sub(1));
+    let whole = (1..=LINES_MAX)
+        .rev()
+        .map(|rows| text(overview, rows))
+        .find(|text| text.lines().count() <= height);
+    let whole = whole.unwrap_or_else(|| text(overview, 1));
+    let mut shown = String::new();
+    for line in whole.lines().take(height) {
+        shown.extend(line.chars().take(width));
+        shown.push('\n');
+    }
+    shown
+}
+
+fn text(overview: &Overview, rows_max: usize) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut line = |arguments: std::fmt::Arguments<'_>| {
@@ -95,14 +115,14 @@ fn text(overview: &Overview) -> String {
     packets.sort_by(|one, other| {
         other.packets_per_s.total_cmp(&one.packets_per_s).then(other.packets.cmp(&one.packets))
     });
-    for row in packets.into_iter().take(2 * LINES_MAX) {
+    for row in packets.into_iter().take(2 * rows_max) {
         line(format_args!(
             "{:<15} {:<10} {:<16} {:>12.0} {:>16}",
             row.interface, row.action, row.reason, row.packets_per_s, row.packets
         ));
     }
     line(format_args!("\n{:<43} USED OF WHAT IT MAY SEND AT ONCE", "SOURCE"));
-    for source in overview.sources.iter().take(LINES_MAX) {
+    for source in overview.sources.iter().take(rows_max) {
         let used: Vec<String> = source
             .allowances
             .iter()
@@ -120,7 +140,7 @@ fn text(overview: &Overview) -> String {
         rows.sort_by(|one, other| {
             other.per_s.total_cmp(&one.per_s).then(other.count.cmp(&one.count))
         });
-        for row in rows.into_iter().take(LINES_MAX) {
+        for row in rows.into_iter().take(rows_max) {
             line(format_args!("{:<43} {:>12.0} {:>16}", row.name, row.per_s, row.count));
         }
     }
@@ -164,9 +184,41 @@ mod tests {
             add_rates(&before, &mut now);
             assert_eq!(now.packets[0].packets_per_s, packets_per_s);
             assert_eq!(now.refusals[0].per_s, refused_per_s);
-            let told = text(&now);
+            let told = text(&now, LINES_MAX);
             assert!(told.contains("eth0") && told.contains("expired"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_small_terminal_shows_the_beginning_of_every_list() {
+        let mut full = overview(1.0, 100, 5);
+        for number in 0..30 {
+            let row = full.packets[0].clone();
+            full.packets.push(PacketRow { interface: format!("eth{number}"), ..row });
+            full.refusals.push(CountRow { name: format!("r{number}"), count: 1, per_s: 0.0 });
+        }
+        full.consumers = full.refusals.clone();
+        full.limited = full.refusals.clone();
+        let all = text(&full, LINES_MAX).lines().count();
+        for (width, height, lists) in [
+            (80, 200, 5),
+            (80, 40, 5),
+            (80, 24, 5),
+            (200, 18, 5),
+            (30, 10, 3),
+            (1, 1, 0),
+            (80, 0, 0),
+        ] {
+            let shown = screen(&full, Some((Width(width), Height(height))));
+            let lines: Vec<&str> = shown.lines().collect();
+            assert!(lines.len() <= usize::from(height).saturating_sub(1).min(all), "{shown}");
+            assert!(lines.iter().all(|line| line.chars().count() <= usize::from(width)), "{shown}");
+            let titles = ["INTERFACE", "SOURCE", "REFUSALS", "CONSUMERS", "OVER A LIMIT"];
+            let seen =
+                titles.iter().filter(|title| lines.iter().any(|line| line.starts_with(*title)));
+            assert_eq!(seen.count(), lists, "{width} × {height}:\n{shown}");
+        }
+        assert_eq!(screen(&full, None), text(&full, LINES_MAX));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::{
 
 mod check;
 mod disk;
+mod effective;
 #[cfg(test)]
 mod fake;
 mod file;
@@ -43,6 +44,7 @@ mod value;
 
 pub use check::{MATERIAL_MAX_BYTES, REVOCATION_LIST_MAX_BYTES, REVOKED_TOKENS_MAX_BYTES, overlap};
 pub use disk::{Content, Daemon, Disk, FileError, Files};
+pub use effective::Effective;
 pub use material::{Exposed, private};
 pub use problem::{Finding, Kind, Problems, Warning};
 
@@ -61,6 +63,16 @@ pub fn load(path: &Path, files: &dyn Files) -> Result<(Config, Vec<Warning>), Pr
     let base = absolute.parent().unwrap_or(Path::new("/"));
     let config = check::judge(&written, base, files, &report);
     report.conclude(config)
+}
+
+/// The configuration at `path` with every default filled in, to be looked at.
+///
+/// # Errors
+///
+/// As [`load`]: of what is refused nothing is in effect.
+pub fn effective(path: &Path, files: &dyn Files) -> Result<Effective, Problems> {
+    load(path, files)?;
+    Ok(Effective::new(&tree::gather(path, files, &problem::Report::default())))
 }
 
 /// Where the daemon of a configuration answers the command line, whatever else is wrong with it.

@@ -162,6 +162,18 @@ fn add(root: &mut Table, path: &Path, files: &dyn Files, report: &Report) {
     merge(root, parse(file, text, report), report);
 }
 
+/// The value that this text is in TOML; `None` when it is none.
+pub(super) fn value(text: &str) -> Option<Value> {
+    let mut table = parse(0, &format!("value = {text}"), &Report::default());
+    table.remove("value").map(|entry| entry.node.value)
+}
+
+/// The table that this text is in TOML, as far as it is one.
+#[cfg(test)]
+pub(super) fn table(text: &str) -> Table {
+    parse(0, text, &Report::default())
+}
+
 /// One file's table; its syntax errors are noted.
 fn parse(file: usize, text: &str, report: &Report) -> Table {
     let lines = Lines::new(file, text);

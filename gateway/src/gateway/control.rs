@@ -133,6 +133,8 @@ pub(super) struct Control {
     followers: drops::Followers,
     /// When the XDP program goes back to counting, unless the operator confirms before.
     unconfirmed_until: Cell<Option<Instant>>,
+    /// What an operator switched dropping to since the configuration was loaded.
+    switched: Cell<Option<bool>>,
     /// Configurations applied; snapshots are counted by themselves, for files change without them.
     generation: Cell<u64>,
     files: RefCell<Followed>,
@@ -230,6 +232,7 @@ impl Control {
             unguarded: RefCell::default(),
             followers: drops::Followers::default(),
             unconfirmed_until: Cell::new(None),
+            switched: Cell::new(None),
             generation: Cell::new(1),
             files: RefCell::new(Followed::new(files)),
             issuer_keys: RefCell::new(issuer_keys),
@@ -300,12 +303,26 @@ impl Control {
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
         self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
-        let enforced = config.xdp.as_ref().filter(|settings| settings.enforce);
-        let denied = enforced.map(|settings| settings.deny.clone()).unwrap_or_default();
-        self.shared.admission.set_denied(denied);
+        self.deny_behind_proxies();
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
+    }
+
+    /// The program cannot tell clients of one proxy apart, so who is denied is turned away at accept
+    /// there, whenever the program would drop.
+    fn deny_behind_proxies(&self) {
+        let config = self.config.borrow();
+        let enforce = self.switched.get().unwrap_or_else(|| self.configured_enforce());
+        let settings = config.xdp.as_ref().filter(|_| enforce);
+        let denied = settings.map(|settings| settings.deny.clone()).unwrap_or_default();
+        self.shared.admission.set_denied(denied);
+    }
+
+    /// Remembers that dropping was switched on or off in the kernel, and does the same at accept.
+    fn was_switched(&self, enforce: bool) {
+        self.switched.set(Some(enforce));
+        self.deny_behind_proxies();
     }
 
     /// Evidence → blocks → bans, all of a batch in one turn.
@@ -570,6 +587,7 @@ impl Control {
         }
         // What is configured is in force now, so there is nothing left to confirm.
         self.unconfirmed_until.set(None);
+        self.switched.set(None);
         self.issuer_keys.borrow_mut().replace(&config, time::monotonic());
         *self.addresses.borrow_mut() = addresses;
         self.publish(snapshot.at(&listeners.places(), &self.shared.published.load()));
@@ -681,6 +699,8 @@ impl Control {
                 issuers,
                 ..(*before).clone()
             }));
+            // As in `publish`.
+            let _ = self.tell.news.send(());
         }
     }
 
@@ -943,6 +963,7 @@ impl Control {
                 "the kernel's map still says otherwise; look at `portcullis status`".to_owned()
             );
         }
+        self.was_switched(in_force);
         self.unconfirmed_until.set(confirm_within.map(|wait| time::monotonic() + wait));
         tracing::warn!(
             enforce,
@@ -967,7 +988,8 @@ impl Control {
         if let Some(kernel) = self.kernel.borrow_mut().as_mut() {
             match kernel.set_enforce(false) {
                 Ok(()) => {
-                    tracing::warn!(enforce = false, "xdp back to observing: not confirmed in time")
+                    self.was_switched(false);
+                    tracing::warn!(enforce = false, "xdp back to observing: not confirmed in time");
                 }
                 Err(error) => tracing::error!(error = %error, "xdp not switched back"),
             }

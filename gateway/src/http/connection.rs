@@ -589,6 +589,7 @@ pub(super) fn refused(worker: &Worker, arrival: &Arrival, failure: &Failure, tel
             .maybe("via", arrival.via)
             .field("source_port", arrival.port)
             .maybe("sni", failure.server_name.as_deref())
+            .maybe("tls_version", failure.tls_version())
             .maybe("certificate", failure.certificate.as_ref().map(CertificateFields::of_refused))
             .field("reason", reason.word())
             .field("detail", &failure.detail)

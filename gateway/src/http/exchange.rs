@@ -30,7 +30,7 @@ use crate::{
         refusal::token_reason,
     },
     snapshot::Snapshot,
-    time,
+    time, tls,
     upstream::{dial::Purpose, forward},
 };
 
@@ -339,7 +339,7 @@ impl Record {
                 .field("source", connection.arrival.address)
                 .maybe("via", connection.arrival.via)
                 .maybe("sni", connection.server_name.as_deref())
-                .field("tls_version", "1.3")
+                .field("tls_version", tls::VERSION)
                 .maybe("certificate", peer.map(CertificateFields::of))
                 .maybe("principal", self.principal.as_deref())
                 .maybe("client_id", self.client_id.as_deref())

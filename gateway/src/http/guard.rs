@@ -65,7 +65,7 @@ pub struct Limits {
     pub head_max_bytes: usize,
     /// Fields of a head.
     pub fields_max: usize,
-    /// Requests at once on one HTTP/2 connection.
+    /// Requests at once on one HTTP/2 or HTTP/3 connection.
     pub streams_max: u32,
     /// Frames of HTTP/2 that carry nothing.
     pub control_frames: FrameRate,

@@ -1,8 +1,9 @@
 //! WebSocket: a request that becomes two streams of octets (RFC 6455 over HTTP/1.1, RFC 8441 over
 //! HTTP/2). Towards the upstream it is always HTTP/1.1's.
 //!
-//! It is judged like any request, and again whenever the rules, the keys or the lists change: whoever
-//! would be refused now does not go on. Nothing passes before the upstream has agreed. Other upgrades
+//! It is judged like any request, and again whenever the rules, the keys or the lists change, and every
+//! few seconds, because tokens, certificates and lists end by themselves: whoever would be refused now
+//! does not go on. Nothing passes before the upstream has agreed. Other upgrades
 //! are not offered: the field is taken off and the request served without (RFC 9110 section 7.8).
 
 use std::{
@@ -25,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
     sync::{Notify, oneshot},
+    time::MissedTickBehavior,
 };
 
 use super::{body::Body, connection::Connection, exchange::identify, guard::Watch};
@@ -36,6 +38,10 @@ use crate::{
 
 /// What is joined to a key before it is digested (RFC 6455 section 1.3).
 const ACCEPT_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// How long a WebSocket may outlive what it was permitted by, when that ends because time passes. Less
+/// than clocks differ anyway, and a look is as cheap as a request's.
+const JUDGED_EVERY: Duration = Duration::from_secs(5);
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
@@ -234,8 +240,11 @@ impl Asked {
         let mut upstream =
             Watched { io: upstream, first: none, traffic, bytes: &traffic.bytes_out };
         let mut copying = pin!(copy_bidirectional(&mut client, &mut upstream));
+        let mut again = tokio::time::interval(JUDGED_EVERY);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let until = traffic.moved_at.get() + self.idle_timeout;
+            let judged = || self.judge(connection).err().map(|refusal| refusal.reason().word());
             tokio::select! {
                 ended = &mut copying => return if ended.is_ok() { "ended" } else { "broken" },
                 () = tokio::time::sleep_until(until.into()) => {
@@ -244,11 +253,8 @@ impl Asked {
                     }
                 }
                 () = connection.tunnels.closed() => return "closed",
-                Ok(()) = news.changed() => {
-                    if let Err(refusal) = self.judge(connection) {
-                        return refusal.reason().word();
-                    }
-                }
+                Ok(()) = news.changed() => if let Some(reason) = judged() { return reason },
+                _ = again.tick() => if let Some(reason) = judged() { return reason },
             }
         }
     }

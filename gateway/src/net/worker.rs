@@ -568,15 +568,7 @@ impl Worker {
 
     /// Tells the feedback path of a client, without waiting.
     pub fn report_of(&self, arrival: &Arrival, reason: Reason) {
-        self.tell(arrival.source, reason, arrived(arrival));
-    }
-
-    /// Tells the feedback path of a source that came directly, without waiting.
-    pub fn report(&self, source: Source, reason: Reason) {
-        self.tell(source, reason, Arrived::Directly);
-    }
-
-    fn tell(&self, source: Source, reason: Reason, arrived: Arrived) {
+        let (source, arrived) = (arrival.source, arrived(arrival));
         if reason.points() == 0 {
             return;
         }

@@ -8,7 +8,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
-    ListenerTls, Site,
+    ListenerTls, Site, VERSION,
     sessions::{Resumption, Sessions},
 };
 use crate::{
@@ -75,6 +75,13 @@ pub async fn handshake(
 }
 
 impl Failure {
+    /// The version that both sides had agreed on by then: only after that is a certificate asked for.
+    pub fn tls_version(&self) -> Option<&'static str> {
+        let asked = self.certificate.is_some()
+            || matches!(self.reason, Reason::NoClientCertificate | Reason::BadCertificate);
+        asked.then_some(VERSION)
+    }
+
     /// What the certificate was refused for, or else what the transport says.
     pub(super) fn of(
         refused: Option<CertificateRefusal>,

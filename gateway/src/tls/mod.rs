@@ -27,6 +27,9 @@ use crate::{
     identity::certificate::{CertificateError, Hosts, Peer, Trust},
 };
 
+/// The only version that is spoken, as log lines name it.
+pub const VERSION: &str = "1.3";
+
 /// The server's certificate chain and key.
 #[derive(Debug)]
 pub struct ServerCertificate {

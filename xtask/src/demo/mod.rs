@@ -8,7 +8,7 @@
 mod counters;
 mod steps;
 pub mod table;
-mod world;
+pub mod world;
 
 use std::{process::ExitCode, time::Duration};
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Source;
 use crate::cargo::{cargo, run};
@@ -24,6 +24,14 @@ pub(super) fn build(source: &Source, out: &Path) -> Result<PathBuf> {
     let places = [(source.root.as_path(), ROOT_NAME), (home.as_path(), REGISTRY_NAME)];
     let flags =
         places.map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()));
+    // CFLAGS are parted at spaces, and nothing can be written that is not.
+    for (place, _) in places {
+        let name = place.display().to_string();
+        ensure!(
+            !name.contains(char::is_whitespace),
+            "packages cannot be built in {name:?}: a space"
+        );
+    }
     // The cryptography is C and names its files too.
     let c_flags =
         places.map(|(place, name)| format!("-ffile-prefix-map={}={name}", place.display()));

@@ -197,7 +197,7 @@ fn pack(
 /// Makes the same packages from a second checkout of the same commit, in another place, and compares.
 fn verify(source: &Source, kinds: &[Kind], made: &[(PathBuf, String)], out: &Path) -> Result<()> {
     let commit = source.commit.as_deref().context("no commit to make the packages from again")?;
-    let elsewhere = out.join("second checkout");
+    let elsewhere = out.join("second-checkout");
     if elsewhere.exists() {
         fs::remove_dir_all(&elsewhere).context("what an earlier run left")?;
     }

@@ -46,6 +46,11 @@ impl Control {
             }
             return;
         }
+        if self.agent.fell_silent() {
+            tracing::error!(
+                "kernel agent does not answer; the XDP program filters on, and is told again when it does"
+            );
+        }
         self.tell_new_agent();
     }
 
@@ -59,7 +64,7 @@ impl Control {
         };
         match told {
             Ok(notices) => {
-                tracing::info!(detail = notices.join("; "), "kernel agent started again");
+                tracing::info!(detail = notices.join("; "), "kernel agent knows everything again");
                 self.tell_bans();
                 if let Err(why) = self.rewrite_kernel() {
                     tracing::error!(detail = why, "kernel agent not told of all");

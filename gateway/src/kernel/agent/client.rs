@@ -28,8 +28,10 @@ use crate::{
     time,
 };
 
-/// For an answer. It takes microseconds; a list of all bans, or a crowded machine, some more.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// For an answer. It takes microseconds; a list of all bans, or a crowded machine, some more. The daemon
+/// waits so long once, and asks nothing more until the answer has come: its service manager may wait no
+/// longer than 30 s for a sign of life.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// For one that has the kernel verify the program, which takes seconds on an emulated processor, or
 /// waits until the pins are free.
@@ -51,6 +53,9 @@ pub struct Agent {
     came: Cell<u32>,
     ended: Cell<u32>,
     is_loss_told: Cell<bool>,
+    /// The question that it has not answered in time, nor since.
+    unanswered: Cell<Option<u32>>,
+    is_silence_told: Cell<bool>,
 }
 
 /// To the agent and back.
@@ -66,19 +71,21 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError::NotStarted`].
-    pub fn start(config: &Path, program: &Path) -> Result<Rc<Self>, AgentError> {
+    pub fn start(
+        config: &Path,
+        program: &Path,
+        pin: Option<&Path>,
+    ) -> Result<Rc<Self>, AgentError> {
         let begin = || -> io::Result<(Child, Channel)> {
             let (here, there) = Channel::pair()?;
             // The very program that runs, whatever is at its path by now.
-            let guard = Command::new("/proc/self/exe")
-                .arg0("portcullis")
-                .arg("--config")
-                .arg(config)
-                .arg("agent")
-                .arg("--program")
-                .arg(program)
-                .stdin(Stdio::from(there))
-                .spawn()?;
+            let mut guard = Command::new("/proc/self/exe");
+            guard.arg0("portcullis").arg("--config").arg(config);
+            guard.arg("agent").arg("--program").arg(program);
+            if let Some(pin) = pin {
+                guard.arg("--pin").arg(pin);
+            }
+            let guard = guard.stdin(Stdio::from(there)).spawn()?;
             Ok((guard, Channel::new(here)?))
         };
         let (guard, channel) = begin().map_err(AgentError::NotStarted)?;
@@ -89,6 +96,8 @@ impl Agent {
             came: Cell::new(0),
             ended: Cell::new(0),
             is_loss_told: Cell::new(false),
+            unanswered: Cell::new(None),
+            is_silence_told: Cell::new(false),
         }))
     }
 
@@ -107,7 +116,18 @@ impl Agent {
     /// Whether there is one that answers, or will in a moment.
     pub fn is_there(&self) -> bool {
         let (came, ended) = (self.came.get(), self.ended.get());
-        !self.is_gone() && (ended == 0 || came > ended)
+        !self.is_gone() && !self.is_silent() && (ended == 0 || came > ended)
+    }
+
+    /// Whether it owes an answer for too long. It is stopped, or has too little of the machine.
+    pub fn is_silent(&self) -> bool {
+        self.unanswered.get().is_some()
+    }
+
+    /// [`Agent::is_silent`], once for each silence.
+    pub fn fell_silent(&self) -> bool {
+        let is_silent = self.is_silent();
+        !self.is_silence_told.replace(is_silent) && is_silent
     }
 
     /// Whether there is none, and none will be: who would start another is gone too.
@@ -163,11 +183,16 @@ impl Agent {
     }
 
     fn hear(&self, line: &mut Line, message: &Message) {
-        // An answer to a question that was given up is no news.
         if message.kind != Kind::News {
+            // An answer to a question that was given up is no news, but a sign of life.
+            if self.unanswered.get() == Some(message.number) {
+                self.unanswered.set(None);
+            }
             return;
         }
         let Ok(news) = decode::<News>(&message.bytes) else { return };
+        // What one before it was asked, another one does not know.
+        self.unanswered.set(None);
         let count = match news {
             News::Ended(_) => &self.ended,
             News::Ready(()) => &self.came,
@@ -204,6 +229,10 @@ impl Agent {
         if ended > 0 && self.came.get() <= ended {
             return Err(AgentError::Ended);
         }
+        // Who owes an answer is asked nothing more: each question would stand still as long again.
+        if self.is_silent() {
+            return Err(AgentError::Silent);
+        }
         line.number = line.number.wrapping_add(1);
         let number = line.number;
         line.channel.send(&Message { kind: Kind::Request, number, bytes: encode(request) })?;
@@ -217,6 +246,7 @@ impl Agent {
                 return Err(AgentError::Ended);
             }
         }
+        self.unanswered.set(Some(number));
         Err(AgentError::Silent)
     }
 }
@@ -321,14 +351,24 @@ impl Filter {
         self.told_after.get() == Some(self.agent.ended.get()) && !self.agent.is_gone()
     }
 
+    /// What it was asked meanwhile it does not know, and is to be told of anew.
+    fn forget_silent(&self) {
+        if self.agent.is_silent() {
+            self.told_after.set(None);
+        }
+    }
+
     fn ask(&self, request: &Request, wait: Duration) -> Result<Answer, KernelError> {
         if self.agent.is_gone() {
             return Err(AgentError::Gone.into());
         }
         if !self.is_told() {
-            return Err(AgentError::Ended.into());
+            let why = if self.agent.is_silent() { AgentError::Silent } else { AgentError::Ended };
+            return Err(why.into());
         }
-        self.agent.ask(request, wait)
+        let answer = self.agent.ask(request, wait);
+        self.forget_silent();
+        answer
     }
 
     /// Takes over changed settings while the filter goes on.
