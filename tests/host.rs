@@ -397,7 +397,8 @@ fn serve_time(site: &Site, ahead_s: Arc<AtomicU64>) -> Result<()> {
             let since = clock::unix();
             let seconds = since.as_secs() + NTP_EPOCH_S + ahead_s.load(Ordering::Relaxed);
             // A second has 2³² parts there.
-            (seconds << 32 | (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000).to_be_bytes()
+            let parts = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
+            ((seconds << 32) | parts).to_be_bytes()
         };
         let mut question = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut question) {

@@ -29,12 +29,15 @@ const MAX_BODY_BYTES: u64 = 64 << 20;
 /// A script may not hold a test longer than this.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
+/// Sees every request.
+type Witness = Box<dyn Fn(&Request) + Send + Sync>;
+
 #[derive(Default)]
 struct Shared {
     requests: AtomicU64,
     flaps: AtomicU64,
     is_ill: AtomicBool,
-    witness: Option<Box<dyn Fn(&Request) + Send + Sync>>,
+    witness: Option<Witness>,
 }
 
 impl fmt::Debug for Shared {
