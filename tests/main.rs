@@ -53,6 +53,7 @@ mod live;
 mod lockout;
 mod metrics;
 mod mtls;
+mod names;
 mod operator;
 mod pkits;
 mod privileges;

@@ -62,6 +62,7 @@ use crate::{
         descriptors,
         handover::Taken,
         listen::ListenError,
+        quic,
         worker::{self, Listening, Phase, Shared},
     },
     time,
@@ -173,7 +174,8 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         .map_err(|error| system("cannot find this program's file", error))?;
     let (config, warnings) = config::load(path, &Disk::new()).map_err(RunError::Configuration)?;
     // Before there are threads, keys in memory, or anything that this process gives up.
-    let agent = Agent::start(path, &program).map_err(KernelError::from)?;
+    let pin = config.xdp.as_ref().map(|settings| settings.pin.as_path());
+    let agent = Agent::start(path, &program, pin).map_err(KernelError::from)?;
     let confinement = confine(&reach(path, &config));
     let watch = Followed::look(&config);
     let mut snapshot = load_snapshot(&config, 1).map_err(RunError::Material)?;
@@ -195,7 +197,10 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
     let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
     let mut estate = Estate::gather(&config, passed, take_over)?;
-    let mut listeners = Listeners::new(config.server.backlog, steered);
+    let quic_keys = estate.quic_keys.take().map(|keys| quic::Keys::from_bytes(&keys));
+    let quic_keys =
+        quic_keys.transpose().map_err(|error| system("cannot make keys for QUIC", error))?;
+    let mut listeners = Listeners::new(config.server.backlog, steered, quic_keys);
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
     let kernel = start_kernel(&agent, &config, &upstreams::networks(&addresses))?;
@@ -437,6 +442,7 @@ fn succeed(control: &Control, before: Taken) -> bool {
     let pid = before.offer.pid;
     match before.serving() {
         Ok(state) => {
+            control.begin_datagrams();
             control.inherit(&state);
             tracing::info!(pid, "took over from the process before");
             true

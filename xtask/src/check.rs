@@ -34,6 +34,7 @@ pub fn check() -> Result<()> {
         ("figures", perf::check_quoted()),
         ("dependencies", dependencies()),
         ("mission", mission()),
+        ("instructions", perf::check_cores()),
     ];
     let mut failed = Vec::new();
     for (name, result) in checks {

@@ -14,9 +14,12 @@ pub(super) struct Arguments {
     /// Where the daemon's program was started from.
     #[arg(long)]
     program: PathBuf,
+    /// Where the filter is pinned, where there is one.
+    #[arg(long)]
+    pin: Option<PathBuf>,
 }
 
 pub(super) fn run(config: PathBuf, arguments: Arguments) -> Result<ExitCode, Failure> {
-    agent::run(&agent::Origin { config, program: arguments.program })
-        .map_err(|error| Failure::new(USAGE, error))
+    let Arguments { program, pin } = arguments;
+    agent::run(&agent::Origin { config, program, pin }).map_err(|error| Failure::new(USAGE, error))
 }

@@ -4,6 +4,7 @@
 //! else the machine does strikes all of them alike. Results are printed, and kept as the run made
 //! them; none is ever written by hand.
 
+mod cores;
 mod flood;
 mod guard;
 mod machine;
@@ -21,6 +22,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+pub use self::cores::check as check_cores;
 use crate::{process, setup};
 
 /// More tell nothing new.
@@ -144,6 +146,11 @@ pub fn check_quoted() -> Result<()> {
 /// # Errors
 /// When something cannot be built, loaded or measured, or somebody interrupts.
 pub fn perf(words: &[String]) -> Result<ExitCode> {
+    if let Some((first, rest)) = words.split_first()
+        && first == "cores"
+    {
+        return cores::cores(rest);
+    }
     let options = Options::parse(words)?;
     if !options.quoted.is_empty() {
         return quoted::publish(&options.quoted).map(|()| ExitCode::SUCCESS);

@@ -71,19 +71,21 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError::NotStarted`].
-    pub fn start(config: &Path, program: &Path) -> Result<Rc<Self>, AgentError> {
+    pub fn start(
+        config: &Path,
+        program: &Path,
+        pin: Option<&Path>,
+    ) -> Result<Rc<Self>, AgentError> {
         let begin = || -> io::Result<(Child, Channel)> {
             let (here, there) = Channel::pair()?;
             // The very program that runs, whatever is at its path by now.
-            let guard = Command::new("/proc/self/exe")
-                .arg0("portcullis")
-                .arg("--config")
-                .arg(config)
-                .arg("agent")
-                .arg("--program")
-                .arg(program)
-                .stdin(Stdio::from(there))
-                .spawn()?;
+            let mut guard = Command::new("/proc/self/exe");
+            guard.arg0("portcullis").arg("--config").arg(config);
+            guard.arg("agent").arg("--program").arg(program);
+            if let Some(pin) = pin {
+                guard.arg("--pin").arg(pin);
+            }
+            let guard = guard.stdin(Stdio::from(there)).spawn()?;
             Ok((guard, Channel::new(here)?))
         };
         let (guard, channel) = begin().map_err(AgentError::NotStarted)?;
@@ -500,9 +502,10 @@ impl Filter {
         self.last.borrow().clone()
     }
 
-    /// Guards every configured interface again that is without the program.
+    /// Guards every configured interface again that is without the program, which the kernel has verified
+    /// already. Asked each second, so it must not be waited for as long as a load.
     pub fn reattach(&self) -> Vec<Reattached> {
-        ask!(self, Request::Reattach(()), LOAD_MAX => Reattached).unwrap_or_default()
+        ask!(self, Request::Reattach(()) => Reattached).unwrap_or_default()
     }
 }
 

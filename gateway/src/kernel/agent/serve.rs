@@ -60,6 +60,8 @@ pub struct Origin {
     pub config: PathBuf,
     /// Where the program was started from; another may be there by now.
     pub program: PathBuf,
+    /// Where the filter is pinned; `None`: the configuration has none.
+    pub pin: Option<PathBuf>,
 }
 
 /// The guard: serves the daemon at the other end of standard input until that is gone.
@@ -216,7 +218,7 @@ fn serve(socket: OwnedFd, origin: &Origin, guard: Pid) -> Served {
 fn answer(socket: OwnedFd, origin: &Origin, mut guard: Pid) -> Result<Pid, ChannelError> {
     let mut daemon = Channel::new(socket).map_err(ChannelError::System)?;
     tell(&daemon, &News::Ready(()))?;
-    let mut agent = Carrier { origin, kernel: None, pin: None, successor: None };
+    let mut agent = Carrier { origin, kernel: None, successor: None };
     loop {
         // Something is asked each second.
         let message = daemon.receive()?;
@@ -253,9 +255,6 @@ fn close_all_but_the_first() {
 struct Carrier<'a> {
     origin: &'a Origin,
     kernel: Option<Kernel>,
-    /// Where the first request to start pinned the filter. That came before the daemon served, and no
-    /// later one may name another place.
-    pin: Option<PathBuf>,
     successor: Option<Child>,
 }
 
@@ -306,8 +305,7 @@ impl Carrier<'_> {
     }
 
     fn start(&mut self, settings: &Settings) -> Result<Vec<String>, KernelError> {
-        let pin = self.pin.get_or_insert_with(|| settings.pin.clone());
-        if *pin != settings.pin {
+        if self.origin.pin.as_ref() != Some(&settings.pin) {
             return Err(KernelError::NeedsRestart { setting: "pin" });
         }
         self.kernel = None;
@@ -328,11 +326,11 @@ impl Carrier<'_> {
     fn detach(&mut self) -> Result<Detached, KernelError> {
         // What this process holds open would keep the program attached.
         self.kernel = None;
-        detach(self.pin.as_deref().ok_or(KernelError::NotStarted)?)
+        detach(self.origin.pin.as_deref().ok_or(KernelError::NotStarted)?)
     }
 
     fn upgrade(&mut self) -> Result<u32, KernelError> {
-        let Origin { config, program } = self.origin;
+        let Origin { config, program, .. } = self.origin;
         let child = start_successor(program, config).map_err(|error| KernelError::File {
             what: "start",
             path: program.clone(),
@@ -367,4 +365,44 @@ fn start_successor(program: &Path, config: &Path) -> io::Result<Child> {
         .env_remove("WATCHDOG_PID")
         .stdin(Stdio::null())
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Mode;
+
+    fn settings(pin: &str) -> Settings {
+        Settings {
+            interfaces: Vec::new(),
+            mode: Mode::Auto,
+            enforce: true,
+            ports: vec![8443],
+            management: Vec::new(),
+            exempt: Vec::new(),
+            deny: Vec::new(),
+            packets: None,
+            connections: None,
+            bytes: None,
+            new_sources: None,
+            max_sources: 1,
+            pin: pin.into(),
+        }
+    }
+
+    #[test]
+    fn no_message_names_another_place_for_the_filter() {
+        for (pin, asked) in [(Some("/sys/fs/bpf/a"), "/sys/fs/bpf/b"), (None, "/sys/fs/bpf/a")] {
+            let origin = Origin {
+                config: "/nowhere".into(),
+                program: "/nowhere".into(),
+                pin: pin.map(PathBuf::from),
+            };
+            let mut agent = Carrier { origin: &origin, kernel: None, successor: None };
+            let answer = agent.carry_out(Request::Start(settings(asked)));
+            let refused =
+                matches!(answer, Answer::Failed(KernelError::NeedsRestart { setting: "pin" }));
+            assert!(refused, "{pin:?}: {answer:?}");
+        }
+    }
 }
