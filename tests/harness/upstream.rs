@@ -28,10 +28,13 @@ const MAX_BODY_BYTES: u64 = 64 << 20;
 /// A script may not hold a test longer than this.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
+/// Whoever is shown each request.
+type Witness = Box<dyn Fn(&Request) + Send + Sync>;
+
 #[derive(Default)]
 struct Shared {
     requests: AtomicU64,
-    witness: Option<Box<dyn Fn(&Request) + Send + Sync>>,
+    witness: Option<Witness>,
 }
 
 impl fmt::Debug for Shared {
