@@ -38,13 +38,13 @@ fn serial(certificate: &Path) -> Result<String> {
     process::succeed(&mut command)
 }
 
-fn wait_refused(gateway: &Gateway, files: f64) -> Result<()> {
+pub(crate) fn wait_refused(gateway: &Gateway, files: f64) -> Result<()> {
     clock::wait_for("the number of refused files", SOON, || {
         Ok((gateway.metric("gateway_files_refused", &[])? == files).then_some(()))
     })
 }
 
-fn wait_served(site: &Site, certificate: &Path) -> Result<()> {
+pub(crate) fn wait_served(site: &Site, certificate: &Path) -> Result<()> {
     let wanted = serial(certificate)?;
     clock::wait_for("the new certificate", SOON, || {
         Ok((served_serial(site)? == wanted).then_some(()))

@@ -45,7 +45,7 @@ fn wait_stage(gateway: &Gateway, low: f64, high: f64) -> Result<()> {
 }
 
 /// Replaces the one sensor's figure.
-fn heat(sysfs: &Path, celsius: f64) -> Result<()> {
+pub(crate) fn heat(sysfs: &Path, celsius: f64) -> Result<()> {
     let chip = sysfs.join("class/hwmon/hwmon0");
     fs::create_dir_all(&chip)?;
     fs::write(chip.join("name"), "coretemp\n")?;
@@ -215,10 +215,10 @@ fn a_sensor_that_breaks_or_goes_is_told_of_and_sheds_nobody() -> Result<()> {
 
 /// What a keeper of the clock says.
 #[derive(Clone, Copy, Debug)]
-struct Says {
-    leap: u16,
+pub(crate) struct Says {
+    pub(crate) leap: u16,
     /// By how much the clock is slow.
-    slow_s: f64,
+    pub(crate) slow_s: f64,
 }
 
 /// chrony's float: a seven-bit exponent, a coefficient of 25 bits.
@@ -232,7 +232,7 @@ fn float(value: f64) -> u32 {
 }
 
 /// Answers questions for the tracking report until the process ends.
-fn keep_clock(site: &Site, first: Says) -> Result<Arc<Mutex<Says>>> {
+pub(crate) fn keep_clock(site: &Site, first: Says) -> Result<Arc<Mutex<Says>>> {
     let socket = site.gateway_host.within(|| UdpSocket::bind(CHRONY))??;
     let says = Arc::new(Mutex::new(first));
     let told = Arc::clone(&says);

@@ -38,7 +38,7 @@ use crate::{
 const NEVER: u64 = 1 << 12 | 1 << 19 | 1 << 21 | 1 << 38 | 1 << 39;
 
 /// A value of `/proc/PID/status`.
-fn status_of(path: &str, name: &str) -> Result<String> {
+pub(crate) fn status_of(path: &str, name: &str) -> Result<String> {
     let status = fs::read_to_string(path)?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     Ok(line.with_context(|| format!("{path} has no {name}"))?.trim().to_owned())
@@ -59,7 +59,7 @@ fn children(parent: u32) -> Result<Vec<u32>> {
 }
 
 /// The guard of a daemon's agent, and the agent.
-fn agent_of(gateway: &Gateway) -> Result<(u32, u32)> {
+pub(crate) fn agent_of(gateway: &Gateway) -> Result<(u32, u32)> {
     clock::wait_for("the agent", SOON, || {
         let guards = children(gateway.process_id())?;
         let [guard] = guards[..] else { return Ok(None) };

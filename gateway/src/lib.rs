@@ -38,6 +38,8 @@ pub mod identity;
 pub mod kernel;
 pub mod net;
 pub mod policy;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod time;
 pub mod tls;

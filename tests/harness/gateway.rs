@@ -7,7 +7,10 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -34,6 +37,8 @@ pub const START_LIMIT: Duration = Duration::from_secs(60);
 pub const SOON: Duration = Duration::from_secs(60);
 /// Log lines kept; a test that makes more is looking at the wrong thing.
 const MAX_LOG_LINES: usize = 200_000;
+/// Whether somebody reads the log again is looked for that often.
+const STALLED_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A configuration file's text. Fields are the parts that differ between tests.
 #[derive(Clone, Debug)]
@@ -282,10 +287,14 @@ impl Launch {
             .context("setpriv (util-linux) starts the daemon")?;
         let stderr = child.stderr.take().context("piped above")?;
         let log = Arc::new(Mutex::new(Vec::new()));
+        let is_stalled = Arc::new(AtomicBool::new(false));
         let reader = thread::spawn({
-            let log = Arc::clone(&log);
+            let (log, is_stalled) = (Arc::clone(&log), Arc::clone(&is_stalled));
             move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    while is_stalled.load(Ordering::Relaxed) {
+                        thread::sleep(STALLED_LOOK_EVERY);
+                    }
                     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
                     if log.len() < MAX_LOG_LINES {
                         log.push(line);
@@ -293,7 +302,7 @@ impl Launch {
                 }
             }
         });
-        Ok(Gateway { launch: self.clone(), child, log, reader: Some(reader) })
+        Ok(Gateway { launch: self.clone(), child, log, is_stalled, reader: Some(reader) })
     }
 
     /// Starts `run` and waits until it is ready.
@@ -324,6 +333,7 @@ pub struct Gateway {
     launch: Launch,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    is_stalled: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -417,6 +427,16 @@ impl Gateway {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
+    /// The log lines since they were last taken; nobody else sees them again.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on nobody reads what the daemon writes to its log, or somebody does again.
+    pub fn stall_log(&self, is_stalled: bool) {
+        self.is_stalled.store(is_stalled, Ordering::Relaxed);
+    }
+
     /// Waits for a JSON log line that `wanted` likes, and gives it.
     ///
     /// # Errors
@@ -462,6 +482,7 @@ impl Gateway {
     /// # Errors
     /// When it goes on longer than `limit`; with its log.
     pub fn wait_exit(&mut self, limit: Duration) -> Result<Option<i32>> {
+        self.stall_log(false);
         let waited = clock::wait_for("the daemon to end", limit, || Ok(self.child.try_wait()?));
         if let (Ok(_), Some(reader)) = (&waited, self.reader.take()) {
             // Its last lines may still be on their way; the end of the pipe comes after them.
@@ -483,6 +504,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        self.stall_log(false);
         // Both fail only when it is gone already.
         let _gone = self.child.kill();
         let _buried = self.child.wait();

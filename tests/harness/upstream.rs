@@ -7,6 +7,7 @@
 //! with a body under status 204, anything else echoes.
 
 use std::{
+    fmt,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -28,11 +29,21 @@ const MAX_BODY_BYTES: u64 = 64 << 20;
 /// A script may not hold a test longer than this.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Default)]
+/// Sees every request.
+type Witness = Box<dyn Fn(&Request) + Send + Sync>;
+
+#[derive(Default)]
 struct Shared {
     requests: AtomicU64,
     flaps: AtomicU64,
     is_ill: AtomicBool,
+    witness: Option<Witness>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Shared").field("requests", &self.requests).finish_non_exhaustive()
+    }
 }
 
 /// An upstream that serves until it is dropped.
@@ -53,11 +64,33 @@ impl Upstream {
         address: SocketAddr,
         core: Option<usize>,
     ) -> Result<Upstream> {
+        Upstream::serve(namespace, address, core, Shared::default())
+    }
+
+    /// Starts one that shows each request to `witness` before it answers.
+    ///
+    /// # Errors
+    /// When the address is taken or is none of the namespace's.
+    pub fn watched(
+        namespace: &Namespace,
+        address: SocketAddr,
+        witness: impl Fn(&Request) + Send + Sync + 'static,
+    ) -> Result<Upstream> {
+        let shared = Shared { witness: Some(Box::new(witness)), ..Shared::default() };
+        Upstream::serve(namespace, address, None, shared)
+    }
+
+    fn serve(
+        namespace: &Namespace,
+        address: SocketAddr,
+        core: Option<usize>,
+        shared: Shared,
+    ) -> Result<Upstream> {
         let listener = namespace
             .within(|| TcpListener::bind(address))?
             .with_context(|| format!("upstream on {address}"))?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let connections = Arc::new(Connections::default());
         thread::Builder::new().name("upstream".to_owned()).spawn({
             let (shared, connections) = (Arc::clone(&shared), Arc::clone(&connections));
@@ -107,6 +140,9 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader)? {
         shared.requests.fetch_add(1, Ordering::SeqCst);
+        if let Some(witness) = &shared.witness {
+            witness(&request);
+        }
         let Some(answer) = answer(&request, shared) else { return Ok(()) };
         let mut stream = stream;
         stream.write_all(&answer)?;
@@ -121,9 +157,12 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
 }
 
 /// A request as it arrived: names as spelled, in order.
-struct Request {
-    line: String,
-    headers: Vec<(String, String)>,
+#[derive(Debug)]
+pub struct Request {
+    /// Method, path and version.
+    pub line: String,
+    /// Its fields.
+    pub headers: Vec<(String, String)>,
     body: Vec<u8>,
 }
 

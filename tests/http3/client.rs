@@ -2,7 +2,7 @@
 //! free to send what a library would not.
 
 use std::{
-    net::UdpSocket,
+    net::{Ipv4Addr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -73,9 +73,9 @@ impl Identity {
     }
 }
 
-/// An endpoint on a socket of the namespace that the caller is in.
-fn endpoint() -> Result<Endpoint> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+/// An endpoint on a socket of the namespace that the caller is in, with that address of it.
+fn endpoint(source: Ipv4Addr) -> Result<Endpoint> {
+    let socket = UdpSocket::bind((source, 0))?;
     Ok(Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?)
 }
 
@@ -83,7 +83,7 @@ fn endpoint() -> Result<Endpoint> {
 pub(crate) struct Client {
     pub(crate) quic: Connection,
     told_to_go: Arc<AtomicBool>,
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
     _control: SendStream,
 }
 
@@ -102,18 +102,33 @@ impl Client {
 
     /// Gives up after that time of silence.
     pub(crate) async fn connect_within(identity: &Identity, patience: Duration) -> Result<Client> {
-        let endpoint = endpoint()?;
+        Client::connect_from(Ipv4Addr::UNSPECIFIED, identity, patience).await
+    }
+
+    /// From that address.
+    pub(crate) async fn connect_from(
+        source: Ipv4Addr,
+        identity: &Identity,
+        patience: Duration,
+    ) -> Result<Client> {
+        let endpoint = endpoint(source)?;
         let quic = endpoint.connect_with(identity.settings(patience)?, SERVER, HOST)?.await?;
         let mut control = quic.open_uni().await?;
         control.write_all(&[CONTROL, SETTINGS, 0]).await?;
         let told_to_go = Arc::new(AtomicBool::new(false));
         tokio::spawn(hear(quic.clone(), told_to_go.clone()));
-        Ok(Client { quic, told_to_go, _endpoint: endpoint, _control: control })
+        Ok(Client { quic, told_to_go, endpoint, _control: control })
     }
 
     /// Whether the server has said that it will take no more requests here.
     pub(crate) fn is_told_to_go(&self) -> bool {
         self.told_to_go.load(Ordering::Relaxed)
+    }
+
+    /// Says farewell, and waits until that is sent.
+    pub(crate) async fn close(self) {
+        self.quic.close(VarInt::from_u32(0), b"");
+        self.endpoint.wait_idle().await;
     }
 
     /// Asks for a path; the status and the length of the answer.
@@ -177,14 +192,19 @@ impl Exchange {
     /// Ends the request, and reads its answer: the status and the body.
     pub(crate) async fn whole_answer(&mut self) -> Result<(u16, Vec<u8>)> {
         self.send.finish()?;
-        let mut body = Vec::new();
-        let (status, _) = self.read(|octets| body.extend_from_slice(octets)).await?;
-        Ok((status, body))
+        self.whole().await
     }
 
     /// Reads the whole answer: its status and the length of its body.
     pub(crate) async fn answer(&mut self) -> Result<(u16, u64)> {
         self.read(|_| {}).await
+    }
+
+    /// Reads the whole answer: its status and its body.
+    pub(crate) async fn whole(&mut self) -> Result<(u16, Vec<u8>)> {
+        let mut body = Vec::new();
+        let (status, _) = self.read(|octets| body.extend_from_slice(octets)).await?;
+        Ok((status, body))
     }
 
     async fn read(&mut self, mut see: impl FnMut(&[u8])) -> Result<(u16, u64)> {
@@ -335,7 +355,7 @@ fn digits(coded: &[u8]) -> Result<u16> {
 /// What `count` clients say first, as datagrams: they speak to a socket of ours, which does not answer.
 pub(super) async fn first_words(identity: &Identity, count: usize) -> Result<Vec<Vec<u8>>> {
     let sink = tokio::net::UdpSocket::bind("127.0.0.1:0").await?;
-    let endpoint = endpoint()?;
+    let endpoint = endpoint(Ipv4Addr::UNSPECIFIED)?;
     let settings = identity.settings(PATIENCE)?;
     let begun: Vec<_> = (0..count)
         .map(|_| {

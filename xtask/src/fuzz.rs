@@ -6,8 +6,8 @@
 
 use std::{
     collections::VecDeque,
-    env, fs,
-    io::{BufRead as _, BufReader},
+    env, fmt, fs,
+    io::{self, BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -48,6 +48,12 @@ const INPUT_SECONDS: u64 = 60;
 /// Memory of one target, in MiB; more is a finding.
 const MEMORY_MIB: u64 = 1_024;
 
+/// Inputs of one target with `--smoke`, always the same ones: what breaks by them breaks again, on every
+/// machine. Some thousand a second and target.
+const SMOKE_INPUTS: u64 = 5_000;
+/// A smoke ends here on a machine that is very busy, whatever it has tried.
+const SMOKE_SECONDS: u64 = 30;
+
 /// Lines of the engine that are shown when it found something.
 const SAID_LINES: usize = 100;
 
@@ -56,8 +62,26 @@ const SAID_LINES: usize = 100;
 struct Request {
     /// Empty: all.
     targets: Vec<String>,
-    seconds: u64,
+    effort: Effort,
     replay: Option<PathBuf>,
+}
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effort {
+    /// For so long, from wherever the last run has got to.
+    Seconds(u64),
+    /// A little, and the same each time.
+    Smoke,
+}
+
+impl fmt::Display for Effort {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Effort::Seconds(seconds) => write!(out, "{seconds} s each"),
+            Effort::Smoke => write!(out, "{SMOKE_INPUTS} inputs each"),
+        }
+    }
 }
 
 /// Whether cargo calls this program to compile something.
@@ -101,14 +125,14 @@ pub fn fuzz(words: &[String]) -> Result<ExitCode> {
         return replay(&binary, target, file);
     }
     eprintln!(
-        "fuzz: {} targets, {} s each; what is learned stays in {}",
+        "fuzz: {} targets, {}; what is learned stays in {}",
         chosen.len(),
-        request.seconds,
+        request.effort,
         learned("…").display()
     );
     let mut broken = Vec::new();
     for target in chosen {
-        if !run(&binary, target, request.seconds)? {
+        if !run(&binary, target, request.effort)? {
             broken.push(target.as_str());
         }
     }
@@ -125,14 +149,17 @@ pub fn fuzz(words: &[String]) -> Result<ExitCode> {
 }
 
 fn read(words: &[String]) -> Result<Request> {
-    let mut request = Request { targets: Vec::new(), seconds: SECONDS, replay: None };
+    let effort = Effort::Seconds(SECONDS);
+    let mut request = Request { targets: Vec::new(), effort, replay: None };
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "--seconds" => {
                 let number = words.next().context("--seconds needs a number")?;
-                request.seconds = number.parse().with_context(|| format!("--seconds {number}"))?;
+                let seconds = number.parse().with_context(|| format!("--seconds {number}"))?;
+                request.effort = Effort::Seconds(seconds);
             }
+            "--smoke" => request.effort = Effort::Smoke,
             "--replay" => {
                 request.replay = Some(words.next().context("--replay needs a file")?.into());
             }
@@ -141,7 +168,7 @@ fn read(words: &[String]) -> Result<Request> {
         }
     }
     // libFuzzer takes 0 for ever.
-    if request.seconds == 0 {
+    if request.effort == Effort::Seconds(0) {
         bail!("--seconds 0 would try nothing");
     }
     Ok(request)
@@ -162,6 +189,15 @@ fn learned(target: &str) -> PathBuf {
     root().join("target/fuzz-corpus").join(target)
 }
 
+/// The same of a smoke, which begins anew each time.
+fn smoked(target: &str) -> Result<PathBuf> {
+    let directory = root().join("target/fuzz-smoke").join(target);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(directory),
+    }
+}
+
 fn engine(binary: &Path, target: &str) -> Command {
     let mut command = Command::new(binary);
     command.env("FUZZ_TARGET", target).current_dir(root()).stdin(Stdio::null());
@@ -171,13 +207,23 @@ fn engine(binary: &Path, target: &str) -> Command {
 }
 
 /// True: nothing was found.
-fn run(binary: &Path, target: &str, seconds: u64) -> Result<bool> {
-    let learned = learned(target);
+fn run(binary: &Path, target: &str, effort: Effort) -> Result<bool> {
+    let started = clock::now();
+    let learned = match effort {
+        Effort::Seconds(_) => learned(target),
+        Effort::Smoke => smoked(target)?,
+    };
     fs::create_dir_all(&learned)?;
     let crashes = format!("tests/fuzz/crashes/{target}/");
     fs::create_dir_all(root().join(&crashes))?;
     let mut command = engine(binary, target);
-    command.arg(format!("-max_total_time={seconds}"));
+    match effort {
+        Effort::Seconds(seconds) => command.arg(format!("-max_total_time={seconds}")),
+        Effort::Smoke => {
+            command.args(["-seed=1".to_owned(), format!("-runs={SMOKE_INPUTS}")]);
+            command.arg(format!("-max_total_time={SMOKE_SECONDS}"))
+        }
+    };
     command.arg(format!("-artifact_prefix={crashes}"));
     command.args(["-print_final_stats=1", "-verbosity=0", "-use_value_profile=1"]);
     command.arg(&learned).arg(root().join("tests/fuzz/corpus").join(target));
@@ -214,6 +260,7 @@ fn run(binary: &Path, target: &str, seconds: u64) -> Result<bool> {
     // Stays when there is something in it.
     let _kept = fs::remove_dir(root().join(&crashes));
     let verdict = if status.success() { "nothing found" } else { "BROKEN" };
+    let seconds = started.elapsed().as_secs();
     println!("{target:12} {executed:>12} inputs in {seconds} s: {verdict}");
     Ok(status.success())
 }
@@ -231,15 +278,17 @@ mod tests {
     fn the_command_line_is_read_or_refused() {
         let words =
             |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
-        let request = |targets: &str, seconds, replay: Option<&str>| Request {
+        let request = |targets: &str, effort, replay: Option<&str>| Request {
             targets: words(targets),
-            seconds,
+            effort,
             replay: replay.map(PathBuf::from),
         };
+        let ordinary = Effort::Seconds(SECONDS);
         for (text, expected) in [
-            ("", Some(request("", SECONDS, None))),
-            ("token path --seconds 5", Some(request("token path", 5, None))),
-            ("token --replay x", Some(request("token", SECONDS, Some("x")))),
+            ("", Some(request("", ordinary, None))),
+            ("token path --seconds 5", Some(request("token path", Effort::Seconds(5), None))),
+            ("--smoke", Some(request("", Effort::Smoke, None))),
+            ("token --replay x", Some(request("token", ordinary, Some("x")))),
             ("--seconds", None),
             ("--seconds 0", None),
             ("--seconds x", None),

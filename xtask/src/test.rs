@@ -28,6 +28,26 @@ const CROWD_ARGUMENTS: [&str; 8] = [
     "crowd::",
 ];
 
+/// Goes on rehearsing faults for that long.
+const SOAK: &str = "--soak";
+/// With the numbers of that rehearsal, which fixes what happens in which order.
+const SEED: &str = "--seed";
+/// The one test, and its course as it happens.
+const SOAK_ARGUMENTS: [&str; 9] = [
+    "--package",
+    "gateway",
+    "--test",
+    "gateway",
+    "--",
+    "--ignored",
+    "--nocapture",
+    "--exact",
+    "soak::a_rehearsal_as_long_as_it_is_told_to_be",
+];
+/// By which it is told how long, and which.
+const SOAK_SECONDS_VARIABLE: &str = "PORTCULLIS_SOAK_SECONDS";
+const SOAK_SEED_VARIABLE: &str = "PORTCULLIS_SOAK_SEED";
+
 /// How the test binaries come to the privileges that namespaces and BPF need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Privilege {
@@ -40,18 +60,24 @@ enum Privilege {
 const SECOND_CHANCES_MAX: usize = 3;
 
 /// Installs what is missing, then runs all tests of the workspace; `rest` goes to `cargo test`, unless it
-/// asks for the crowd alone.
+/// asks for the crowd or a long rehearsal alone.
 ///
 /// # Errors
 /// When a test fails, or privileges are missing where every test must run (`CI` is set).
 pub fn test(rest: &[String]) -> Result<()> {
     let started = clock::now();
     setup::setup_all()?;
+    let mut variables: Vec<(String, String)> = Vec::new();
     let rest = match rest {
         [only] if only == CROWD => &CROWD_ARGUMENTS.map(str::to_owned)[..],
+        [first, soak @ ..] if first == SOAK => {
+            let (seconds, seed) = soak_of(soak)?;
+            variables.push((SOAK_SECONDS_VARIABLE.to_owned(), seconds.to_string()));
+            variables.extend(seed.map(|seed| (SOAK_SEED_VARIABLE.to_owned(), seed.to_string())));
+            &SOAK_ARGUMENTS.map(str::to_owned)[..]
+        }
         rest => rest,
     };
-    let mut variables = Vec::new();
     let privilege = privilege();
     match privilege {
         Privilege::Root => {
@@ -64,7 +90,7 @@ pub fn test(rest: &[String]) -> Result<()> {
         Privilege::Sudo => {
             eprintln!("the tests need root for network namespaces and BPF: asking sudo");
             setup::mount_bpffs()?;
-            variables.push((runner_variable()?, "sudo --preserve-env"));
+            variables.push((runner_variable()?, "sudo --preserve-env".to_owned()));
         }
         Privilege::None if env::var_os("CI").is_some() => {
             bail!("the tests need root for network namespaces and BPF, and there is no sudo");
@@ -92,6 +118,25 @@ pub fn test(rest: &[String]) -> Result<()> {
     let whole = if privilege == Privilege::None { "all that could run" } else { "all" };
     eprintln!("test: {whole} passed in {} s", started.elapsed().as_secs());
     Ok(())
+}
+
+/// The seconds, and the seed if there is one, that follow `--soak`.
+fn soak_of(words: &[String]) -> Result<(u64, Option<u64>)> {
+    let usage = "--soak takes a length and a seed, as in `--soak 30m --seed 7`";
+    let (length, rest) = words.split_first().context(usage)?;
+    let seed = match rest {
+        [] => None,
+        [word, seed] if word == SEED => Some(seed.parse().context(usage)?),
+        _ => bail!(usage),
+    };
+    let (number, unit_s) = match length.strip_suffix(['s', 'm', 'h']).zip(length.chars().last()) {
+        Some((number, 's')) => (number, 1),
+        Some((number, 'm')) => (number, 60),
+        Some((number, _)) => (number, 3_600),
+        None => (length.as_str(), 1),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_s));
+    Ok((seconds.with_context(|| format!("{length}: {usage}"))?, seed))
 }
 
 /// Runs tests once more that failed among the others, each by itself. The whole product with its clients
@@ -168,6 +213,27 @@ mod tests {
         for (line, failed, passed) in lines {
             assert_eq!(failure(line).as_deref(), failed, "{line}");
             assert_eq!(success(line).as_deref(), passed, "{line}");
+        }
+    }
+
+    #[test]
+    fn how_long_a_rehearsal_is_and_which_is_read_or_refused() {
+        for (text, expected) in [
+            ("30m", Some((1_800, None))),
+            ("90s --seed 7", Some((90, Some(7)))),
+            ("2h", Some((7_200, None))),
+            ("45", Some((45, None))),
+            ("", None),
+            ("m", None),
+            ("-1m", None),
+            ("30d", None),
+            ("30m --seed", None),
+            ("30m --seed x", None),
+            ("30m --quick", None),
+            ("18446744073709551615h", None),
+        ] {
+            let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(soak_of(&words).ok(), expected, "{text}");
         }
     }
 

@@ -2,12 +2,13 @@
 //! to systemd's journal.
 //!
 //! A worker fills a buffer and hands it over without waiting; when the queue is full the lines are
-//! counted and dropped, because a slow disk or terminal must not slow a request down.
+//! counted and dropped, because a slow disk or terminal must not slow a request down. What a full disk
+//! does not take is counted too, and the next line after it begins as a line.
 
 use std::{
     borrow::Cow,
     fmt,
-    io::Write,
+    io::{ErrorKind, Write},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -69,11 +70,12 @@ impl Log {
         let journal = Journal::from_environment();
         let is_journal = journal.is_some();
         let is_text = Arc::<AtomicBool>::default();
+        let lost = Arc::<AtomicU64>::default();
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn({
-            let is_text = is_text.clone();
-            move || write_all(&receiver, journal, &is_text)
+            let (is_text, lost) = (is_text.clone(), lost.clone());
+            move || write_all(&receiver, journal, &is_text, &lost)
         })?;
-        let log = Log { sender, is_text, is_journal, lost: Arc::default() };
+        let log = Log { sender, is_text, is_journal, lost };
         log.set_format(format);
         Ok((log, Writer { thread }))
     }
@@ -115,14 +117,13 @@ impl Log {
         match self.sender.try_send(lines) {
             Ok(()) => true,
             Err(TrySendError::Full(lines) | TrySendError::Disconnected(lines)) => {
-                let count = lines.iter().filter(|byte| **byte == b'\n').count();
-                self.lost.fetch_add(count as u64, Ordering::Relaxed);
+                self.lost.fetch_add(count(&lines), Ordering::Relaxed);
                 false
             }
         }
     }
 
-    /// Lines dropped so far because the queue was full.
+    /// Lines lost so far, because the queue was full or nobody took them.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -140,8 +141,13 @@ impl Writer {
     }
 }
 
-fn write_all(receiver: &Receiver<Vec<u8>>, mut journal: Option<Journal>, is_text: &AtomicBool) {
-    let mut error = std::io::stderr();
+fn write_all(
+    receiver: &Receiver<Vec<u8>>,
+    mut journal: Option<Journal>,
+    is_text: &AtomicBool,
+    lost: &AtomicU64,
+) {
+    let mut error = Sink { to: std::io::stderr(), is_torn: false };
     while let Ok(lines) = receiver.recv() {
         if lines.is_empty() {
             return;
@@ -150,8 +156,48 @@ fn write_all(receiver: &Receiver<Vec<u8>>, mut journal: Option<Journal>, is_text
             Some(journal) => journal.write(&lines, is_text.load(Ordering::Relaxed)).err(),
             None => Some(&lines[..]),
         };
-        // Nobody is left to tell when standard error is gone.
-        let _ = rest.map(|rest| error.write_all(rest));
+        if let Some(rest) = rest {
+            // Nobody else is left to tell when standard error is gone, or its disk is full.
+            lost.fetch_add(error.write(rest), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The lines that these octets end.
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|octet| **octet == b'\n').count() as u64
+}
+
+/// Whatever takes lines, and sometimes only a part of one.
+struct Sink<W> {
+    to: W,
+    /// What was taken last ends within a line.
+    is_torn: bool,
+}
+
+impl<W: Write> Sink<W> {
+    /// Writes complete lines, and gives how many of them are lost.
+    fn write(&mut self, lines: &[u8]) -> u64 {
+        if self.is_torn {
+            // The piece that is there becomes a line of its own.
+            match self.to.write(b"\n") {
+                Ok(1) => self.is_torn = false,
+                _ => return count(lines),
+            }
+        }
+        let mut rest = lines;
+        while !rest.is_empty() {
+            match self.to.write(rest) {
+                Ok(0) => break,
+                Ok(taken) => rest = rest.get(taken..).unwrap_or_default(),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let taken = &lines[..lines.len() - rest.len()];
+        self.is_torn = taken.last().is_some_and(|octet| *octet != b'\n');
+        // A line whose end alone is missing gets it from the next one.
+        count(rest) - u64::from(self.is_torn && rest.starts_with(b"\n"))
     }
 }
 
@@ -480,6 +526,44 @@ mod tests {
         }
         assert_eq!(TokenFields::of(&Refusal::Token(TokenError::Encrypted)), None);
         assert_eq!(TokenFields::of(&Refusal::NoRoute), None);
+    }
+
+    /// A disk with room for so many octets.
+    struct Disk {
+        octets: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
+            let taken = octets.len().min(self.room - self.octets.len()).min(5);
+            if taken == 0 {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            self.octets.extend_from_slice(&octets[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_counted_and_the_next_line_is_one() {
+        for room in 0..=24 {
+            let mut sink = Sink { to: Disk { octets: vec![], room }, is_torn: false };
+            let mut lost = sink.write(b"first 1\nsecond\n");
+            lost += sink.write(b"third 3\n");
+            sink.to.room = 1_000;
+            lost += sink.write(b"fourth\n");
+            let text = String::from_utf8(sink.to.octets).unwrap();
+            let whole = ["first 1", "second", "third 3", "fourth"]
+                .into_iter()
+                .filter(|line| text.lines().any(|written| written == *line));
+            assert_eq!(whole.count() as u64 + lost, 4, "room for {room}: {text:?}");
+            assert!(text.ends_with("fourth\n"), "room for {room}: {text:?}");
+        }
     }
 
     #[test]

@@ -190,7 +190,7 @@ pub struct WorkerMetrics {
     pub tunnels_ended: BTreeMap<&'static str, u64>,
     /// Evidence that found the feedback queue full.
     pub evidence_lost: u64,
-    /// Log lines that found the log's queue full.
+    /// Log lines that found the log's queue full, or its disk.
     pub log_lines_lost: u64,
 }
 
@@ -458,7 +458,7 @@ pub fn page(
         (
             "gateway_log_lines_lost_total",
             "counter",
-            "Log lines that found the log's queue full.",
+            "Log lines that found the log's queue full, or its disk.",
             workers.log_lines_lost,
         ),
     ] {

@@ -49,6 +49,8 @@ impl Course {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::time;
 
@@ -75,6 +77,36 @@ mod tests {
             ("but not for ever", leave, 30.0, Phase::Stopping),
         ] {
             assert_eq!(course.phase(now + seconds(after_s)), expected, "{what}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is configured, each phase comes after the one before, none again, and all ends when it
+        /// is said to.
+        #[test]
+        fn a_course_goes_one_way_and_ends_in_time(
+            delay_ms in 0_u64..100_000,
+            timeout_ms in 0_u64..100_000,
+            is_stop: bool,
+            mut looks_ms in prop::collection::vec(0_u64..250_000, 1..50),
+        ) {
+            let start = time::monotonic();
+            let (delay, timeout) = (Duration::from_millis(delay_ms), Duration::from_millis(timeout_ms));
+            let course =
+                if is_stop { Course::of_stop(start, delay, timeout) } else { Course::of_leave(start, timeout) };
+            let lasts = if is_stop { delay + timeout } else { timeout };
+            looks_ms.sort_unstable();
+            let mut before = Phase::Running;
+            for look_ms in looks_ms {
+                let after = Duration::from_millis(look_ms);
+                let phase = course.phase(start + after);
+                prop_assert!(phase >= before, "{phase:?} after {before:?}");
+                prop_assert_eq!(phase == Phase::Stopping, after >= lasts);
+                if is_stop {
+                    prop_assert_eq!(phase == Phase::Running, after < delay && after < lasts);
+                }
+                before = phase;
+            }
         }
     }
 }

@@ -185,6 +185,7 @@ impl ClockTrust {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulation::Numbers;
 
     const LIMITS: ClockLimits =
         ClockLimits { warn: Duration::from_millis(500), critical: Duration::from_secs(30) };
@@ -266,6 +267,58 @@ mod tests {
             let found_s = trust.step_s(wall, monotonic);
             assert!((found_s - step_s).abs() < 1e-3, "{wall_ms} {monotonic_ms}: {found_s}");
         }
+    }
+
+    /// A hundred thousand looks at clocks that drift, are set, lose their keeper and find it again: the
+    /// leeway covers what was last known and never less than the base, and all steps together are what
+    /// the clock was set by.
+    #[test]
+    fn a_leeway_covers_what_is_known_and_no_step_is_missed() {
+        let mut numbers = Numbers::seeded(4);
+        let mut trust = ClockTrust::default();
+        let (mut known_s, mut monotonic, mut wall) =
+            (None, Duration::ZERO, Duration::from_secs(1 << 30));
+        let (mut set_s, mut noticed_s, mut slewed_s) = (0.0_f64, 0.0, 0.0_f64);
+        trust.step_s(wall, monotonic);
+        for look in 0..100_000 {
+            let error_s = numbers.one_of(&[0.0, 0.1, 0.6, 2.0, 29.9, 30.0, 500.0, f64::INFINITY]);
+            let is_synchronized = numbers.one_of(&[None, Some(false), Some(true), Some(true)]);
+            let reading = ClockReading {
+                is_synchronized,
+                max_error_s: error_s,
+                error_s,
+                ..ClockReading::default()
+            };
+            let state = trust.look(&reading, LIMITS);
+            let expected = match (is_synchronized, error_s) {
+                (Some(true), 30.0..) => ClockState::Lost,
+                (Some(true), 0.5..) => ClockState::Off,
+                (Some(true), _) => ClockState::Good,
+                _ => ClockState::Unsynchronized,
+            };
+            assert_eq!(state, expected, "look {look}: {reading:?}");
+            if is_synchronized == Some(true) {
+                known_s = Some(error_s.min(86_400.0));
+            }
+            let leeway_s = trust.leeway_max().as_secs_f64();
+            let covers = known_s.is_none_or(|known_s| {
+                leeway_s >= known_s + 10.0 && leeway_s < known_s + 11.0 + f64::EPSILON
+            });
+            assert!(covers, "look {look}: {leeway_s} s for {known_s:?} s");
+
+            // Slewed by up to a tenth, and now and then set.
+            let passed_s = numbers.one_of(&[0.5, 1.0, 1.0, 1.1, 2.0]);
+            let slew_s: f64 = numbers.one_of(&[0.0, 0.0, 0.1, -0.1]);
+            let step_s =
+                if numbers.once_in(20) { numbers.one_of(&[-5.0, -0.6, 0.6, 3_600.0]) } else { 0.0 };
+            (set_s, slewed_s) = (set_s + step_s, slewed_s + slew_s.abs());
+            monotonic += Duration::from_secs_f64(passed_s);
+            wall = Duration::from_secs_f64(wall.as_secs_f64() + passed_s + slew_s + step_s);
+            let found_s = trust.step_s(wall, monotonic);
+            assert_eq!(found_s == 0.0, step_s == 0.0, "look {look}: {found_s} of {step_s}");
+            noticed_s += found_s;
+        }
+        assert!((noticed_s - set_s).abs() <= slewed_s + 1.0, "{noticed_s} of {set_s}");
     }
 
     #[test]

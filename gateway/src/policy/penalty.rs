@@ -415,7 +415,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::time;
+    use crate::{simulation::Numbers, time};
 
     fn settings() -> Settings {
         Settings {
@@ -620,6 +620,129 @@ mod tests {
             assert!(words.insert(reason.word()), "{} stands twice", reason.word());
         }
         assert_eq!(Reason::from_code(0), None);
+    }
+
+    /// A source's standing that forgets no refusal since its last ban, and adds all up anew each time.
+    #[derive(Default)]
+    struct Naive {
+        refusals: Vec<(Instant, f64)>,
+        banned_until: Option<Instant>,
+        level: u32,
+        remembered_until: Option<Instant>,
+    }
+
+    impl Naive {
+        fn points(&self, now: Instant) -> f64 {
+            let half_life_s = settings().half_life.as_secs_f64();
+            let worth = |(at, weight): &(Instant, f64)| {
+                weight * (-(now - *at).as_secs_f64() / half_life_s).exp2()
+            };
+            self.refusals.iter().map(worth).sum()
+        }
+
+        fn level(&self, now: Instant) -> u32 {
+            if self.remembered_until.is_some_and(|until| now < until) { self.level } else { 0 }
+        }
+
+        fn ban(&mut self, now: Instant, level: u32, lasts: Duration, of_level: Duration) {
+            self.refusals.clear();
+            self.banned_until = Some(now + lasts);
+            self.remembered_until = Some(now + lasts + (of_level * 3).max(MEMORY_MIN));
+            self.level = level + 1;
+        }
+
+        /// The level of the ban that this refusal is enough for. Where rounding decides it is as
+        /// `is_banned` says.
+        fn record(&mut self, now: Instant, weight: f64, is_banned: bool) -> Option<u32> {
+            if weight == 0.0 || self.banned_until.is_some_and(|until| now < until) {
+                return None;
+            }
+            self.refusals.push((now, weight));
+            let over = self.points(now) - (f64::from(settings().threshold) - 0.5);
+            if !(if over.abs() < 1e-6 { is_banned } else { over > 0.0 }) {
+                return None;
+            }
+            let level = self.level(now);
+            let lasts = rung(&settings().ladder, level);
+            self.ban(now, level, lasts, lasts);
+            Some(level)
+        }
+    }
+
+    /// Half a million refusals of a few sources, with pauses from nothing to hours between them.
+    #[test]
+    fn a_ledger_is_the_sum_of_what_happened() {
+        const STEPS: u32 = 500_000;
+        let mut numbers = Numbers::seeded(1);
+        let mut ledger = Ledger::new(settings());
+        let mut naive: [Option<Naive>; 6] = Default::default();
+        let mut now = time::monotonic();
+        let mut bans = [0; 4];
+        for step in 0..STEPS {
+            // Mostly one after the other; now and then until a ban, or the ladder, is forgotten.
+            let pauses_ms: &[u64] = if numbers.once_in(400) {
+                &[8_000, 30_000, 61_000, 700_000, 4_000_000]
+            } else {
+                &[0, 0, 0, 1, 20, 300, 1_000]
+            };
+            now += Duration::from_millis(numbers.one_of(pauses_ms));
+            let last = numbers.below(naive.len() as u64) as u8;
+            let (source, model) = (source(last), &mut naive[usize::from(last)]);
+            match numbers.below(100) {
+                0 => {
+                    ledger.release(source);
+                    if let Some(model) = model {
+                        model.banned_until = None;
+                    }
+                }
+                1 => {
+                    ledger.forget(source);
+                    *model = None;
+                }
+                2 => {
+                    let (level, left) = (numbers.below(3) as u32, numbers.below(100));
+                    let left = Duration::from_secs(left);
+                    ledger.adopt(source, level, left, now);
+                    let of_level = rung(&settings().ladder, level);
+                    model.insert(Naive::default()).ban(now, level, left, of_level);
+                }
+                _ => {
+                    let reason = numbers.one_of(Reason::ALL);
+                    let block = ledger.record(evidence(source, reason, now));
+                    let model = if weight(reason) == 0.0 {
+                        model.as_mut()
+                    } else {
+                        Some(model.get_or_insert_default())
+                    };
+                    let is_banned = block.is_some();
+                    let expected =
+                        model.and_then(|model| model.record(now, weight(reason), is_banned));
+                    let found = block.map(|block| block.level);
+                    assert_eq!(found, expected, "step {step}: {reason:?}");
+                    if let Some(block) = block {
+                        assert_eq!(block.lasts, rung(&settings().ladder, block.level));
+                        bans[(block.level as usize).min(3)] += 1;
+                    }
+                }
+            }
+            let account = ledger.account(source, now);
+            assert_eq!(account.is_some(), naive[usize::from(last)].is_some(), "step {step}");
+            if let (Some(account), Some(model)) = (account, &naive[usize::from(last)]) {
+                let points = model.points(now);
+                assert!(
+                    (account.points - points).abs() < 1e-6,
+                    "step {step}: {points} {account:?}"
+                );
+                assert_eq!(account.level, model.level(now), "step {step}");
+            }
+            // What is so old weighs nothing that a float could tell.
+            for model in naive.iter_mut().flatten() {
+                if model.refusals.len() > 500 {
+                    model.refusals.retain(|(at, _)| now - *at < settings().half_life * 100);
+                }
+            }
+        }
+        assert!(bans.iter().all(|bans| *bans > 100), "a play without bans: {bans:?}");
     }
 
     proptest! {

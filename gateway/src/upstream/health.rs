@@ -170,9 +170,12 @@ fn time_out_ms(outages: u8) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::simulation::Numbers;
 
     #[test]
     fn the_prober_needs_several_answers_to_change_its_mind() {
@@ -230,6 +233,64 @@ mod tests {
         let tried = record.claim(1_000).expect("due");
         assert_eq!(tried.standing(1_999), Standing::Out(Duration::from_millis(1)));
         assert_eq!(tried.standing(2_000), Standing::Due);
+    }
+
+    /// A server that goes and comes, and requests that take their time, for weeks: while it is gone, it is
+    /// asked once in each time out and no more; when it is back, it is found within the longest one; and
+    /// it is never out without failures in a row.
+    #[test]
+    fn a_server_that_goes_is_left_alone_and_one_that_comes_is_found() {
+        const STEPS: u32 = 1_000_000;
+        let mut numbers = Numbers::seeded(3);
+        let mut record = Record::default();
+        // Requests under way: when they end, and which they are.
+        let mut under_way: BTreeSet<(u64, u32)> = BTreeSet::new();
+        let (mut now_ms, mut is_alive, mut changed_ms) = (1_000_u64, true, 0_u64);
+        let (mut in_a_row, mut claimed_ms): (u32, Option<u64>) = (0, None);
+        let (mut refused, mut claims) = (0, 0);
+        for step in 0..STEPS {
+            now_ms += numbers.one_of(&[0, 0, 1, 5, 30, 200, 1_500]);
+            if numbers.once_in(2_000) {
+                (is_alive, changed_ms) = (!is_alive, now_ms);
+            }
+            // What ended meanwhile, in its order.
+            while under_way.first().is_some_and(|(ended_ms, _)| *ended_ms <= now_ms) {
+                let (ended_ms, _) = under_way.pop_first().expect("looked at above");
+                let was_alive = is_alive == (ended_ms >= changed_ms);
+                let outcome = if was_alive { Outcome::Answered } else { Outcome::Failed };
+                in_a_row = if was_alive { 0 } else { in_a_row + 1 };
+                record = record.observe(outcome, ended_ms);
+                if was_alive {
+                    assert_eq!(record, Record::default(), "step {step}");
+                    claimed_ms = None;
+                }
+            }
+            record = Record::unpacked(record.packed());
+            match record.standing(now_ms) {
+                Standing::In => {
+                    assert!(in_a_row < 3, "step {step}: {in_a_row} failures, {record:?}")
+                }
+                Standing::Out(left) => {
+                    assert!(in_a_row >= 3, "step {step}: {in_a_row} failures, {record:?}");
+                    assert!(left <= OUT_MAX && left > Duration::ZERO, "step {step}: {left:?}");
+                    assert_eq!(record.claim(now_ms), None);
+                    refused += 1;
+                    continue;
+                }
+                Standing::Due => {
+                    record = record.claim(now_ms).expect("due");
+                    assert_eq!(record.claim(now_ms), None, "step {step}: two find out");
+                    if let Some(before_ms) = claimed_ms.replace(now_ms) {
+                        let apart_ms = now_ms - before_ms;
+                        assert!(apart_ms >= 1_000, "step {step}: asked again after {apart_ms} ms");
+                    }
+                    claims += 1;
+                }
+            }
+            let takes_ms = numbers.one_of(&[0, 1, 3, 20, 400, 900]);
+            under_way.insert((now_ms + takes_ms, step));
+        }
+        assert!(refused > 1_000 && claims > 100, "{refused} refused, {claims} times found out");
     }
 
     proptest! {

@@ -15,6 +15,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::simulation::Numbers;
 
 /// 2026-03-01T12:00:00Z.
 const NOW_S: u64 = 1_772_366_400;
@@ -712,6 +713,95 @@ fn the_cache_answers_only_what_a_fresh_check_would() {
         assert_eq!(hit(&mut off, &token, issuers, NOW_S), (true, false));
     }
     assert!(off.is_empty());
+}
+
+/// What a cache remembers, in a list: the token, the generation, when; the one used last at the end.
+struct List {
+    entries: Vec<(usize, u64, u64)>,
+    capacity: usize,
+    ttl_s: u64,
+}
+
+impl List {
+    /// Whether the token would be answered from memory, were it usable.
+    fn look(&mut self, token: usize, generation: u64, now_s: u64, is_usable: bool) -> bool {
+        let Some(at) = self.entries.iter().position(|(other, ..)| *other == token) else {
+            return false;
+        };
+        let entry = self.entries.remove(at);
+        let (_, then, inserted_s) = entry;
+        let is_young = now_s >= inserted_s && now_s - inserted_s < self.ttl_s;
+        if then == generation && is_young && is_usable {
+            self.entries.push(entry);
+        }
+        then == generation && is_young && is_usable
+    }
+
+    fn put(&mut self, token: usize, generation: u64, now_s: u64) {
+        if self.capacity > 0 {
+            self.entries.push((token, generation, now_s));
+        }
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        let excess = self.entries.len().saturating_sub(self.capacity);
+        self.entries.drain(..excess);
+    }
+}
+
+/// Thousands of tokens that come again, while keys go and come, the clock is set, and sizes change: each
+/// verdict is that of a fresh check, and what is remembered is what a list would remember.
+#[test]
+fn a_cache_is_a_list_that_forgets_in_time() {
+    let both = [json!({ "keys": [ec_jwk(&FIXTURE.ec, "ec-1"), rsa_jwk(&FIXTURE.rsa, "rsa-1")] })];
+    let fewer = [json!({ "keys": [rsa_jwk(&FIXTURE.rsa, "rsa-1")] })];
+    let token = |jti: u64, exp_s: u64| {
+        let claims = with(json!({ "jti": jti.to_string(), "exp": exp_s }));
+        ec_token(&json!({ "alg": "ES256", "kid": "ec-1" }), &claims)
+    };
+    let exp_s = [NOW_S + 290, NOW_S + 20, NOW_S + 2_000, NOW_S - 30, NOW_S + 900, NOW_S - 9_000];
+    let mut tokens: Vec<String> =
+        exp_s.iter().zip(0..).map(|(exp_s, jti)| token(jti, *exp_s)).collect();
+    tokens.push("junk".to_owned());
+    let mut numbers = Numbers::seeded(5);
+    let (mut generation, mut judges) = (1, issuers(&both, 1));
+    let mut list = List { entries: vec![], capacity: 3, ttl_s: 30 };
+    let mut cache = Cache::new(3, Duration::from_secs(30));
+    let (mut now_s, mut hits) = (NOW_S, 0);
+    for step in 0..10_000 {
+        now_s = match numbers.below(200) {
+            0 => NOW_S,
+            1 => now_s - 5,
+            2 => now_s + 100,
+            other => now_s + other % 2,
+        };
+        if numbers.once_in(100) {
+            generation += 1;
+            let keys = if numbers.once_in(3) { &fewer } else { &both };
+            judges = issuers(keys, generation);
+        }
+        if numbers.once_in(100) {
+            (list.capacity, list.ttl_s) =
+                (numbers.below(6) as usize, numbers.one_of(&[1, 30, 600]));
+            cache.resize(list.capacity, Duration::from_secs(list.ttl_s));
+            list.shrink();
+        }
+        let which = numbers.below(tokens.len() as u64) as usize;
+        let fresh = verify(&tokens[which], &judges, at(now_s));
+        let before = cache.counts();
+        let found = cache.verify(&tokens[which], &judges, at(now_s));
+        let is_hit = cache.counts().hits > before.hits;
+        let what = format!("step {step}: token {which}, generation {generation}, {now_s}");
+        assert_eq!(is_hit, list.look(which, generation, now_s, fresh.is_ok()), "{what}");
+        if !is_hit && fresh.is_ok() {
+            list.put(which, generation, now_s);
+        }
+        hits += u32::from(is_hit);
+        assert_eq!(found.map(|claims| (*claims).clone()), fresh, "{what}");
+        assert_eq!(cache.len(), list.entries.len(), "{what}");
+    }
+    assert!((1_000..9_000).contains(&hits), "a play that decides nothing: {hits}");
 }
 
 fn inspect(token: &str, issuers: Option<&Issuers>, now: UnixTime) -> Report {

@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     identity::token::Claims,
     policy::{Reason, admit, authorize::Demands, permit},
+    simulation::Numbers,
     time,
 };
 
@@ -455,6 +456,86 @@ fn networks_are_cut_where_the_prefix_says() {
         let subject = key.subject(address.parse().unwrap(), "r", &nobody);
         assert_eq!(subject.to_string(), expected);
     }
+}
+
+/// A bucket as one would draw it: tokens, in nanoseconds of their price, up to a burst of them.
+#[derive(Clone, Copy)]
+struct Naive {
+    level_ns: u64,
+    cost_ns: u64,
+    burst_ns: u64,
+}
+
+impl Naive {
+    fn full(rate: &Rate) -> Naive {
+        let cost_ns = rate.bucket.cost_ns;
+        let burst_ns = cost_ns * u64::from(rate.burst);
+        Naive { level_ns: burst_ns, cost_ns, burst_ns }
+    }
+
+    fn fill(&mut self, passed: Duration) {
+        let passed_ns = u64::try_from(passed.as_nanos()).unwrap();
+        self.level_ns = self.burst_ns.min(self.level_ns.saturating_add(passed_ns));
+    }
+}
+
+/// Some hundred thousand requests of a few clients at a route with two limits of two rates, with reloads
+/// and other sizes between them: each is decided as by buckets that are drawn on paper, and whoever is
+/// refused is told when it would have been let in.
+#[test]
+fn limits_are_buckets_whatever_happens() {
+    const STEPS: u32 = 300_000;
+    let start = time::monotonic();
+    let of_client = [Rate::new(7, Unit::Second, 5), Rate::new(100, Unit::Minute, 30)];
+    let of_all = [Rate::new(40, Unit::Second, 20), Rate::new(100_000, Unit::Hour, 5_000)];
+    let limits = |entries| {
+        [
+            Limit { entries, ..limit("client", Key::ClientId, &of_client) },
+            Limit { entries, ..limit("all", Key::Route, &of_all) },
+        ]
+    };
+    let route = route(&[0, 1]);
+    let clients: Vec<Caller> = (0..12).map(|number| client(&number.to_string())).collect();
+    let mut naive = vec![of_client.map(|rate| Naive::full(&rate)); clients.len()];
+    naive.push(of_all.map(|rate| Naive::full(&rate)));
+    let mut limiters = Limiters::new(&limits(1_024), start);
+    let mut numbers = Numbers::seeded(2);
+    let (mut now, mut let_in) = (start, 0);
+    for step in 0..STEPS {
+        let pauses_us: &[u64] = if numbers.once_in(300) {
+            &[142_858, 600_000, 3_000_000, 100_000_000]
+        } else {
+            &[0, 0, 0, 0, 1, 700, 5_000, 24_999, 25_000, 60_000]
+        };
+        let passed = Duration::from_micros(numbers.one_of(pauses_us));
+        now += passed;
+        naive.iter_mut().flatten().for_each(|bucket| bucket.fill(passed));
+        if numbers.once_in(500) {
+            let entries = numbers.one_of(&[1_024, 2_048, 65_536]);
+            limiters = Limiters::new(&limits(entries), now).resume(&limiters, now);
+        }
+        let caller = numbers.below(clients.len() as u64) as usize;
+        let outcome = ask(&limiters, &route, &clients[caller], now);
+        let of_all = naive.len() - 1;
+        let buckets = || naive[caller].iter().chain(&naive[of_all]);
+        let missing_ns = |bucket: &Naive| bucket.cost_ns.saturating_sub(bucket.level_ns);
+        let wait_ns = buckets().map(missing_ns).max().unwrap();
+        match outcome {
+            Ok(()) => {
+                assert_eq!(wait_ns, 0, "step {step}: let in too soon");
+                let_in += 1;
+                for index in [caller, of_all] {
+                    naive[index].iter_mut().for_each(|bucket| bucket.level_ns -= bucket.cost_ns);
+                }
+            }
+            Err(over) => {
+                assert_eq!(over.retry_after, Duration::from_nanos(wait_ns), "step {step}: {over}");
+                assert!(wait_ns > 0, "step {step}: refused for nothing");
+            }
+        }
+    }
+    let share = f64::from(let_in) / f64::from(STEPS);
+    assert!((0.05..0.95).contains(&share), "a play that decides nothing: {share}");
 }
 
 proptest! {

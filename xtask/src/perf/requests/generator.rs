@@ -37,9 +37,10 @@ impl Place {
     /// A command that runs there and ends with the thread that starts it.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = self.namespace.command("setpriv");
-        command.args(["--pdeathsig", "KILL", "setsid", "nice", "-n", "-20"]);
+        command.args(["--pdeathsig", "KILL", "setsid", "sh", "-c", FIRST, "sh"]);
         let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
-        command.args(["taskset", "--cpu-list", &cores.join(",")]).arg(program);
+        command.args(["nice", "-n", "-20", "taskset", "--cpu-list", &cores.join(",")]);
+        command.arg(program);
         command
     }
 
@@ -48,13 +49,14 @@ impl Place {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let child = command.spawn().with_context(|| process::words(command))?;
-        // Sessions share the processor evenly first (sched_autogroup, sched(7)), whatever their
-        // processes' own niceness is. A kernel without that needs nothing.
-        let _without = fs::write(format!("/proc/{}/autogroup", child.id()), "-20");
-        Ok(child)
+        command.spawn().with_context(|| process::words(command))
     }
 }
+
+/// Sessions share the processor evenly first (sched_autogroup, sched(7)), whatever their processes' own
+/// niceness is, so the new session itself has to come first. It says so itself: seen from outside, it
+/// is for a moment still the one that it was started from. A kernel without that needs nothing.
+const FIRST: &str = r#"{ echo -20 >/proc/self/autogroup; } 2>/dev/null; exec "$@""#;
 
 /// The generator, ready to be told what to do.
 pub struct Generator {

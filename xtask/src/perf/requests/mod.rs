@@ -37,7 +37,7 @@ use tempfile::TempDir;
 
 use self::{
     files::{Algorithm, Files, Keys, REVOKED},
-    generator::{Generator, Place, Target, Told},
+    generator::{Generator, Held, Place, Target, Told},
     rows::{Measured, Row},
     scenario::{Case, Pace, RELOAD_EVERY_MS, Work},
     servers::{Installed, Product, Server, Setup, UPSTREAM, WITH_CERTIFICATE, WITH_TOKEN},
@@ -58,8 +58,9 @@ const ROUNDS: [usize; 2] = [3, 1];
 const REMEMBERED: usize = 10_000;
 /// One failure of others in so many answers is told and does not end their turn.
 const TOLERATED: u64 = 100;
-/// After a crowd has come to rest: longer than any server waits before it gives buffers back.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Until a crowd has come to rest: longer than any server waits before it gives buffers back; ours takes
+/// some ten seconds until the system has them.
+const SETTLE: Duration = Duration::from_secs(15);
 /// The first connections bring memory that later ones share.
 const ALREADY_OPEN: usize = 100;
 
@@ -83,7 +84,8 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
     absent.extend(lacking(&installed, &cases));
     let pace = Pace::new(quick);
     tell_the_plan(&cases, &installed, rounds, pace);
-    let bench = Bench::new(ours, load, installed, pace)?;
+    let keys: Vec<Keys> = cases.iter().map(|case| case.keys).collect();
+    let bench = Bench::new(ours, load, installed, &keys, pace)?;
     let host_before = machine::strain();
     let mut rows = Vec::new();
     // Servers are started once for all cases that ask for the same.
@@ -207,14 +209,20 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(ours: PathBuf, load: PathBuf, installed: Vec<Installed>, pace: Pace) -> Result<Bench> {
+    fn new(
+        ours: PathBuf,
+        load: PathBuf,
+        installed: Vec<Installed>,
+        keys: &[Keys],
+        pace: Pace,
+    ) -> Result<Bench> {
         let cores @ [_, load_core] = cores()?;
         let directory = netns::directory("perf")?;
         let namespace = Namespace::new("perf")?;
         let place = Place { namespace: Arc::clone(&namespace), cores: vec![load_core] };
         let upstream = Upstream::start(&load, &place)?;
         fs::create_dir_all(directory.path().join("nginx-temporary"))?;
-        let files = Files::new(directory.path(), &ours)?;
+        let files = Files::new(directory.path(), &ours, keys)?;
         let generator = Generator { binary: load, place, directory: directory.path().to_owned() };
         Ok(Bench {
             installed,
@@ -279,16 +287,9 @@ impl Bench {
         }
         drop(servers);
         for case in crowds {
-            let mut measured = Measured::new(case, self.installed.iter().map(|one| one.product));
-            for installed in &self.installed {
-                clock::go_on()?;
-                eprintln!("perf: {case}: {}", installed.product);
-                let kib = spare_others(installed.product, self.crowd(installed, case), absent)?;
-                if let Some(kib) = kib {
-                    measured.add(installed.product, &json!({ "kib": kib }));
-                }
-            }
-            rows.extend(measured.rows());
+            clock::go_on()?;
+            eprintln!("perf: {case}: all servers at once");
+            rows.extend(self.crowds(case, absent)?.rows());
         }
         Ok(rows)
     }
@@ -427,22 +428,41 @@ impl Bench {
         Ok(())
     }
 
-    /// KiB for each connection of a crowd that does nothing.
-    fn crowd(&self, installed: &Installed, case: &Case) -> Result<f64> {
+    /// KiB for each connection of crowds that do nothing, one at each server, all of which rest at once.
+    fn crowds(&self, case: &Case, absent: &mut Vec<String>) -> Result<Measured> {
         let Work::Idle { connections } = case.work else { bail!("{case} is no crowd") };
-        let server =
-            installed.start(&self.files, case.keys, case.setup(), &self.place(case.setup()))?;
+        let mut crowds = Vec::new();
+        for installed in &self.installed {
+            let place = self.place(case.setup());
+            let started = installed.start(&self.files, case.keys, case.setup(), &place);
+            let opened =
+                started.and_then(|server| Ok((self.hold(&server, case, ALREADY_OPEN)?, server)));
+            crowds.extend(spare_others(installed.product, opened, absent)?);
+        }
+        clock::pause(SETTLE)?;
+        let mut resting = Vec::new();
+        for (_first, server) in &crowds {
+            let before = server.memory_bytes()?;
+            let opened = self.hold(server, case, connections);
+            let opened = spare_others(server.product, opened, absent)?;
+            resting.extend(opened.map(|held| (server, before, held)));
+        }
+        clock::pause(SETTLE)?;
+        let mut measured = Measured::new(case, resting.iter().map(|(server, ..)| server.product));
+        for (server, before, _held) in &resting {
+            let more = server.memory_bytes()?.saturating_sub(*before);
+            let kib = more as f64 / connections as f64 / 1_024.0;
+            measured.add(server.product, &json!({ "kib": kib }));
+        }
+        Ok(measured)
+    }
+
+    fn hold(&self, server: &Server, case: &Case, connections: usize) -> Result<Held> {
+        clock::go_on()?;
         let process_ids = server.process_ids();
         let client = self.files.path(&self.files.client(case.keys));
         let authority = self.files.path("ca.pem");
-        let target = self.target(&server, &process_ids, &client, &authority);
-        let _first = self.generator.hold(&target, ALREADY_OPEN)?;
-        clock::pause(SETTLE)?;
-        let before = server.memory_bytes()?;
-        let _held = self.generator.hold(&target, connections)?;
-        clock::pause(SETTLE)?;
-        let after = server.memory_bytes()?;
-        Ok(after.saturating_sub(before) as f64 / connections as f64 / 1_024.0)
+        self.generator.hold(&self.target(server, &process_ids, &client, &authority), connections)
     }
 }
 

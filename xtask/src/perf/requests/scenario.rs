@@ -278,8 +278,8 @@ impl Case {
     /// About how long one turn of one server takes, in milliseconds.
     pub fn turn_ms(&self, pace: Pace) -> u64 {
         match self.work {
-            // Two pauses, and some 500 handshakes a second.
-            Work::Idle { connections } => 7_500 + connections as u64 * 2,
+            // A sixth of two pauses, in which all rest at once, and some 500 handshakes a second.
+            Work::Idle { connections } => 6_000 + connections as u64 * 2,
             Work::Closed | Work::Handshakes { .. } => {
                 pace.around_ms + pace.warm_up_ms + pace.lasts_ms
             }
