@@ -422,7 +422,7 @@ fn serve_time(site: &Site, ahead_s: Arc<AtomicU64>) -> Result<()> {
 fn what_chronyd_finds_wrong_moves_the_leeway_and_readiness() -> Result<()> {
     privileged!();
     let site = Site::new(binary(), "wrong")?;
-    let ahead_s = Arc::new(AtomicU64::new(40));
+    let ahead_s = Arc::new(AtomicU64::new(0));
     serve_time(&site, Arc::clone(&ahead_s))?;
     let server = format!(
         "server {} port {} iburst minpoll -1 maxpoll -1",
@@ -430,7 +430,6 @@ fn what_chronyd_finds_wrong_moves_the_leeway_and_readiness() -> Result<()> {
         TIME_SERVER.port()
     );
     let Some(_chronyd) = Chronyd::start(&site, &server)? else { return Ok(()) };
-    // Until chronyd knows, the node is good enough; then it is not.
     let gateway = site.start()?;
     let leeway = |low: f64, high: f64| {
         clock::wait_for(&format!("a leeway of {low} to {high} s"), BELIEVED, || {
@@ -439,6 +438,10 @@ fn what_chronyd_finds_wrong_moves_the_leeway_and_readiness() -> Result<()> {
         })
         .with_context(|| gateway.log_text())
     };
+    leeway(10.0, 12.0)?;
+    ensure!(gateway.get("/ready")?.0 == 200);
+
+    ahead_s.store(40, Ordering::Relaxed);
     leeway(50.0, 52.0)?;
     let offset_s = gateway.metric("gateway_host_clock_offset_seconds", &[])?;
     ensure!((offset_s + 40.0).abs() < 1.0, "{offset_s}");

@@ -150,7 +150,7 @@ fn expected(tree: &Tree, digests: &str) -> Vec<String> {
         let path = entry.path.as_str();
         let (group, kind) = match path {
             CONFIGURATION => ("portcullis", "cn"),
-            path if path.ends_with("/copyright") => ("root", "l"),
+            path if path.ends_with("/copyright") => ("root", "dl"),
             path if path.starts_with(DOCUMENTATION) || path.starts_with("usr/share/man") => {
                 ("root", "d")
             }
