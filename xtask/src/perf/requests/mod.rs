@@ -87,19 +87,9 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
     let keys: Vec<Keys> = cases.iter().map(|case| case.keys).collect();
     let bench = Bench::new(ours, load, installed, &keys, pace)?;
     let host_before = machine::strain();
-    let mut rows = Vec::new();
-    // Servers are started once for all cases that ask for the same.
-    let mut kinds: Vec<(Keys, Setup)> = Vec::new();
-    for case in &cases {
-        if !kinds.contains(&(case.keys, case.setup())) {
-            kinds.push((case.keys, case.setup()));
-        }
-    }
-    for (keys, setup) in kinds {
-        let alike = |case: &&Case| case.keys == keys && case.setup() == setup;
-        let cases: Vec<Case> = cases.iter().filter(alike).copied().collect();
-        rows.extend(bench.measure(&cases, keys, setup, rounds, &mut absent)?);
-    }
+    let mut found = Found { rows: Vec::new(), absent };
+    let ended = bench.measure_all(&cases, rounds, &mut found);
+    let Found { mut rows, absent } = found;
     // In the order in which they were asked for.
     let place = |row: &Row| scenarios.iter().position(|known| known.name() == row.case.scenario);
     rows.sort_by_key(place);
@@ -108,17 +98,30 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
         .iter()
         .map(|installed| (installed.product.to_string(), json!(installed.version)))
         .collect();
-    Ok(json!({
+    let document = json!({
         "machine": machine::describe(super::tick_ns()?),
         "date": report::date()?,
         "commit": commit,
-        "quick": quick,
+        // What was broken off is not to be quoted either.
+        "quick": quick || ended.is_err(),
         "rounds": rounds,
         "versions": versions,
         "not_measured": absent,
         "host": { "before": host_before, "after": machine::strain() },
         "rows": rows.iter().map(Row::document).collect::<Vec<_>>(),
-    }))
+    });
+    if let Err(why) = ended {
+        let path = report::keep("requests-broken-off", &document)?;
+        return Err(why.context(format!("what was measured before is in {}", path.display())));
+    }
+    Ok(document)
+}
+
+/// What came of cases so far.
+struct Found {
+    rows: Vec<Row>,
+    /// What could not be measured, and why.
+    absent: Vec<String>,
 }
 
 fn cases(scenarios: &[Scenario], quick: bool) -> Vec<Case> {
@@ -236,6 +239,22 @@ impl Bench {
         })
     }
 
+    /// All cases; servers are started once for all that ask for the same.
+    fn measure_all(&self, cases: &[Case], rounds: usize, found: &mut Found) -> Result<()> {
+        let mut kinds: Vec<(Keys, Setup)> = Vec::new();
+        for case in cases {
+            if !kinds.contains(&(case.keys, case.setup())) {
+                kinds.push((case.keys, case.setup()));
+            }
+        }
+        for (keys, setup) in kinds {
+            let alike = |case: &&Case| case.keys == keys && case.setup() == setup;
+            let cases: Vec<Case> = cases.iter().filter(alike).copied().collect();
+            self.measure(&cases, keys, setup, rounds, found)?;
+        }
+        Ok(())
+    }
+
     /// Where a server with so many workers runs: two have the load's core, too.
     fn place(&self, setup: Setup) -> Place {
         let cores = self.cores.into_iter().take(setup.workers).collect();
@@ -249,11 +268,11 @@ impl Bench {
         keys: Keys,
         setup: Setup,
         rounds: usize,
-        absent: &mut Vec<String>,
-    ) -> Result<Vec<Row>> {
+        found: &mut Found,
+    ) -> Result<()> {
+        let Found { rows, absent } = found;
         let (crowds, loads): (Vec<&Case>, Vec<&Case>) =
             cases.iter().partition(|case| matches!(case.work, Work::Idle { .. }));
-        let mut rows = Vec::new();
         let mut servers = Vec::new();
         for installed in &self.installed {
             let able = |case: &&Case| installed.product.lacks(case).is_none();
@@ -291,7 +310,7 @@ impl Bench {
             eprintln!("perf: {case}: all servers at once");
             rows.extend(self.crowds(case, absent)?.rows());
         }
-        Ok(rows)
+        Ok(())
     }
 
     /// Starts a server, and has it show that it does the work.
