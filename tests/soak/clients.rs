@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Whoever hears nothing for this long has been forgotten, also on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Longer than a farewell takes.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Between an answer and the next request.

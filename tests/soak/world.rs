@@ -68,9 +68,13 @@ const BAN_BY_HAND: &str = "6s";
 const FORGED_MAX: usize = 60;
 /// A banned source's packets vanish; nobody waits for longer.
 const GIVE_UP: Duration = Duration::from_secs(2);
+/// Whose packets were lost while something was broken asks again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Whoever is not banned is answered, however busy the machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(400);
+/// Told of, because somebody may want to know why.
+const SLOW: Duration = Duration::from_secs(5);
 /// Between two questions of somebody who waits for an answer to change; each starts a program.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Tokens are good for an hour; they are replaced long before.
@@ -157,6 +161,7 @@ pub(super) struct Tally {
     broken: u64,
     misdeeds: u64,
     bans: u64,
+    slowest: Duration,
 }
 
 /// Everything that a rehearsal acts on.
@@ -375,6 +380,11 @@ impl<'s> World<'s> {
         let mut wrong = Vec::new();
         for seen in self.seen.try_iter() {
             wrong.extend(unexplained(&seen, &self.windows));
+            let took = seen.answered - seen.asked;
+            if took > SLOW {
+                println!("  slow: {took:?} {} {} {:?}", seen.protocol, seen.path, seen.outcome);
+            }
+            self.tally.slowest = self.tally.slowest.max(took);
             let mut witness = locked(&self.witness);
             let arrived = number(&seen.path).and_then(|number| witness.arrived.remove(&number));
             match &seen.outcome {
@@ -475,9 +485,9 @@ impl<'s> World<'s> {
     /// Waits until a good client is served again.
     fn well(&mut self) -> Result<()> {
         let token = self.probe_token.clone();
-        let until = clock::now() + START_LIMIT;
+        let until = clock::now() + 2 * START_LIMIT;
         loop {
-            let answer = self.probe(PROBER, &token, GIVE_UP)?;
+            let answer = self.probe(PROBER, &token, ASK_AGAIN)?;
             if self.is_let_in(&answer) {
                 return Ok(());
             }
@@ -525,8 +535,9 @@ impl<'s> World<'s> {
                     // Whoever has failed often asks less often.
                     clock::wait_for("the keys", 2 * START_LIMIT, || {
                         let token = self.probe_token.clone();
-                        let answer = self.probe(PROBER, &token, GIVE_UP)?;
-                        Ok((!ISSUER_WORDS.contains(&answer.reason().as_str())).then_some(()))
+                        let answer = self.probe(PROBER, &token, ASK_AGAIN)?;
+                        let is_unknown = ISSUER_WORDS.contains(&answer.reason().as_str());
+                        Ok((answer.exit == 0 && !is_unknown).then_some(()))
                     })?;
                     self.close("nobody has the keys");
                 }
@@ -552,7 +563,7 @@ impl<'s> World<'s> {
         let until = clock::now() + START_LIMIT;
         loop {
             // It is public, and no business of the witness.
-            let answer = self.ask(PROBER, "/reports", "", GIVE_UP)?;
+            let answer = self.ask(PROBER, "/reports", "", ASK_AGAIN)?;
             self.note(&answer);
             let is_shed = answer.reason() == "host_strained";
             if answer.exit == 0 && is_shed == (status == 503) {
@@ -736,7 +747,9 @@ impl<'s> World<'s> {
         let status = open.ask(&path, &self.probe_token)?;
         ensure!(status == 200 || !self.faults.is_empty(), "{status} before it is revoked");
         self.site.authority.revoke(&victim)?;
-        ensure!(open.is_ended(), "a revoked client's connection is still open");
+        clock::wait_for("a revoked client's connection to end", SOON, || {
+            Ok(open.is_ended().then_some(()))
+        })?;
         let again = target.connect().and_then(|mut open| open.ask(&path, &self.probe_token));
         ensure!(again.is_err(), "a revoked client is answered: {again:?}");
         Ok(())
@@ -778,7 +791,7 @@ impl<'s> World<'s> {
         self.mint = next;
         self.probe_token = new_token;
         let before = self.shared.replace_tokens(mint_all(&self.mint, self.clients)?);
-        clock::wait_for("the last request with an old token", 2 * START_LIMIT, || {
+        clock::wait_for("the last request with an old token", 3 * START_LIMIT, || {
             Ok((Arc::strong_count(&before) == 1).then_some(()))
         })?;
         replace(&self.keys, |beside| Ok(fs::copy(self.mint.jwks(), beside).map(drop)?))?;
@@ -798,7 +811,8 @@ impl<'s> World<'s> {
     }
 
     fn is_let_in_by(&mut self, token: &str) -> Result<bool> {
-        let answer = self.probe(PROBER, token, GIVE_UP)?;
+        let answer = self.probe(PROBER, token, PATIENCE)?;
+        ensure!(answer.exit == 0, "no answer: {answer:?}");
         Ok(self.is_let_in(&answer))
     }
 

@@ -89,14 +89,16 @@ pub struct Files {
 }
 
 impl Files {
-    /// Makes certificates and keys.
+    /// Makes certificates and keys: those of these kinds, as the longest take seconds, and P-256, by which
+    /// servers show that they do the work.
     ///
     /// # Errors
     /// When openssl or the product cannot make them.
-    pub fn new(directory: &Path, product: &Path) -> Result<Files> {
+    pub fn new(directory: &Path, product: &Path, kinds: &[Keys]) -> Result<Files> {
         let files = Files { directory: directory.to_owned() };
         files.make_authority()?;
-        for keys in Keys::ALL {
+        for keys in Keys::ALL.into_iter().filter(|keys| *keys == Keys::P256 || kinds.contains(keys))
+        {
             let names = format!("subjectAltName=DNS:{HOST}\nextendedKeyUsage=serverAuth\n");
             files.certify(&files.server(keys), keys, HOST, &names)?;
             files.certify_client(&files.client(keys), keys)?;

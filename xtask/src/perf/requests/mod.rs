@@ -84,7 +84,8 @@ pub fn measure(scenarios: &[Scenario], quick: bool, rounds: Option<usize>) -> Re
     absent.extend(lacking(&installed, &cases));
     let pace = Pace::new(quick);
     tell_the_plan(&cases, &installed, rounds, pace);
-    let bench = Bench::new(ours, load, installed, pace)?;
+    let keys: Vec<Keys> = cases.iter().map(|case| case.keys).collect();
+    let bench = Bench::new(ours, load, installed, &keys, pace)?;
     let host_before = machine::strain();
     let mut rows = Vec::new();
     // Servers are started once for all cases that ask for the same.
@@ -208,14 +209,20 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(ours: PathBuf, load: PathBuf, installed: Vec<Installed>, pace: Pace) -> Result<Bench> {
+    fn new(
+        ours: PathBuf,
+        load: PathBuf,
+        installed: Vec<Installed>,
+        keys: &[Keys],
+        pace: Pace,
+    ) -> Result<Bench> {
         let cores @ [_, load_core] = cores()?;
         let directory = netns::directory("perf")?;
         let namespace = Namespace::new("perf")?;
         let place = Place { namespace: Arc::clone(&namespace), cores: vec![load_core] };
         let upstream = Upstream::start(&load, &place)?;
         fs::create_dir_all(directory.path().join("nginx-temporary"))?;
-        let files = Files::new(directory.path(), &ours)?;
+        let files = Files::new(directory.path(), &ours, keys)?;
         let generator = Generator { binary: load, place, directory: directory.path().to_owned() };
         Ok(Bench {
             installed,
