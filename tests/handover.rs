@@ -56,9 +56,15 @@ pub(crate) fn successor(launch: &Launch) -> Result<Gateway> {
     Ok(next)
 }
 
+/// With so many workers, and with deadlines of its own that a busy machine keeps.
 fn with_workers(site: &Site, launch: &Launch, workers: usize) -> Result<()> {
-    let text = site.config.to_string();
-    let text = text.replacen("workers = 1", &format!("workers = {workers}"), 1);
+    let process = format!("workers = {workers}\ndrain_timeout = \"5m\"");
+    let text = site
+        .config
+        .to_string()
+        .replacen("workers = 1", &process, 1)
+        .replace("connect_timeout = \"2s\"", "connect_timeout = \"20s\"")
+        .replace("response_timeout = \"3s\"", "response_timeout = \"60s\"");
     write_config(&launch.config, &text)
 }
 
@@ -131,8 +137,9 @@ fn neither_reloads_nor_hand_overs_cost_a_request() -> Result<()> {
     site.config.bans = "enabled = false".to_owned();
     // Of a machine that does much else, too.
     site.config.clients = "[clients]\nhandshake = \"1m\"\nhead = \"1m\"".to_owned();
-    let mut running = site.start()?;
     let launch = site.launch()?;
+    with_workers(&site, &launch, 1)?;
+    let mut running = launch.run_until_ready()?;
     let crowd = Crowd { kept: 64, new: 0, pause: Duration::from_millis(400) };
     let begun = clock::now();
     let change = || {

@@ -42,8 +42,9 @@ pub struct Sessions {
 /// What is kept of one.
 #[derive(Clone)]
 struct Session {
-    /// What rustls needs: keys, names, the client's chain.
-    value: Vec<u8>,
+    /// What rustls needs: keys, names, the client's chain. Without the room that it was written in, which
+    /// is up to as much again, thousands of times.
+    value: Box<[u8]>,
     /// Who was proven; `None` who came without a certificate.
     peer: Option<Arc<Peer>>,
     /// When the full handshake was.
@@ -167,6 +168,7 @@ impl StoresServerSessions for Resumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let (Ok(id), Some(owner)) = (Id::try_from(key), self.owner()) else { return false };
         let Resumed { peer, proven_at } = owner;
+        let value = value.into_boxed_slice();
         self.sessions.put(id, Session { value, peer, proven_at });
         true
     }
@@ -183,7 +185,7 @@ impl StoresServerSessions for Resumption {
             return None;
         }
         *self.held() = Some(Resumed { peer, proven_at });
-        Some(value)
+        Some(value.into_vec())
     }
 
     fn can_cache(&self) -> bool {
