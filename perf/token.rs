@@ -3,12 +3,9 @@
 //! `cargo bench -p gateway --bench token` prints medians of many short rounds; the rounds of what is
 //! compared alternate, so that a machine that is busy is busy for both. Nothing is asserted.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    hint::black_box,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+mod counting;
+
+use std::{hint::black_box, time::Duration};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -26,27 +23,7 @@ use gateway::{
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-/// Counts allocations, and is the system's allocator otherwise.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc`, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the pointer is from `alloc`, which is the system's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use self::counting::allocations;
 
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_772_366_400));
 const ROUNDS: usize = 201;
@@ -137,12 +114,12 @@ fn es256() -> Subject {
 
 /// Microseconds of one call, and allocations.
 fn round(call: &mut dyn FnMut()) -> (f64, f64) {
-    let (start, before) = (time::monotonic(), ALLOCATIONS.load(Ordering::Relaxed));
+    let (start, before) = (time::monotonic(), allocations());
     for _ in 0..CALLS {
         call();
     }
     let took = time::monotonic().duration_since(start);
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let allocations = allocations() - before;
     (took.as_secs_f64() * 1e6 / f64::from(CALLS), allocations as f64 / f64::from(CALLS))
 }
 

@@ -78,6 +78,15 @@ impl Host<'_> {
         Ok(symlink(format!("../../../bus/pci/drivers/{name}"), link)?)
     }
 
+    /// Its card is a hypervisor's, with these of virtio-net's features.
+    fn virtio(&self, bits: &[usize]) -> Result<()> {
+        // The lowest first.
+        let features: String =
+            (0..64).map(|bit| if bits.contains(&bit) { '1' } else { '0' }).collect();
+        self.driver("virtio_net")?;
+        self.write("sys/class/net/edge0/device/features", &features)
+    }
+
     /// A good one: bare metal, Debian 12.
     fn make(&self) -> Result<()> {
         for (path, text) in [
@@ -111,11 +120,6 @@ impl Host<'_> {
         }
         self.driver("ixgbe")
     }
-}
-
-/// virtio-net's features, the lowest first: with these bits.
-fn features(bits: &[usize]) -> String {
-    (0..64).map(|bit| if bits.contains(&bit) { '1' } else { '0' }).collect()
 }
 
 type Harm = fn(&Host<'_>) -> Result<()>;
@@ -180,8 +184,7 @@ fn each_faulty_host_is_told_its_fault_and_the_remedy() -> Result<()> {
             host.write("proc/net/vlan/edge0", "edge0  VID: 7\n")
         }),
         ("an old hypervisor's guest", "interface edge0", "fail", "guest_tso4=off", |host| {
-            host.driver("virtio_net")?;
-            host.write("sys/class/net/edge0/device/features", &features(&[0, 1, 5, 7, 8, 32]))
+            host.virtio(&[0, 1, 5, 7, 8, 32])
         }),
         ("nobody keeps the clock", "time daemon", "warn", "apt install chrony", |host| {
             host.remove("proc/812")
@@ -218,8 +221,7 @@ fn each_faulty_host_is_told_its_fault_and_the_remedy() -> Result<()> {
 
     // A guest whose hypervisor lets it ask, without sensors of its own: nothing is amiss.
     let (status, guest) = report(|host| {
-        host.driver("virtio_net")?;
-        host.write("sys/class/net/edge0/device/features", &features(&[0, 1, 2, 5, 7, 8, 32]))?;
+        host.virtio(&[0, 1, 2, 5, 7, 8, 32])?;
         host.remove("sys/class/hwmon")?;
         host.replace("proc/cpuinfo", "sse2", "sse2 hypervisor")
     })?;

@@ -8,7 +8,10 @@ use std::{
     net::{SocketAddr, UdpSocket},
     path::Path,
     process::{Child, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -130,25 +133,84 @@ fn heat_sheds_in_steps_and_all_comes_back() -> Result<()> {
     assert_eq!(connections_at_once(&gateway)?, 500);
 
     // Before it is critical the balancer is told; who comes all the same is served.
-    heat(&sysfs, 94.0)?;
+    heat(&sysfs, 99.0)?;
     wait_stage(&gateway, 4.0, 4.0)?;
+    gateway.wait_metric("gateway_host_cpu_temperature_celsius", &sensor, 99.0)?;
+    assert_eq!(connections_at_once(&gateway)?, 500);
     let (status, told) = gateway.get("/ready")?;
     assert!(status == 503 && told.contains("too hot: hwmon0 coretemp Package id 0"), "{told}");
     assert_eq!(site.request("/public").send()?.status, 200);
     let told = gateway.launch().json(&["status"])?;
     assert_eq!((&told["ready"], &told["host"]["stage"]), (&false.into(), &"critical".into()));
-    assert!(gateway.launch().succeed(&["status"])?.contains("94.0 °C"));
+    assert!(gateway.launch().succeed(&["status"])?.contains("99.0 °C"));
+    let shed = || -> Result<(f64, f64)> {
+        Ok((
+            gateway.metric("gateway_tls_handshake_failures_total", &labels)?,
+            gateway.metric("gateway_http_refusals_total", &labels)?,
+        ))
+    };
+    assert_eq!(report()?.status, 503);
+    gateway.wait_metric("gateway_http_refusals_total", &labels, 2.0)?;
+    assert_eq!(shed()?, (1.0, 2.0));
 
     heat(&sysfs, 50.0)?;
     wait_stage(&gateway, 0.0, 1.0)?;
+    gateway.wait_metric("gateway_host_cpu_temperature_celsius", &sensor, 50.0)?;
     assert_eq!((stranger()?.status, report()?.status, gateway.get("/ready")?.0), (200, 200, 200));
     clock::wait_for("all connections", START_LIMIT, || {
         Ok((connections_at_once(&gateway)? == 2000).then_some(()))
     })?;
+    // Nobody was shed since.
+    assert_eq!(shed()?, (1.0, 2.0));
     // It was nobody's fault.
     let told = gateway.launch().json(&["explain", &CLIENT.to_string()])?;
     assert_eq!(told["points"].as_f64(), Some(0.0), "{told}");
     Ok(())
+}
+
+#[test]
+fn a_sensor_that_breaks_or_goes_is_told_of_and_sheds_nobody() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "sensor")?;
+    let sysfs = site.directory.path().join("sys");
+    heat(&sysfs, 50.0)?;
+    site.config.routes += &format!(
+        "\n[[route]]\nname = \"reports\"\npath = \"/reports\"\nupstream = \"orders\"\nrequire = []\n\
+         priority = \"low\"\n\n[host]\nsysfs = {:?}\nchrony = \"\"\n",
+        sysfs.display().to_string()
+    );
+    let gateway = site.start()?;
+    let failed = |count| gateway.wait_metric("gateway_host_sensors_failed", &[], count);
+    let figure = || gateway.metric("gateway_host_cpu_temperature_celsius", &[]);
+    let nobody_is_shed = || -> Result<()> {
+        // Longer than what two looks in a row need to enter a stage.
+        for _ in 0..4 {
+            clock::pause(Duration::from_secs(1))?;
+            assert_eq!(site.request("/reports/1").send()?.status, 200);
+            assert_eq!(gateway.get("/ready")?.0, 200);
+        }
+        wait_stage(&gateway, 0.0, 1.0)
+    };
+    failed(0.0)?;
+    let input = sysfs.join("class/hwmon/hwmon0/temp1_input");
+    // Beyond what any sensor says, no number, nothing at all.
+    for garbage in ["999999999\n", "hot\n", ""] {
+        fs::write(&input, garbage)?;
+        failed(1.0)?;
+        assert_eq!(figure()?, 0.0, "a figure from {garbage:?}");
+    }
+    gateway.wait_log("that a sensor fails", |line| {
+        line["level"] == "warn"
+            && line["event"].as_str().is_some_and(|text| text.starts_with("CPU sensors cannot"))
+    })?;
+    nobody_is_shed()?;
+    // One that comes back counts again; one whose driver goes is none.
+    heat(&sysfs, 51.0)?;
+    failed(0.0)?;
+    gateway.wait_metric("gateway_host_cpu_temperature_celsius", &[], 51.0)?;
+    fs::remove_dir_all(sysfs.join("class/hwmon"))?;
+    gateway.wait_metric("gateway_host_cpu_temperature_celsius", &[], 0.0)?;
+    nobody_is_shed()
 }
 
 /// What a keeper of the clock says.
@@ -282,24 +344,32 @@ impl Drop for Chronyd {
     }
 }
 
+impl Chronyd {
+    /// Starts one on the gateway's host that keeps no clock (-x) and believes in these `sources`; `None`
+    /// where there is none.
+    fn start(site: &Site, sources: &str) -> Result<Option<Chronyd>> {
+        let Some(chronyd) = unpacked::program("chronyd") else { return Ok(None) };
+        let file = |name: &str| site.directory.path().join(name).display().to_string();
+        let text = format!(
+            "{sources}\nport 0\ncmdport {}\nbindcmdaddress {}\nbindcmdaddress /\npidfile {}\n",
+            CHRONY.port(),
+            CHRONY.ip(),
+            file("chronyd.pid")
+        );
+        fs::write(file("chrony.conf"), text)?;
+        let mut command = site.gateway_host.command(chronyd);
+        command.args(["-x", "-d", "-u", "root", "-f", &file("chrony.conf")]);
+        let chronyd = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        Ok(Some(Chronyd(chronyd)))
+    }
+}
+
 #[test]
 fn chronyd_itself_is_understood() -> Result<()> {
     privileged!();
-    let Some(chronyd) = unpacked::program("chronyd") else { return Ok(()) };
     let site = Site::new(binary(), "chronyd")?;
-    let file = |name: &str| site.directory.path().join(name).display().to_string();
-    // It keeps no clock (-x) and asks nobody: its own time is what it believes in.
-    let text = format!(
-        "local stratum 10\nport 0\ncmdport {}\nbindcmdaddress {}\nbindcmdaddress /\npidfile {}\n",
-        CHRONY.port(),
-        CHRONY.ip(),
-        file("chronyd.pid")
-    );
-    fs::write(file("chrony.conf"), text)?;
-    let mut command = site.gateway_host.command(chronyd);
-    command.args(["-x", "-d", "-u", "root", "-f", &file("chrony.conf")]);
-    let chronyd = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let _chronyd = Chronyd(chronyd);
+    // It asks nobody: its own time is what it believes in.
+    let Some(_chronyd) = Chronyd::start(&site, "local stratum 10")? else { return Ok(()) };
     let gateway = site.start()?;
     let told = clock::wait_for("chronyd's word", START_LIMIT, || {
         let told = gateway.launch().json(&["status"])?["host"]["clock"].clone();
@@ -308,5 +378,77 @@ fn chronyd_itself_is_understood() -> Result<()> {
     let error_s = told["max_error_s"].as_f64().context("an error")?;
     ensure!((0.0..1.0).contains(&error_s), "{told}");
     ensure!(Duration::from_secs(told["leeway_s"].as_u64().unwrap_or(0)) >= Duration::from_secs(10));
+    Ok(())
+}
+
+/// Where time is to be had that is not the machine's.
+const TIME_SERVER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 11_123);
+/// From 1900, where NTP counts from, to 1970.
+const NTP_EPOCH_S: u64 = 2_208_988_800;
+/// chronyd takes a few answers to believe in what it sees, and more when that changes.
+const BELIEVED: Duration = Duration::from_secs(120);
+
+/// A server of time (RFC 5905, figure 8) that is so many seconds ahead of this machine's clock.
+fn serve_time(site: &Site, ahead_s: Arc<AtomicU64>) -> Result<()> {
+    let socket = site.gateway_host.within(|| UdpSocket::bind(TIME_SERVER))??;
+    thread::spawn(move || {
+        let now = || {
+            let since = clock::unix();
+            let seconds = since.as_secs() + NTP_EPOCH_S + ahead_s.load(Ordering::Relaxed);
+            // A second has 2³² parts there.
+            let parts = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
+            ((seconds << 32) | parts).to_be_bytes()
+        };
+        let mut question = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut question) {
+            let received = now();
+            // No leap second, version 4, a server of stratum 1, the interval asked for, a microsecond.
+            let mut answer = vec![0x24, 1, question[2], 0xec, 0, 0, 0, 0, 0, 0, 0, 1];
+            answer.extend(b"TEST");
+            answer.extend(received);
+            answer.extend(&question[40..48]);
+            answer.extend(received);
+            answer.extend(now());
+            if length >= answer.len() && socket.send_to(&answer, from).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn what_chronyd_finds_wrong_moves_the_leeway_and_readiness() -> Result<()> {
+    privileged!();
+    let site = Site::new(binary(), "wrong")?;
+    let ahead_s = Arc::new(AtomicU64::new(40));
+    serve_time(&site, Arc::clone(&ahead_s))?;
+    let server = format!(
+        "server {} port {} iburst minpoll -1 maxpoll -1",
+        TIME_SERVER.ip(),
+        TIME_SERVER.port()
+    );
+    let Some(_chronyd) = Chronyd::start(&site, &server)? else { return Ok(()) };
+    // Until chronyd knows, the node is good enough; then it is not.
+    let gateway = site.start()?;
+    let leeway = |low: f64, high: f64| {
+        clock::wait_for(&format!("a leeway of {low} to {high} s"), BELIEVED, || {
+            let leeway_s = gateway.metric("gateway_token_leeway_seconds", &[])?;
+            Ok((low..=high).contains(&leeway_s).then_some(()))
+        })
+        .with_context(|| gateway.log_text())
+    };
+    leeway(50.0, 52.0)?;
+    let offset_s = gateway.metric("gateway_host_clock_offset_seconds", &[])?;
+    ensure!((offset_s + 40.0).abs() < 1.0, "{offset_s}");
+    let (status, told) = gateway.get("/ready")?;
+    ensure!(status == 503 && told.contains("clock lost: it is off by up to 4"), "{told}");
+
+    // The server was wrong, or somebody has set the clock.
+    ahead_s.store(0, Ordering::Relaxed);
+    leeway(10.0, 12.0)?;
+    let (status, told) = gateway.get("/ready")?;
+    ensure!(status == 200 && !told.contains("clock"), "{told}");
     Ok(())
 }

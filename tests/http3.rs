@@ -3,9 +3,13 @@
 
 pub(crate) mod client;
 
-use std::{thread, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use quinn::ConnectionError;
 use serde_json::json;
@@ -15,10 +19,11 @@ use self::client::{Client, Identity, first_words, request};
 use crate::{
     crowd::within,
     exchanges::Streams,
+    handover::{GONE, successor},
     harness::{
         client::{Credential, alert},
         clock,
-        gateway::{Gateway, SOON},
+        gateway::{Gateway, SOON, write_config},
         site::{CLIENT, SERVER},
     },
 };
@@ -127,18 +132,105 @@ fn a_connection_survives_another_port() -> Result<()> {
     Ok(())
 }
 
-/// Its connections cannot be handed over, so nothing is.
+/// Asks again and again, on another connection whenever it is told to go; so many connections it took.
+async fn ask_until(identity: &Identity, stop: &AtomicBool) -> Result<usize> {
+    let (mut connections, mut open) = (0, None);
+    while !stop.load(Ordering::Relaxed) && !clock::interrupted() {
+        let client = match open.take().filter(|client: &Client| !client.is_told_to_go()) {
+            Some(client) => client,
+            None => {
+                connections += 1;
+                Client::connect(identity).await.context("connecting")?
+            }
+        };
+        ensure!(client.get("/public/bytes/10").await.context("asking")? == (200, 10));
+        sleep(Duration::from_millis(20)).await;
+        open = Some(client);
+    }
+    Ok(connections)
+}
+
+/// Sends a body on one connection, piece by piece, until `stop`.
+async fn upload_until(identity: &Identity, stop: &AtomicBool) -> Result<()> {
+    let client = Client::connect(identity).await?;
+    let mut upload = client.begin(&request("PUT", "/public/echo/0")).await?;
+    let mut sent = 0_u64;
+    while !stop.load(Ordering::Relaxed) && !clock::interrupted() {
+        upload.send_piece(&[b'u'; 16 * 1024]).await?;
+        sent += 16 * 1024;
+        sleep(Duration::from_millis(20)).await;
+    }
+    let (status, body) = upload.whole_answer().await?;
+    let told: serde_json::Value = serde_json::from_slice(&body)?;
+    ensure!((status, &told["body_bytes"]) == (200, &sent.into()), "{status}, {sent}: {told}");
+    ensure!(client.is_told_to_go(), "nobody told it that others serve");
+    Ok(())
+}
+
+/// The socket goes from process to process, and each connection stays with its own: an upload goes on at
+/// the first of three, and nobody who asks meanwhile loses a request.
 #[test]
-fn a_take_over_is_refused_and_the_running_daemon_serves_on() -> Result<()> {
+fn a_hand_over_costs_no_request_over_quic() -> Result<()> {
     privileged!();
-    let streams = Streams::start("h3-take-over", 1)?;
-    let ended = streams.gateway.launch().ended(&["run", "--take-over"])?;
-    assert_eq!(ended.status, Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("HTTP/3 cannot be handed over"), "{}", ended.stderr);
-    let requests = [json!({"method": "GET", "path": "/public/bytes/1"})];
-    for protocol in ["h1", "h2", "h3"] {
-        let answers = streams.converse(&streams.case(protocol, &requests))?;
-        assert_eq!(answers[0]["status"], 200, "{protocol}: {answers:?}");
+    const CLIENTS: usize = 6;
+    let streams = Streams::start("h3-take-over", 2)?;
+    let (site, mut first) = (&streams.site, streams.gateway);
+    let launch = first.launch().clone();
+    let config = |workers: usize| -> Result<()> {
+        let text = site.config.to_string();
+        let text = text.replace("[\"h2\", \"http/1.1\"]", "[\"h3\", \"h2\", \"http/1.1\"]");
+        // What is under way gets as long as a busy machine takes for the whole test.
+        let process = format!("workers = {workers}\ndrain_timeout = \"20m\"");
+        write_config(&launch.config, &text.replacen("workers = 1", &process, 1))
+    };
+    config(2)?;
+    launch.succeed(&["reload"])?;
+    let identity = Identity::new(site, &site.client)?;
+    let (stop, stop_upload) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (changed, asked) = thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            within(site, async || {
+                let asking = (0..CLIENTS).map(|_| ask_until(&identity, &stop));
+                let (asked, uploaded) = tokio::join!(
+                    futures_util::future::join_all(asking),
+                    upload_until(&identity, &stop_upload),
+                );
+                uploaded?;
+                asked.into_iter().collect::<Result<Vec<_>>>()
+            })
+        });
+        let mut change = || -> Result<()> {
+            clock::wait_for("everybody to be there", SOON, || {
+                let open = first.metric("gateway_connections", &[])?;
+                Ok((open >= (CLIENTS + 1) as f64).then_some(()))
+            })?;
+            // More workers than there are sockets, and fewer.
+            config(3)?;
+            let mut second = successor(&launch)?;
+            config(1)?;
+            let mut third = successor(&launch)?;
+            ensure!(second.wait_exit(GONE)? == Some(0), "the second drains while the first does");
+            stop_upload.store(true, Ordering::Relaxed);
+            ensure!(first.wait_exit(GONE)? == Some(0), "the first ends with its last connection");
+            let before = answered(&third)?;
+            clock::wait_for("everybody to ask the third", SOON, || {
+                Ok((answered(&third)? > before + 3.0 * CLIENTS as f64).then_some(()))
+            })?;
+            stop.store(true, Ordering::Relaxed);
+            third.signal(Signal::SIGTERM)?;
+            ensure!(third.wait_exit(GONE)? == Some(0), "the third ends as any");
+            Ok(())
+        };
+        let changed = change();
+        stop.store(true, Ordering::Relaxed);
+        stop_upload.store(true, Ordering::Relaxed);
+        (changed, asking.join())
+    });
+    let asked = asked.map_err(|_panic| anyhow!("the clients panicked"))?;
+    changed?;
+    for connections in asked? {
+        // One who was slow to hear of the second goes on with the third.
+        ensure!(connections >= 2, "it never went on from the first process");
     }
     Ok(())
 }

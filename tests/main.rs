@@ -54,6 +54,7 @@ mod lockout;
 mod log_disk;
 mod metrics;
 mod mtls;
+mod names;
 mod operator;
 mod pkits;
 mod privileges;

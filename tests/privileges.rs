@@ -27,7 +27,7 @@ use crate::{
     harness::{
         clock,
         flood::Prober,
-        gateway::{Gateway, SOON},
+        gateway::{Gateway, Launch, SOON},
         process,
         site::{INTERFACE, SERVER, Site},
         tokens::Mint,
@@ -79,6 +79,14 @@ fn still_drops(gateway: &Gateway, prober: &Prober) -> Result<()> {
     clock::wait_for("a packet to be dropped", SOON, || {
         prober.send(1)?;
         Ok((gateway.xdp_packets("drop", "banned")? > before).then_some(()))
+    })
+}
+
+/// Bans a source as soon as there is an agent that takes it.
+fn ban_when_possible(launch: &Launch, source: &str) -> Result<()> {
+    clock::wait_for("a ban to be taken", SOON, || {
+        let ended = launch.ended(&["bans", "add", source, "--for", "1h"])?;
+        Ok((ended.status == Some(0)).then_some(()))
     })
 }
 
@@ -143,14 +151,8 @@ fn an_agent_that_ends_is_told_of_and_another_one_knows_everything() -> Result<()
     let (guard_now, agent_now) = agent_of(&gateway)?;
     ensure!(guard_now == guard && agent_now != agent, "{guard_now} {agent_now}");
     let other = "198.51.100.7";
-    clock::wait_for("the next agent to take a ban", SOON, || {
-        let ended = launch.ended(&["bans", "add", other, "--for", "1h"])?;
-        Ok((ended.status == Some(0)).then_some(()))
-    })?;
-    clock::wait_for("all bans in the kernel", SOON, || {
-        let entries = gateway.metric("gateway_xdp_map_entries", &[("map", "bans")])?;
-        Ok((entries == 2.0).then_some(()))
-    })?;
+    ban_when_possible(&launch, other)?;
+    gateway.wait_metric("gateway_xdp_map_entries", &[("map", "bans")], 2.0)?;
     ensure!(launch.bans_of(&format!("{banned}/32"))?.len() == 1);
     ensure!(launch.bans_of(&format!("{other}/32"))?.len() == 1);
     still_drops(&gateway, &prober)
@@ -230,10 +232,7 @@ fn an_agent_that_stands_still_holds_nobody_up_and_is_told_everything_when_it_goe
 
     drop(stopped);
     gateway.wait_metric("gateway_agent_up", &[], 1.0)?;
-    clock::wait_for("the ban in the kernel", SOON, || {
-        let entries = gateway.metric("gateway_xdp_map_entries", &[("map", "bans")])?;
-        Ok((entries == 1.0).then_some(()))
-    })?;
+    gateway.wait_metric("gateway_xdp_map_entries", &[("map", "bans")], 1.0)?;
     still_drops(&gateway, &Prober::new(&site.client_host, banned, SERVER)?)?;
     // It never ended.
     ensure!(gateway.metric("gateway_agent_ended_total", &[])? == 0.0);
@@ -280,14 +279,8 @@ fn an_agent_whose_guard_is_killed_gets_another() -> Result<()> {
     kill(Pid::from_raw(next.try_into()?), Signal::SIGKILL)?;
     gateway.wait_metric("gateway_agent_ended_total", &[], 1.0)?;
     gateway.wait_metric("gateway_agent_up", &[], 1.0)?;
-    clock::wait_for("the next one to take a ban", SOON, || {
-        let ended = launch.ended(&["bans", "add", "198.51.100.7", "--for", "1h"])?;
-        Ok((ended.status == Some(0)).then_some(()))
-    })?;
-    clock::wait_for("all bans in the kernel", SOON, || {
-        let entries = gateway.metric("gateway_xdp_map_entries", &[("map", "bans")])?;
-        Ok((entries == 2.0).then_some(()))
-    })?;
+    ban_when_possible(&launch, "198.51.100.7")?;
+    gateway.wait_metric("gateway_xdp_map_entries", &[("map", "bans")], 2.0)?;
     still_drops(&gateway, &prober)?;
     gateway.kill()?;
     clock::wait_for("all to go", SOON, || Ok((!is_alive(agent)).then_some(())))

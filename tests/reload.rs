@@ -1,11 +1,15 @@
 //! SIGHUP: a good configuration is taken whole, a bad one not at all.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
 use crate::{
     binary,
-    harness::{clock, gateway::SOON, site::Site},
+    harness::{
+        clock,
+        gateway::{SOON, write_config},
+        site::{SERVER, Site},
+    },
 };
 
 const EXTRA_ROUTE: &str =
@@ -40,7 +44,7 @@ fn a_good_configuration_is_taken_and_a_bad_one_leaves_the_old() -> Result<()> {
     .enumerate()
     {
         let text = site.config.to_string() + break_it;
-        crate::harness::gateway::write_config(&launch.config, &text)?;
+        write_config(&launch.config, &text)?;
         gateway.signal(Signal::SIGHUP)?;
         clock::wait_for("the refusal", SOON, || {
             let labels = [("result", "refused")];
@@ -57,6 +61,40 @@ fn a_good_configuration_is_taken_and_a_bad_one_leaves_the_old() -> Result<()> {
     // The commands need a good file to find the daemon.
     site.launch()?;
     assert_eq!(launch.json(&["status"])?["generation"], 2, "refused ones do not count");
+    Ok(())
+}
+
+/// Everything was bound but the last, and nothing of it stays.
+#[test]
+fn a_refused_reload_leaves_no_socket_behind() -> Result<()> {
+    privileged!();
+    let site = Site::new(binary(), "left-behind")?;
+    let gateway = site.start()?;
+    let launch = gateway.launch();
+    let before = site.config.to_string();
+    let elsewhere = site.directory.path().join("elsewhere.sock");
+    let socket = |text: &str| -> Result<String> {
+        let line = text.lines().find(|line| line.starts_with("socket = "));
+        let line = line.context("a configured socket")?;
+        Ok(text.replacen(line, &format!("socket = {elsewhere:?}"), 1))
+    };
+    // Nobody has that address here.
+    let listener = format!("address = \"{SERVER}\"");
+    let text = socket(&before)?.replacen(&listener, "address = \"192.0.2.1:8443\"", 1);
+    write_config(&launch.config, &text)?;
+    gateway.signal(Signal::SIGHUP)?;
+    gateway.wait_log("the refused reload", |line| {
+        line["event"] == "reload" && line["detail"].to_string().contains("192.0.2.1")
+    })?;
+    assert!(!elsewhere.exists(), "a file that leads nowhere");
+    write_config(&launch.config, &before)?;
+    assert_eq!(launch.json(&["status"])?["generation"], 1);
+    // Where nothing is refused it moves.
+    write_config(&launch.config, &socket(&before)?)?;
+    gateway.signal(Signal::SIGHUP)?;
+    clock::wait_for("the daemon to answer elsewhere", SOON, || {
+        Ok((elsewhere.exists() && launch.json(&["status"])?["generation"] == 2).then_some(()))
+    })?;
     Ok(())
 }
 

@@ -109,6 +109,49 @@ fn one_of_three_may_be_down_and_all_of_them_are_said_to_be() -> Result<()> {
 }
 
 #[test]
+fn one_bad_answer_takes_no_server_out_and_enough_in_a_row_do() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "flapping")?;
+    let [nervous, steady, ill] = servers::<3>(&site)?;
+    // Six in a row are three seconds: a busy machine's late answers are not what is tested.
+    let health = |path: &str| {
+        format!(
+            "health = {{ path = {path:?}, interval = \"500ms\", timeout = \"500ms\", \
+             unhealthy = 6, healthy = 1 }}"
+        )
+    };
+    let lines = format!("servers = [\"http://{}\"]\n{}", nervous.address(), health("/flap/1"));
+    site.config.routes.push_str(&upstream("nervous", &lines));
+    let two = format!("\"http://{}\", \"http://{}\"", steady.address(), ill.address());
+    site.config
+        .routes
+        .push_str(&upstream("two", &format!("servers = [{two}]\n{}", health("/health"))));
+    let gateway = site.start()?;
+    wait_state(&gateway, "two", "up", 2.0)?;
+    for _ in 0..2 {
+        ill.be_ill(true);
+        wait_state(&gateway, "two", "down", 1.0)?;
+        let before = steady.requests();
+        for _ in 0..5 {
+            assert_eq!(site.request("/two/x").send()?.status, 200);
+        }
+        assert!(steady.requests() >= before + 5, "all of them go to the other");
+        ill.be_ill(false);
+        wait_state(&gateway, "two", "up", 2.0)?;
+    }
+    // Every other question was answered badly meanwhile.
+    clock::wait_for("ten questions", SOON, || Ok((nervous.flaps() >= 10).then_some(())))?;
+    assert_eq!(site.request("/nervous/x").send()?.status, 200);
+    wait_state(&gateway, "nervous", "up", 1.0)?;
+    let address = nervous.address().to_string();
+    let log = gateway.log_text();
+    let mut changes = log.lines().filter(|line| line.contains("\"upstream server "));
+    assert!(changes.clone().count() >= 4, "the other went down and up twice: {log}");
+    assert!(!changes.any(|line| line.contains(&address)), "{log}");
+    Ok(())
+}
+
+#[test]
 fn without_a_prober_failing_servers_are_left_alone_for_a_while() -> Result<()> {
     privileged!();
     let mut site = Site::new(binary(), "passive")?;

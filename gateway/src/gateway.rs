@@ -62,6 +62,7 @@ use crate::{
         descriptors,
         handover::Taken,
         listen::ListenError,
+        quic,
         worker::{self, Listening, Phase, Shared},
     },
     time,
@@ -196,7 +197,10 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let workers = if config.server.workers == 0 { cpus.len() } else { config.server.workers };
     let steered = (config.server.cpu_steering && workers == cpus.len()).then(|| cpus.clone());
     let mut estate = Estate::gather(&config, passed, take_over)?;
-    let mut listeners = Listeners::new(config.server.backlog, steered);
+    let quic_keys = estate.quic_keys.take().map(|keys| quic::Keys::from_bytes(&keys));
+    let quic_keys =
+        quic_keys.transpose().map_err(|error| system("cannot make keys for QUIC", error))?;
+    let mut listeners = Listeners::new(config.server.backlog, steered, quic_keys);
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
     let kernel = start_kernel(&agent, &config, &upstreams::networks(&addresses))?;
@@ -438,6 +442,7 @@ fn succeed(control: &Control, before: Taken) -> bool {
     let pid = before.offer.pid;
     match before.serving() {
         Ok(state) => {
+            control.begin_datagrams();
             control.inherit(&state);
             tracing::info!(pid, "took over from the process before");
             true

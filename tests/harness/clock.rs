@@ -45,10 +45,15 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Seconds since 1970, for tokens and certificates.
+/// Since 1970, for who tells others the time.
 #[expect(clippy::disallowed_methods, reason = "the actors' own clock, outside the product")]
+pub fn unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Seconds since 1970, for tokens and certificates.
 pub fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix().as_secs()
 }
 
 /// Waits until `condition` gives a value; an error of the condition ends the wait at once.

@@ -218,6 +218,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Counts a request that was to be sent at that moment and has ended now.
+    pub fn add(&mut self, moment: Instant, served: Result<()>) {
+        match served {
+            Ok(()) => {
+                self.served += 1;
+                self.latencies.push(clock::now() - moment);
+            }
+            Err(error) => self.lost.push(format!("{error:#}")),
+        }
+    }
+
     /// The latency that `share` of a hundred answered requests do not exceed.
     pub fn percentile(&self, share: usize) -> Duration {
         let last = self.latencies.len().saturating_sub(1);

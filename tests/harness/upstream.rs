@@ -2,7 +2,8 @@
 //!
 //! The path scripts the answer, so that a test says what it needs where it asks for it:
 //! `…/delay/MILLISECONDS` waits first, `…/bytes/COUNT` answers with that many bytes,
-//! `…/status/CODE` with that status, `…/break` closes without an answer, `…/excess` breaks the rules
+//! `…/flap/COUNT` well so many times and then with status 503 as many times, `…/status/CODE` with that
+//! status, `…/health` with 503 while it is told to be ill, `…/break` closes without an answer, `…/excess` breaks the rules
 //! with a body under status 204, anything else echoes.
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -28,12 +29,14 @@ const MAX_BODY_BYTES: u64 = 64 << 20;
 /// A script may not hold a test longer than this.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// Whoever is shown each request.
+/// Sees every request.
 type Witness = Box<dyn Fn(&Request) + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
     requests: AtomicU64,
+    flaps: AtomicU64,
+    is_ill: AtomicBool,
     witness: Option<Witness>,
 }
 
@@ -73,7 +76,7 @@ impl Upstream {
         address: SocketAddr,
         witness: impl Fn(&Request) + Send + Sync + 'static,
     ) -> Result<Upstream> {
-        let shared = Shared { requests: AtomicU64::new(0), witness: Some(Box::new(witness)) };
+        let shared = Shared { witness: Some(Box::new(witness)), ..Shared::default() };
         Upstream::serve(namespace, address, None, shared)
     }
 
@@ -110,6 +113,16 @@ impl Upstream {
         self.address
     }
 
+    /// Whether `…/health` is answered with 503 from now on.
+    pub fn be_ill(&self, is_ill: bool) {
+        self.shared.is_ill.store(is_ill, Ordering::SeqCst);
+    }
+
+    /// Answers of `…/flap/COUNT`.
+    pub fn flaps(&self) -> u64 {
+        self.shared.flaps.load(Ordering::SeqCst)
+    }
+
     /// Requests whose head arrived whole.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::SeqCst)
@@ -130,7 +143,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
         if let Some(witness) = &shared.witness {
             witness(&request);
         }
-        let Some(answer) = answer(&request) else { return Ok(()) };
+        let Some(answer) = answer(&request, shared) else { return Ok(()) };
         let mut stream = stream;
         stream.write_all(&answer)?;
         let path = request.line.split(' ').nth(1).unwrap_or_default();
@@ -215,7 +228,7 @@ impl Request {
 }
 
 /// The whole answer, or `None` to close without one.
-fn answer(request: &Request) -> Option<Vec<u8>> {
+fn answer(request: &Request, shared: &Shared) -> Option<Vec<u8>> {
     let path = request.line.split(' ').nth(1).unwrap_or_default();
     let path = path.split('?').next().unwrap_or_default();
     let mut words = path.rsplit('/');
@@ -226,6 +239,11 @@ fn answer(request: &Request) -> Option<Vec<u8>> {
         ("delay", Ok(delay_ms)) => thread::sleep(Duration::from_millis(delay_ms).min(MAX_DELAY)),
         ("bytes", Ok(count)) => body = vec![b'x'; count.min(MAX_BODY_BYTES) as usize],
         ("status", Ok(code)) => status = code,
+        ("flap", Ok(count)) => {
+            let is_ill = shared.flaps.fetch_add(1, Ordering::SeqCst) / count.max(1) % 2 == 1;
+            status = if is_ill { 503 } else { 200 };
+        }
+        _ if last == "health" && shared.is_ill.load(Ordering::SeqCst) => status = 503,
         _ if last == "break" => return None,
         _ if last == "garbage" => return Some(b"\x16\x03\x01 no HTTP\r\n\r\n".to_vec()),
         _ if matches!(last, "cut" | "stall") => {

@@ -3,7 +3,10 @@
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,7 +30,10 @@ use crate::harness::{
 const DATA: u64 = 0;
 const HEADERS: u64 = 1;
 const SETTINGS: u8 = 4;
+const GOAWAY: u64 = 7;
 const CONTROL: u8 = 0;
+/// `H3_NO_ERROR` (RFC 9114 section 8.1).
+const NO_ERROR: u32 = 0x100;
 
 /// A client that hears nothing for so long gives up; longer than any pause of a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,8 +82,16 @@ fn endpoint(source: Ipv4Addr) -> Result<Endpoint> {
 /// One connection.
 pub(crate) struct Client {
     pub(crate) quic: Connection,
+    told_to_go: Arc<AtomicBool>,
     endpoint: Endpoint,
     _control: SendStream,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Who listens for GOAWAY would keep it open.
+        self.quic.close(VarInt::from_u32(NO_ERROR), b"");
+    }
 }
 
 impl Client {
@@ -101,7 +115,14 @@ impl Client {
         let quic = endpoint.connect_with(identity.settings(patience)?, SERVER, HOST)?.await?;
         let mut control = quic.open_uni().await?;
         control.write_all(&[CONTROL, SETTINGS, 0]).await?;
-        Ok(Client { quic, endpoint, _control: control })
+        let told_to_go = Arc::new(AtomicBool::new(false));
+        tokio::spawn(hear(quic.clone(), told_to_go.clone()));
+        Ok(Client { quic, told_to_go, endpoint, _control: control })
+    }
+
+    /// Whether the server has said that it will take no more requests here.
+    pub(crate) fn is_told_to_go(&self) -> bool {
+        self.told_to_go.load(Ordering::Relaxed)
     }
 
     /// Says farewell, and waits until that is sent.
@@ -120,9 +141,7 @@ impl Client {
     /// Sends so many octets of `u`, and gives the answer's status and its body.
     pub(crate) async fn put(&self, path: &str, bytes: u64) -> Result<(u16, Vec<u8>)> {
         let mut request = self.begin(&request("PUT", path)).await?;
-        let mut head = vec![u8::try_from(DATA)?];
-        integer(bytes, &mut head);
-        request.send.write_all(&head).await?;
+        request.begin_data(bytes).await?;
         let piece = Bytes::from(vec![b'u'; 64 * 1024]);
         let mut left = bytes;
         while left > 0 {
@@ -130,8 +149,7 @@ impl Client {
             request.send.write_chunk(piece.slice(..usize::try_from(here)?)).await?;
             left -= here;
         }
-        request.send.finish()?;
-        request.whole().await
+        request.whole_answer().await
     }
 
     /// Sends a head of exactly these fields, and nothing after it yet.
@@ -158,6 +176,25 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    /// Announces so many octets of the body.
+    async fn begin_data(&mut self, bytes: u64) -> Result<()> {
+        let mut head = vec![u8::try_from(DATA)?];
+        integer(bytes, &mut head);
+        Ok(self.send.write_all(&head).await?)
+    }
+
+    /// Sends a piece of the body.
+    pub(crate) async fn send_piece(&mut self, piece: &[u8]) -> Result<()> {
+        self.begin_data(piece.len() as u64).await?;
+        Ok(self.send.write_all(piece).await?)
+    }
+
+    /// Ends the request, and reads its answer: the status and the body.
+    pub(crate) async fn whole_answer(&mut self) -> Result<(u16, Vec<u8>)> {
+        self.send.finish()?;
+        self.whole().await
+    }
+
     /// Reads the whole answer: its status and the length of its body.
     pub(crate) async fn answer(&mut self) -> Result<(u16, u64)> {
         self.read(|_| {}).await
@@ -187,6 +224,24 @@ impl Exchange {
             }
         }
         Ok((status, bytes))
+    }
+}
+
+/// Reads what the server says of the connection as a whole, until it ends.
+async fn hear(quic: Connection, told_to_go: Arc<AtomicBool>) -> Result<()> {
+    let mut others = Vec::new();
+    loop {
+        let mut stream = Reader { receive: quic.accept_uni().await?, chunk: Bytes::new() };
+        if stream.integer().await? != Some(u64::from(CONTROL)) {
+            // Of the field compression, which may not be closed either.
+            others.push(stream);
+            continue;
+        }
+        while let Some(kind) = stream.integer().await? {
+            let length = stream.integer().await?.context("the frame's length")?;
+            stream.pass(length, &mut |_| {}).await?;
+            told_to_go.fetch_or(kind == GOAWAY, Ordering::Relaxed);
+        }
     }
 }
 

@@ -336,7 +336,11 @@ mod tests {
                 to: to_s.map(|to_s| start + to_s * S),
             };
             let seen = seen(start, outcome);
-            assert_eq!(unexplained(&seen, &[window.clone()]).is_none(), is_explained, "{window:?}");
+            assert_eq!(
+                unexplained(&seen, std::slice::from_ref(&window)).is_none(),
+                is_explained,
+                "{window:?}"
+            );
             assert!(unexplained(&seen, &[]).is_none() == (from_s == 90), "{seen:?}");
         }
     }

@@ -98,6 +98,23 @@ pub fn build_load() -> Result<PathBuf> {
     build(command, ["load"]).map(|[binary]| binary)
 }
 
+/// Builds what `perf cores` counts, as the tests are built, and gives the binary's path.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_cores() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", "gateway", "--bench", "cores"]);
+    build(command, ["cores"]).map(|[binary]| binary)
+}
+
+/// The compiler that cargo calls.
+pub fn rustc() -> Command {
+    let mut command = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command.current_dir(root());
+    command
+}
+
 /// The product's own tests and the product that they run, as `cargo test` builds them.
 #[derive(Debug)]
 pub struct Tests {

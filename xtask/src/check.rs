@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cargo::{cargo, root, run},
-    mission, setup,
+    mission, perf, setup,
 };
 
 /// Runs every check, also after one has failed, so that one run shows all there is to mend.
@@ -31,8 +31,10 @@ pub fn check() -> Result<()> {
                 "--no-deps",
             ])),
         ),
+        ("figures", perf::check_quoted()),
         ("dependencies", dependencies()),
         ("mission", mission()),
+        ("instructions", perf::check_cores()),
     ];
     let mut failed = Vec::new();
     for (name, result) in checks {

@@ -39,16 +39,20 @@ cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        Debian's kernels 5.10, 6.1 and 6.12
 cargo xtask perf [SCENARIO…] [--json] [--quick] [--rounds N]
                                        measures against others, and keeps the results (root); mtls,
-                                       token-hot, token-many, token-cold, handshake, latency, idle, xdp,
-                                       flood; without one, all of them
+                                       token-hot, token-many, token-cold, handshake, latency, idle, reload,
+                                       scale, host, xdp, flood; without one, all of them
+cargo xtask perf --readme FILE…        has perf/README.md quote results that were kept
+cargo xtask perf cores [--check|--write]
+                                       instructions and allocations of what every packet and request pays
+                                       for, beside those that are kept; `check` does it too
 cargo xtask fuzz [TARGET…] [--seconds N | --smoke] [--replay FILE]
                                        any bytes for whatever reads bytes from outside; 60 s each, or with
                                        --smoke a few thousand inputs that are always the same
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)
-cargo xtask check                      format, lints, documentation, dependencies, and that each test which
-                                       tests/mission.md names is there
+cargo xtask check                      format, lints, documentation, dependencies, that each test which
+                                       tests/mission.md names is there, and instruction counts
 ";
 
 fn main() -> ExitCode {

@@ -2,7 +2,6 @@
 
 use std::{
     env,
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -10,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
 use crate::{
-    cargo::{cargo, run_and_read},
+    cargo::{cargo, run_and_read, rustc},
     harness::{clock, netns, process},
     setup,
 };
@@ -188,8 +187,7 @@ fn privilege() -> Privilege {
 
 /// The variable that names cargo's runner for this machine's own target.
 fn runner_variable() -> Result<String> {
-    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = process::succeed(Command::new(Path::new(&rustc)).arg("-vV"))?;
+    let version = process::succeed(rustc().arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(runner_of(host.context("rustc -vV names no host")?))
 }

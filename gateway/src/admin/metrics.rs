@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lru::LruCache;
+use lru::{DefaultHasher, LruCache};
 
 use crate::policy::{
     Reason,
@@ -143,7 +143,7 @@ impl<const N: usize> Histogram<N> {
 #[derive(Clone, Debug)]
 pub struct WorkerMetrics {
     /// By consumer, route (by name) and status.
-    pub requests: HashMap<(Consumer, Arc<str>, u16), u64>,
+    pub requests: HashMap<(Consumer, Arc<str>, u16), u64, DefaultHasher>,
     /// From the head's arrival to the end of the answer's head.
     pub request_duration: Histogram<12>,
     /// Refusals of requests, by the reason's code.
@@ -198,7 +198,7 @@ impl WorkerMetrics {
     /// Nothing counted yet.
     pub fn new(listeners: usize) -> WorkerMetrics {
         WorkerMetrics {
-            requests: HashMap::new(),
+            requests: HashMap::default(),
             request_duration: Histogram::new(DURATION_BOUNDS_S),
             refusals: BTreeMap::new(),
             handshake_failures: BTreeMap::new(),

@@ -50,8 +50,11 @@ impl When {
 
 use When::{Always, BySource, Fetched, Kept, With};
 
+/// A key, what holds where it is not written, and in which tables.
+type Unwritten = (&'static str, &'static str, When);
+
 /// Of each table the keys that need not be written, with what holds then, as TOML.
-const DEFAULTS: &[(&str, &[(&str, &str, When)])] = &[
+const DEFAULTS: &[(&str, &[Unwritten])] = &[
     (
         "server",
         &[

@@ -58,7 +58,7 @@ use crate::{
     },
     policy::{
         Reason,
-        limit::{Limiter, Limiters, Mode},
+        limit::{self, Limiter, Limiters, Mode},
         penalty::{self, Arrived, Block, Evidence, Ledger, overlaps},
     },
     snapshot::{Published, Snapshot},
@@ -571,7 +571,7 @@ impl Control {
         let listeners = self
             .listeners
             .borrow()
-            .prepare(&config.listeners, self.workers.len(), &mut Inherited::new())
+            .prepare(&config.listeners, self.workers.len(), &mut Inherited::default())
             .map_err(|error| error.to_string())?;
         self.workers_listen(listeners.new_sockets())?;
         // The last that may refuse.
@@ -685,6 +685,19 @@ impl Control {
         self.shared.published.store(Arc::new(snapshot));
         // Connections judge their clients again; receivers live as long as the workers.
         let _ = self.tell.news.send(());
+    }
+
+    /// From now on limits count on from what was used in another process.
+    pub(super) fn go_on_with_limits(&self, used: Vec<(Arc<str>, limit::Used)>, now: Instant) {
+        if used.is_empty() {
+            return;
+        }
+        let before = self.shared.published.load_full();
+        self.shared.published.store(Arc::new(Snapshot {
+            generation: before.generation + 1,
+            limits: before.limits.going_on(&used, now),
+            ..(*before).clone()
+        }));
     }
 
     /// Publishes the keys of issuers, where they have changed.

@@ -39,10 +39,37 @@ pub(super) struct Sockets {
 /// Sockets in place of those there are; `None`: it stays.
 #[derive(Debug)]
 pub(super) struct Moved {
-    operators: Option<UnixListener>,
+    operators: Option<Fresh>,
     monitors: Option<TcpListener>,
     /// The operators' socket stays, and is another group's from now on.
     given: Option<(PathBuf, Gid)>,
+}
+
+/// An operators' socket that nobody answers at yet. Its file goes with it, unless it is taken: where the
+/// rest of a change is refused, there is to be no file that leads nowhere.
+#[derive(Debug)]
+struct Fresh {
+    socket: Option<UnixListener>,
+    path: PathBuf,
+}
+
+impl Fresh {
+    fn bind(path: &Path, group: Option<&str>) -> Result<Fresh, String> {
+        Ok(Fresh { socket: Some(socket::bind(path, group)?), path: path.to_owned() })
+    }
+
+    fn take(mut self) -> Option<UnixListener> {
+        self.socket.take()
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if self.socket.is_some() {
+            // That it is gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Doors {
@@ -59,7 +86,7 @@ impl Doors {
             .then(|| listen::single(after.metrics))
             .transpose()
             .map_err(|error: ListenError| error.to_string())?;
-        let bind = || socket::bind(&after.socket, after.group.as_deref());
+        let bind = || Fresh::bind(&after.socket, after.group.as_deref());
         let operators = (before.socket != after.socket).then(bind).transpose()?;
         let is_regrouped = operators.is_none() && before.group != after.group;
         let group = after.group.as_deref().filter(|_| is_regrouped);
@@ -78,7 +105,7 @@ impl Doors {
             return;
         }
         let mut sockets = self.sockets.borrow_mut();
-        if let Some(operators) = moved.operators {
+        if let Some(operators) = moved.operators.and_then(Fresh::take) {
             sockets.operators = operators;
             // Nobody answers there any more; that it is gone already is as good.
             let _ = std::fs::remove_file(old_socket);
@@ -131,5 +158,22 @@ impl Doors {
         for task in self.answering.borrow_mut().drain(..) {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_not_taken_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let fresh = Fresh::bind(&path, None).unwrap();
+        assert!(path.exists());
+        drop(fresh);
+        assert!(!path.exists());
+        let taken = Fresh::bind(&path, None).unwrap().take();
+        assert!(taken.is_some() && path.exists());
     }
 }

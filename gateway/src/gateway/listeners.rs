@@ -18,7 +18,7 @@ use crate::{
     config::{self, Protocol},
     net::{
         listen::{self, ListenError},
-        quic,
+        quic, quic_passage,
         worker::{self, Listening, Phase},
     },
 };
@@ -28,7 +28,13 @@ use crate::{
 const PLACES_MAX: usize = 1_024;
 
 /// Sockets that somebody else has bound: an earlier process, or systemd.
-pub(super) type Inherited = HashMap<SocketAddr, Vec<TcpListener>>;
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    /// Where connections come from.
+    pub(super) streams: HashMap<SocketAddr, Vec<TcpListener>>,
+    /// Where datagrams come from, in the order of their group.
+    pub(super) datagrams: HashMap<SocketAddr, Vec<quic_passage::Inherited>>,
+}
 
 /// Everything that is listened on, and what still is in use of earlier addresses.
 #[derive(Debug, Default)]
@@ -55,12 +61,13 @@ struct Bound {
     phase: watch::Sender<Phase>,
 }
 
-/// One listener's address for HTTP/3. Its sockets are the workers' alone: a datagram belongs to the
+/// One listener's address for HTTP/3. Only the workers read its sockets: a datagram belongs to the
 /// one endpoint that knows its connection.
 #[derive(Debug)]
 struct BoundQuic {
     place: usize,
     address: SocketAddr,
+    held: Vec<quic::Held>,
     phase: watch::Sender<Phase>,
 }
 
@@ -77,8 +84,8 @@ pub(super) struct Prepared {
 struct NextQuic {
     place: usize,
     address: SocketAddr,
-    /// Bound now; `None`: they are there already.
-    sockets: Option<Vec<quic::Bound>>,
+    /// Bound or inherited now; `None`: they are there already.
+    sockets: Option<(Vec<quic::Held>, Vec<quic::Bound>)>,
 }
 
 /// One listener after a change.
@@ -145,15 +152,22 @@ impl Prepared {
             Origin::Stays(_) => 0,
             Origin::New(_, copies) => copies.len(),
         };
-        let of_quic = self.quic.iter().filter_map(|next| next.sockets.as_ref()).map(Vec::len);
+        let of_quic =
+            self.quic.iter().filter_map(|next| next.sockets.as_ref()).map(|(_, new)| new.len());
         self.listeners.iter().map(count).chain(of_quic).sum()
     }
 }
 
 impl Listeners {
-    /// Of sockets with that backlog, and steered to the workers on these CPUs.
-    pub(super) fn new(backlog: u32, steered: Option<Vec<usize>>) -> Listeners {
-        Listeners { backlog, steered, ..Listeners::default() }
+    /// Of sockets with that backlog, and steered to the workers on these CPUs; with the keys of the
+    /// process before, if it gave any.
+    pub(super) fn new(
+        backlog: u32,
+        steered: Option<Vec<usize>>,
+        quic_keys: Option<quic::Keys>,
+    ) -> Listeners {
+        let quic_keys = quic_keys.map_or_else(OnceCell::new, OnceCell::from);
+        Listeners { backlog, steered, quic_keys, ..Listeners::default() }
     }
 
     /// Binds what is not bound yet: one socket for each worker. Nothing of what runs is touched.
@@ -189,7 +203,8 @@ impl Listeners {
             };
             next.push(Next { place, address: *address, origin });
             if protocols.contains(&Protocol::Http3) {
-                next_quic.push(self.prepare_quic(place, *address, workers)?);
+                let given = inherited.datagrams.remove(address);
+                next_quic.push(self.prepare_quic(place, *address, workers, given)?);
             }
         }
         if names.len() > PLACES_MAX {
@@ -203,12 +218,22 @@ impl Listeners {
         place: usize,
         address: SocketAddr,
         workers: usize,
+        inherited: Option<Vec<quic_passage::Inherited>>,
     ) -> Result<NextQuic, ListenersError> {
+        let new = || -> Result<_, ListenError> {
+            let keys = self.quic_keys(address)?;
+            let bound = match inherited {
+                Some(inherited) => quic::group_of(address, inherited, workers, &keys)?,
+                None => quic::group(address, workers, &keys)?,
+            };
+            let held = bound.iter().map(quic::Bound::held).collect::<io::Result<_>>();
+            Ok((held.map_err(|error| ListenError { address, error })?, bound))
+        };
         let sockets = match self.quic.iter().find(|bound| bound.address == address) {
             Some(bound) if bound.place == place => None,
             // Two endpoints at one port would take each other's datagrams.
             Some(_) => return Err(ListenersError::Renamed(address)),
-            None => Some(quic::group(address, workers, &self.quic_keys(address)?)?),
+            None => Some(new()?),
         };
         Ok(NextQuic { place, address, sockets })
     }
@@ -229,7 +254,8 @@ impl Listeners {
         inherited: &mut Inherited,
     ) -> Result<Vec<TcpListener>, ListenError> {
         let wrap = |error| ListenError { address, error };
-        if let Some(mut sockets) = inherited.remove(&address).filter(|some| !some.is_empty()) {
+        let given = inherited.streams.remove(&address);
+        if let Some(mut sockets) = given.filter(|some| !some.is_empty()) {
             let missing = workers.saturating_sub(sockets.len());
             match listen::group_beside(address, missing, self.backlog) {
                 Ok(more) => sockets.extend(more),
@@ -290,7 +316,7 @@ impl Listeners {
         let mut before = std::mem::take(&mut self.quic);
         let mut news = Vec::new();
         for NextQuic { place, address, sockets } in next {
-            let Some(sockets) = sockets else {
+            let Some((held, sockets)) = sockets else {
                 let stays = before.iter().position(|bound| bound.address == address);
                 self.quic.extend(stays.map(|index| before.swap_remove(index)));
                 continue;
@@ -301,7 +327,7 @@ impl Listeners {
                 Listening { listener: place, socket, phase: heard.clone() }
             };
             news.push(sockets.into_iter().map(listening).collect());
-            self.quic.push(BoundQuic { place, address, phase });
+            self.quic.push(BoundQuic { place, address, held, phase });
         }
         self.leaving.extend(before.into_iter().map(|bound| (bound.phase, course)));
         news
@@ -338,6 +364,19 @@ impl Listeners {
         let is_bound = |place| self.bound.iter().any(|bound| bound.place == place);
         let names = self.names.iter().cloned().enumerate();
         names.filter(|(place, _)| is_bound(*place) || is_open(*place)).collect()
+    }
+
+    /// Every socket of HTTP/3, those of one address in the order of their group.
+    pub(super) fn quic_held(&mut self) -> impl Iterator<Item = (SocketAddr, &mut quic::Held)> {
+        self.quic.iter_mut().flat_map(|bound| {
+            let address = bound.address;
+            bound.held.iter_mut().map(move |held| (address, held))
+        })
+    }
+
+    /// What retries and resets are signed with, where HTTP/3 is served.
+    pub(super) fn quic_keys_in_use(&self) -> Option<quic::Keys> {
+        self.quic_keys.get().cloned()
     }
 
     /// Every socket that is listened on.
@@ -390,7 +429,7 @@ mod tests {
         listeners: &mut Listeners,
         next: &[config::Listener],
     ) -> Result<Vec<Vec<Listening>>, ListenersError> {
-        let prepared = listeners.prepare(next, 2, &mut Inherited::new())?;
+        let prepared = listeners.prepare(next, 2, &mut Inherited::default())?;
         Ok(listeners.make(prepared, course()))
     }
 
@@ -436,15 +475,19 @@ mod tests {
     fn inherited_sockets_are_used_and_what_is_missing_is_added() {
         let address = free();
         let others = listen::group(address, 1, 16).unwrap();
-        let mut inherited = Inherited::from([(address, others)]);
+        let inherits = |address, sockets| Inherited {
+            streams: HashMap::from([(address, sockets)]),
+            ..Inherited::default()
+        };
+        let mut inherited = inherits(address, others);
         let listeners = Listeners::default();
         let prepared = listeners.prepare(&[listener("a", address)], 3, &mut inherited).unwrap();
         assert_eq!(prepared.new_sockets(), 3);
-        assert!(inherited.is_empty());
+        assert!(inherited.streams.is_empty());
         // One that cannot be shared by port is shared as it is.
         let alone = listen::single(free()).unwrap();
         let address = alone.local_addr().unwrap();
-        let mut inherited = Inherited::from([(address, vec![alone])]);
+        let mut inherited = inherits(address, vec![alone]);
         let prepared = listeners.prepare(&[listener("a", address)], 3, &mut inherited).unwrap();
         assert_eq!(prepared.new_sockets(), 3);
     }

@@ -14,8 +14,10 @@ use crate::{
     config::{Config, Protocol},
     net::{
         activation::Passed,
-        handover::{self, HandoverError, Offer, Offered, PROTOCOL, Taken},
+        handover::{self, HandoverError, Offer, Offered, PROTOCOL, Secret, Taken},
         listen,
+        quic::{self, KEYS_BYTES},
+        quic_passage,
     },
 };
 
@@ -24,6 +26,8 @@ use crate::{
 pub(super) struct Estate {
     /// Listeners' sockets.
     pub(super) listeners: Inherited,
+    /// What the process before signed retries and resets with.
+    pub(super) quic_keys: Option<[u8; KEYS_BYTES]>,
     monitors: Vec<(SocketAddr, TcpListener)>,
     operators: Option<UnixListener>,
     /// Addresses of the listeners' sockets that have no use.
@@ -60,12 +64,6 @@ impl Estate {
                 RunError::System(format!("the running daemon keeps serving: {error}"))
             })?;
             if let Some(taken) = taken {
-                if config.listeners.iter().any(|one| one.protocols.contains(&Protocol::Http3)) {
-                    let why = "the running daemon keeps serving: connections of HTTP/3 cannot be \
-                               handed over; take \"h3\" out of listener.protocols and reload \
-                               before, or restart the daemon";
-                    return Err(RunError::System(why.to_owned()));
-                }
                 estate.adopt(config, taken);
             }
         }
@@ -76,6 +74,11 @@ impl Estate {
         for (address, socket) in std::mem::take(&mut taken.listeners) {
             self.add(config, address, TcpListener::from(socket));
         }
+        for (address, socket) in std::mem::take(&mut taken.datagrams) {
+            self.add_quic(config, address, socket);
+        }
+        let keys = taken.offer.quic_keys.take();
+        self.quic_keys = keys.and_then(|Secret(keys)| keys.try_into().ok());
         if let Some((address, socket)) = taken.monitors.take() {
             self.add(config, address, TcpListener::from(socket));
         }
@@ -85,13 +88,25 @@ impl Estate {
 
     fn add(&mut self, config: &Config, address: SocketAddr, socket: TcpListener) {
         if config.listeners.iter().any(|listener| listener.address == address) {
-            self.listeners.entry(address).or_default().push(socket);
+            self.listeners.streams.entry(address).or_default().push(socket);
         } else if config.admin.metrics == address {
             self.monitors.push((address, socket));
         } else {
             // Of an address that is listened on no longer: with its last holder it closes.
             self.unused.push(format!("no listener is at {address}"));
             self.stale.push(address);
+        }
+    }
+
+    fn add_quic(&mut self, config: &Config, address: SocketAddr, socket: quic_passage::Inherited) {
+        let serves = |listener: &&crate::config::Listener| {
+            listener.address == address && listener.protocols.contains(&Protocol::Http3)
+        };
+        if config.listeners.iter().any(|listener| serves(&listener)) {
+            self.listeners.datagrams.entry(address).or_default().push(socket);
+        } else {
+            // The process before reads on for what is open, since nobody passes anything on to it.
+            self.unused.push(format!("no listener serves HTTP/3 at {address}"));
         }
     }
 
@@ -150,6 +165,8 @@ async fn converse(
     let stream = given.await.map_err(lost)??;
     // Only now: what was banned while the other started is among it.
     let state = control.last_state();
+    // Before the other hears that it may read them.
+    control.give_datagrams();
     spawn_blocking(move || handover::finish(&stream, &state)).await.map_err(lost)??;
     Ok(pid)
 }
@@ -164,6 +181,8 @@ fn peer(stream: &std::os::unix::net::UnixStream) -> u32 {
 /// What there is to give.
 pub(super) fn offer(
     listeners: impl Iterator<Item = (SocketAddr, std::io::Result<OwnedFd>)>,
+    datagrams: impl Iterator<Item = (SocketAddr, std::io::Result<quic_passage::Inherited>)>,
+    quic_keys: Option<quic::Keys>,
     doors: std::io::Result<Vec<(Offered, OwnedFd)>>,
 ) -> std::io::Result<(Offer, Vec<OwnedFd>)> {
     let (mut offered, mut sockets) = (Vec::<Offered>::new(), Vec::new());
@@ -174,11 +193,17 @@ pub(super) fn offer(
             _ => offered.push(Offered::Listener { address: at, count: 1 }),
         }
     }
+    for (address, socket) in datagrams {
+        let (tags, descriptors) = socket?.into_parts()?;
+        offered.push(Offered::Datagrams { address, tags });
+        sockets.extend(descriptors);
+    }
     for (what, socket) in doors? {
         offered.push(what);
         sockets.push(socket);
     }
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let pid = std::process::id();
-    Ok((Offer { protocol: PROTOCOL, version, pid, sockets: offered }, sockets))
+    let quic_keys = quic_keys.map(|keys| Secret(keys.to_bytes().to_vec()));
+    Ok((Offer { protocol: PROTOCOL, version, pid, sockets: offered, quic_keys }, sockets))
 }

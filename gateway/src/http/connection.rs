@@ -22,6 +22,7 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls_pki_types::UnixTime;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::server::TlsStream;
 
@@ -225,8 +226,7 @@ impl Connection {
     ///
     /// # Errors
     /// Why not.
-    pub fn recheck(&self, snapshot: &Snapshot) -> Result<(), CertificateError> {
-        let now = time::unix();
+    pub fn recheck(&self, snapshot: &Snapshot, now: UnixTime) -> Result<(), CertificateError> {
         let mut judged = self.judged.borrow_mut();
         if judged.generation != snapshot.generation || judged.at_s != now.as_secs() {
             let site = self.sites(snapshot).of(self.server_name.as_deref());
@@ -500,7 +500,7 @@ async fn drive(
             }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
-                if let Err(error) = connection.recheck(&snapshot) {
+                if let Err(error) = connection.recheck(&snapshot, time::unix()) {
                     return withdrawn(connection, &error);
                 }
             }

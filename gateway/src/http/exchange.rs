@@ -42,8 +42,10 @@ struct Record {
     started: Instant,
     request_id: String,
     method: http::Method,
-    path: String,
-    route: Arc<str>,
+    /// Its target; of it only the path is written.
+    uri: Uri,
+    /// `None`: none was found.
+    route: Option<Arc<str>>,
     upstream: Option<Arc<str>>,
     principal: Option<String>,
     client_id: Option<String>,
@@ -52,6 +54,8 @@ struct Record {
     bytes_in: Rc<Cell<u64>>,
     auth: Duration,
     upstream_wait: Option<Duration>,
+    /// When the upstream's part was over.
+    answered: Option<Instant>,
     access_log: bool,
     /// What its route's limits said.
     verdicts: Vec<Verdict>,
@@ -66,7 +70,7 @@ pub async fn exchange(
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
     let (mut parts, incoming) = request.into_parts();
-    let mut record = Record::new(&connection, &parts, snapshot.access_log);
+    let mut record = Record::new(&connection, &parts, running.started(), snapshot.access_log);
     let upload = Upload::of(running.clone(), &parts.headers);
     let body = RequestBody::new(incoming, record.bytes_in.clone(), upload);
     let outcome = match upgrade::asked(&mut parts) {
@@ -136,7 +140,7 @@ async fn serve(
     }
     connection.check_site(snapshot, facts.host())?;
     let route = snapshot.routes.find(&facts)?;
-    record.route = route.name.clone();
+    record.route = Some(route.name.clone());
     let (stage, leeway_max) = {
         let host = worker.shared.host.load();
         (host.stage, host.leeway_max)
@@ -151,15 +155,20 @@ async fn serve(
         .arrive(route, connection.peer.is_some(), &mut record.verdicts)
         // Not looked at for a limit of addresses; whoever reads the line wants to know whom it hit.
         .inspect_err(|_| record.know(&Identity::new(connection.certified(snapshot), None)))?;
-    connection.recheck(snapshot).map_err(Refusal::Certificate)?;
     let now = time::unix();
+    connection.recheck(snapshot, now).map_err(Refusal::Certificate)?;
     let certificate = connection.certified(snapshot);
-    record.know(&Identity::new(certificate.clone(), None));
-    let admitted = admit(route, &arrived, certificate, now)?;
+    // The whole is known only at the end of it; who is refused before is whom the certificate names.
+    let by_certificate = |record: &mut Record| {
+        record.know(&Identity::new(connection.certified(snapshot), None));
+    };
+    let admitted =
+        admit(route, &arrived, certificate, now).inspect_err(|_| by_certificate(record))?;
     let claims = match facts.token() {
         Some(token) if route.demands.token => {
             let clock = Clock { now, leeway_max };
-            Some(identify(worker, snapshot, token, clock).map_err(Refusal::Token)?)
+            let claims = identify(worker, snapshot, token, clock).map_err(Refusal::Token);
+            Some(claims.inspect_err(|_| by_certificate(record))?)
         }
         _ => None,
     };
@@ -169,7 +178,8 @@ async fn serve(
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
     let permit = permit(candidate, &counting, &mut record.verdicts)?;
     worker.vouch(&connection.arrival, permit.identity(), record.started);
-    record.auth = time::monotonic().saturating_duration_since(record.started);
+    let authorized = time::monotonic();
+    record.auth = authorized.saturating_duration_since(record.started);
 
     let origin = Origin {
         source: connection.arrival.address,
@@ -191,14 +201,15 @@ async fn serve(
         }
         None => Purpose::Requests,
     };
-    let sent = time::monotonic();
     let mut request = Request::from_parts(parts, body);
     if is_expected && !request.body().is_end_stream() {
         let wait = expect::pass_on(&mut request);
         request.body_mut().after(wait);
     }
-    let outcome = worker.forwarder.forward(upstream, &permit, purpose, request).await;
-    record.upstream_wait = Some(time::monotonic().saturating_duration_since(sent));
+    let outcome = worker.forwarder.forward(upstream, &permit, purpose, request, authorized).await;
+    let answered = time::monotonic();
+    record.upstream_wait = Some(answered.saturating_duration_since(authorized));
+    record.answered = Some(answered);
     let result = match &outcome {
         Ok(_) => "answered",
         Err(refusal) => refusal.reason().word(),
@@ -206,6 +217,20 @@ async fn serve(
     let key = (upstream.name.clone(), result);
     *worker.metrics.borrow_mut().upstream_requests.entry(key).or_default() += 1;
     outcome
+}
+
+/// The name of a request that brought none of its own: its connection's, and its number there.
+fn own_request_id(connection_id: &str, number: u64) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    // One for the sign between, and a number has sixteen digits at most.
+    let mut id = String::with_capacity(connection_id.len() + 17);
+    id.push_str(connection_id);
+    id.push('-');
+    let digits = (64 - number.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        id.push(char::from(DIGITS[(number >> (4 * place) & 0xf) as usize]));
+    }
+    id
 }
 
 /// The size of a head, whatever it came over: its target, and each field with the 32 octets that stand
@@ -244,19 +269,19 @@ pub(super) fn identify(
 }
 
 impl Record {
-    fn new(connection: &Connection, parts: &Parts, access_log: bool) -> Record {
+    fn new(connection: &Connection, parts: &Parts, started: Instant, access_log: bool) -> Record {
         let offered = parts.headers.get("x-request-id").and_then(|value| value.to_str().ok());
         let number = connection.next_request();
         let request_id = match offered {
             Some(offered) if headers::is_request_id(offered) => offered.to_owned(),
-            _ => format!("{}-{number:x}", connection.arrival.id),
+            _ => own_request_id(&connection.arrival.id, number),
         };
         Record {
-            started: time::monotonic(),
+            started,
             request_id,
             method: parts.method.clone(),
-            path: parts.uri.path().to_owned(),
-            route: Arc::from(NO_ROUTE),
+            uri: parts.uri.clone(),
+            route: None,
             upstream: None,
             principal: None,
             client_id: None,
@@ -265,6 +290,7 @@ impl Record {
             bytes_in: Rc::default(),
             auth: Duration::ZERO,
             upstream_wait: None,
+            answered: None,
             access_log,
             verdicts: Vec::new(),
         }
@@ -289,9 +315,11 @@ impl Record {
         let status = response.status().as_u16();
         {
             let consumer = worker.consumer(self.client_id.as_deref());
-            let took = time::monotonic().saturating_duration_since(self.started);
+            let ended = self.answered.unwrap_or_else(time::monotonic);
+            let took = ended.saturating_duration_since(self.started);
             let mut metrics = worker.metrics.borrow_mut();
-            *metrics.requests.entry((consumer, self.route.clone(), status)).or_default() += 1;
+            let route = self.route.clone().unwrap_or_else(|| Arc::from(NO_ROUTE));
+            *metrics.requests.entry((consumer, route, status)).or_default() += 1;
             metrics.request_duration.observe(took);
             metrics.count_limits(&self.verdicts);
             if let Some(refusal) = &refusal {
@@ -345,9 +373,9 @@ impl Record {
                 .maybe("client_id", self.client_id.as_deref())
                 .maybe("tenant", self.tenant.as_deref())
                 .field("auth_method", self.auth_method)
-                .field("route", &*self.route)
+                .field("route", self.route.as_deref().unwrap_or(NO_ROUTE))
                 .field("method", self.method.as_str())
-                .field("path", &self.path)
+                .field("path", self.uri.path())
                 .field("status", status)
                 .maybe("reason", refusal.map(|refusal| refusal.reason().word()))
                 .maybe("detail", refusal.and_then(Refusal::detail))
@@ -363,5 +391,17 @@ impl Record {
                 .field("worker", connection.worker.id);
             line.end();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_numbered_in_hexadecimal() {
+        for number in [0, 1, 9, 10, 15, 16, 255, 256, 0xdead_beef, u64::MAX] {
+            assert_eq!(own_request_id("84f670ac-0-1", number), format!("84f670ac-0-1-{number:x}"));
+        }
     }
 }

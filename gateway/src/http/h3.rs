@@ -12,7 +12,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -61,6 +61,11 @@ use crate::{
 /// costs it nothing and an upstream much (rapid reset, CVE-2023-44487); a browser that leaves a page
 /// gives up some dozens at once.
 const GIVEN_UP_MAX: u32 = 200;
+
+/// After GOAWAY a connection without requests is kept for so long, unless its client closes it: what was
+/// sent before the client heard arrives within a round trip, and is answered. As long as an HTTP/1.1
+/// connection is kept at a stop.
+const LEAVES_AFTER: Duration = Duration::from_secs(5);
 
 /// A connection whose first packet has arrived.
 pub struct Incoming {
@@ -182,6 +187,8 @@ async fn drive(
     let mut phase = connection.arrival.phase.clone();
     let watch = connection.watch.clone();
     let mut draining = false;
+    // From then on it ends as soon as nothing is asked.
+    let mut leaves_at = None;
     loop {
         tokio::select! {
             resolver = server.accept() => match resolver {
@@ -211,15 +218,23 @@ async fn drive(
                 if now == Phase::Stopping {
                     return Code::H3_NO_ERROR;
                 }
-                draining = true;
-                // GOAWAY names the first request that will not be served: the one after the last.
-                if server.shutdown(1).await.is_err() {
-                    return Code::H3_NO_ERROR;
+                if now == Phase::Closing {
+                    leaves_at = Some(time::monotonic());
+                }
+                if !draining {
+                    draining = true;
+                    leaves_at.get_or_insert(time::monotonic() + LEAVES_AFTER);
+                    // GOAWAY names the first request that will not be served: as many as may be under
+                    // way already will be (RFC 9114 section 5.2).
+                    if server.shutdown(limits.streams_max as usize).await.is_err() {
+                        return Code::H3_NO_ERROR;
+                    }
                 }
             }
+            () = rest(leaves_at), if requests.open.get() == 0 => return Code::H3_NO_ERROR,
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
-                if let Err(error) = connection.recheck(&snapshot) {
+                if let Err(error) = connection.recheck(&snapshot, time::unix()) {
                     withdrawn(&connection, &error);
                     return Code::H3_NO_ERROR;
                 }
@@ -235,6 +250,7 @@ async fn drive(
                     Verdict::Retire => {
                         draining = true;
                         watch.retire(time::monotonic());
+                        leaves_at = Some(time::monotonic());
                         if server.shutdown(1).await.is_err() {
                             return Code::H3_NO_ERROR;
                         }
@@ -250,9 +266,17 @@ async fn drive(
             evidence(&connection, Reason::RequestsGivenUp, "more requests given up than answered");
             return Code::H3_EXCESSIVE_LOAD;
         }
-        if (draining && requests.open.get() == 0) || connection.is_banned() {
+        if connection.is_banned() {
             return Code::H3_NO_ERROR;
         }
+    }
+}
+
+/// Until then; for ever where nothing is set.
+async fn rest(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Towards the upstream: hop-by-hop fields go (RFC 9110 section 7.6.1), every field by which an
 //! upstream could learn who is asking goes in any spelling, and then what was proven is written.
 
-use std::{net::IpAddr, ops::Range};
+use std::{io::Write as _, net::IpAddr, ops::Range};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -213,6 +213,11 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Over HTTP/2 there is none of them, and over HTTP/1.1 seldom; looking at the names that are there is
+    // cheaper than asking for each that might be.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     // `close` and `keep-alive` alone, which is nearly always, name no field.
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -294,10 +299,23 @@ fn write_identity(fields: &mut Fields, identity: &Identity<'_>) {
     fields.put(const { HeaderName::from_static("x-forwarded-user") }, identity.user());
 }
 
+/// Octets of the longest address: an IPv6 address with an IPv4 address at its end.
+const ADDRESS_MAX_BYTES: usize = 45;
+
+/// The address as text, which is kept in `room`.
+fn address_text(address: IpAddr, room: &mut [u8; ADDRESS_MAX_BYTES]) -> &str {
+    let mut rest = &mut room[..];
+    // What does not fit does not exist.
+    let _fits = write!(rest, "{address}");
+    let left = rest.len();
+    str::from_utf8(&room[..ADDRESS_MAX_BYTES - left]).unwrap_or_default()
+}
+
 fn write_origin(fields: &mut Fields, origin: Origin<'_>) {
-    let source = origin.source.to_string();
+    let mut text = [0; ADDRESS_MAX_BYTES];
+    let source = address_text(origin.source, &mut text);
     fields.put(const { HeaderName::from_static("x-request-id") }, Some(origin.request_id));
-    fields.put(const { HeaderName::from_static("x-forwarded-for") }, Some(&source));
+    fields.put(const { HeaderName::from_static("x-forwarded-for") }, Some(source));
     fields.put(const { HeaderName::from_static("x-forwarded-proto") }, Some("https"));
     fields.put(const { HeaderName::from_static("x-forwarded-host") }, origin.host);
     // RFC 7239 section 6: an IPv6 address is quoted and bracketed.
@@ -308,10 +326,10 @@ fn write_origin(fields: &mut Fields, origin: Origin<'_>) {
     let name = const { HeaderName::from_static("forwarded") };
     match origin.host {
         Some(host) => {
-            let parts = [before, &source, after, ";host=\"", host, "\";proto=https"];
+            let parts = [before, source, after, ";host=\"", host, "\";proto=https"];
             fields.put_parts(name, &parts);
         }
-        None => fields.put_parts(name, &[before, &source, after, ";proto=https"]),
+        None => fields.put_parts(name, &[before, source, after, ";proto=https"]),
     }
 }
 
@@ -375,6 +393,8 @@ impl Fields {
     }
 
     fn write(self, headers: &mut HeaderMap) {
+        // Once, for it grows by doubling and is sorted in anew each time.
+        headers.reserve(self.places.len());
         let text = Bytes::from(self.text);
         for (name, place) in self.places {
             // Printable ASCII is a value.
@@ -388,7 +408,8 @@ impl Fields {
 /// Printable ASCII only. Beyond it readers differ: some take the octets for Latin-1, and some that cut
 /// characters to one octet would see a line break (RFC 9110 section 5.5).
 fn is_plain(value: &str) -> bool {
-    value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+    // Without a way out in between it is done for many octets at a time.
+    value.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }
 
 /// Whether a client's own request id may be kept: it is repeated in logs and in the answer.

@@ -266,8 +266,8 @@ impl Asked {
         let facts = Facts::read(&Method::GET, &self.uri, &self.fields, name)?;
         connection.check_site(&snapshot, facts.host())?;
         let route = snapshot.routes.find(&facts)?;
-        connection.recheck(&snapshot).map_err(Refusal::Certificate)?;
         let now = time::unix();
+        connection.recheck(&snapshot, now).map_err(Refusal::Certificate)?;
         let certificate = connection.certified(&snapshot);
         let token = facts.token().filter(|_| route.demands.token);
         recheck(route, connection.arrival.address, certificate, now, || {

@@ -20,6 +20,8 @@ use std::{
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::quic_passage::Inherited;
+
 /// The language of this file. Two processes that do not speak the same one do not hand over.
 pub const PROTOCOL: u32 = 1;
 
@@ -50,10 +52,24 @@ pub struct Offer {
     pub pid: u32,
     /// The sockets that follow, in this order.
     pub sockets: Vec<Offered>,
+    /// What signs retries and resets of QUIC, where that is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic_keys: Option<Secret>,
+}
+
+/// Octets that are nobody else's to see.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Secret").finish_non_exhaustive()
+    }
 }
 
 /// What one socket, or several, are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Offered {
     /// Clients connect there.
@@ -62,6 +78,13 @@ pub enum Offered {
         address: SocketAddr,
         /// So many sockets of it.
         count: usize,
+    },
+    /// Clients send datagrams there: one socket, and a way to each process that has connections on it.
+    Datagrams {
+        /// Where that is.
+        address: SocketAddr,
+        /// Those processes, by the tags in their connection IDs.
+        tags: Vec<u32>,
     },
     /// Metrics are asked for there.
     Monitors {
@@ -76,6 +99,7 @@ impl Offered {
     fn count(&self) -> usize {
         match self {
             Offered::Listener { count, .. } => *count,
+            Offered::Datagrams { tags, .. } => tags.len() + 1,
             Offered::Monitors { .. } | Offered::Operators => 1,
         }
     }
@@ -86,6 +110,51 @@ impl Offered {
 pub struct State {
     /// Bans that no kernel map keeps.
     pub bans: Vec<KeptBan>,
+    /// What is held against sources.
+    #[serde(default)]
+    pub accounts: Vec<KeptAccount>,
+    /// Good clients, by the source that they speak for.
+    #[serde(default)]
+    pub good_clients: Vec<(String, Vec<(u64, Duration)>)>,
+    /// What was used of limits.
+    #[serde(default)]
+    pub limits: Vec<KeptLimit>,
+}
+
+/// Sources whose accounts, and as many whose good clients, are told: together some 10 MiB.
+pub const SOURCES_MAX: usize = 20_000;
+
+/// Consumers whose use of limits is told: some 6 MiB.
+pub const CONSUMERS_MAX: usize = 100_000;
+
+/// What is held against one source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeptAccount {
+    /// Whose it is.
+    pub source: String,
+    /// Points now.
+    pub points: f64,
+    /// Step of the ladder.
+    pub level: u32,
+    /// It is banned for so long.
+    pub banned_for: Option<Duration>,
+    /// Its step is remembered for so long.
+    pub remembered_for: Option<Duration>,
+    /// Numbers of the last refusals' reasons, and how long ago they were.
+    pub lately: Vec<(u32, Duration)>,
+}
+
+/// What was used of one limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeptLimit {
+    /// Its name.
+    pub name: String,
+    /// What the hashes begin with.
+    pub secret: [u64; 2],
+    /// One that the other can compute.
+    pub proof: u64,
+    /// A consumer's hash, and nanoseconds until its buckets are full.
+    pub rows: Vec<(u64, [u64; 3])>,
 }
 
 /// One of them.
@@ -142,6 +211,8 @@ pub struct Taken {
     pub offer: Offer,
     /// Listeners' sockets.
     pub listeners: Vec<(SocketAddr, OwnedFd)>,
+    /// Listeners' sockets for HTTP/3, those of one address in the order of their group.
+    pub datagrams: Vec<(SocketAddr, Inherited)>,
     /// The monitors' socket.
     pub monitors: Option<(SocketAddr, OwnedFd)>,
     /// The operators' socket.
@@ -190,17 +261,26 @@ pub fn take(path: &Path) -> Result<Option<Taken>, HandoverError> {
         return Err(HandoverError::Strange("it has too many sockets"));
     }
     let mut sockets = receive(&stream, count)?.into_iter();
-    let (mut listeners, mut monitors, mut operators) = (Vec::new(), None, None);
+    let (mut listeners, mut datagrams) = (Vec::new(), Vec::new());
+    let (mut monitors, mut operators) = (None, None);
     for offered in &offer.sockets {
-        for socket in sockets.by_ref().take(offered.count()) {
-            match *offered {
-                Offered::Listener { address, .. } => listeners.push((address, socket)),
-                Offered::Monitors { address } => monitors = Some((address, socket)),
-                Offered::Operators => operators = Some(socket),
+        let mut given = sockets.by_ref().take(offered.count());
+        match offered {
+            Offered::Listener { address, .. } => {
+                listeners.extend(given.map(|socket| (*address, socket)));
             }
+            Offered::Datagrams { address, tags } => {
+                let inherited = Inherited::from_parts(tags, given.collect());
+                let strange = HandoverError::Strange("it has too many processes before it");
+                datagrams.push((*address, inherited.ok_or(strange)?));
+            }
+            Offered::Monitors { address } => {
+                monitors = given.next().map(|socket| (*address, socket));
+            }
+            Offered::Operators => operators = given.next(),
         }
     }
-    Ok(Some(Taken { offer, listeners, monitors, operators, stream }))
+    Ok(Some(Taken { offer, listeners, datagrams, monitors, operators, stream }))
 }
 
 impl Taken {
@@ -312,7 +392,7 @@ mod tests {
     use super::*;
 
     fn offer(sockets: Vec<Offered>) -> Offer {
-        Offer { protocol: PROTOCOL, version: "1".to_owned(), pid: 7, sockets }
+        Offer { protocol: PROTOCOL, version: "1".to_owned(), pid: 7, sockets, quic_keys: None }
     }
 
     /// Runs `old` as the process that is asked.

@@ -10,4 +10,5 @@ pub mod listen;
 pub mod proxy_protocol;
 pub mod quic;
 mod quic_accept;
+pub mod quic_passage;
 pub mod worker;

@@ -8,6 +8,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     admission::Denied,
     quic::{Bound, Settings},
+    quic_passage::Steps,
     worker::{Phase, Worker},
 };
 use crate::{
@@ -34,6 +35,7 @@ const NO_ERROR: VarInt = VarInt::from_u32(0x100);
 pub(super) struct Served {
     pub(super) quinn: Endpoint,
     settings: Settings,
+    steps: Steps,
 }
 
 /// Makes the endpoint of a listener's socket.
@@ -47,8 +49,9 @@ pub(super) fn endpoint(worker: &Worker, listener: usize, bound: Bound) -> io::Re
     let crypto = Handshake::new(&snapshot.listeners[listener], Strangers::Served, time::unix())
         .crypto()
         .map_err(io::Error::other)?;
+    let steps = bound.steps();
     let (quinn, settings) = bound.serve(Arc::new(crypto))?;
-    Ok(Served { quinn, settings })
+    Ok(Served { quinn, settings, steps })
 }
 
 /// Ends what is left, and tells the clients.
@@ -69,7 +72,7 @@ pub(super) async fn accept_all(
     endpoint: Served,
     phase: watch::Receiver<Phase>,
 ) {
-    let Served { quinn, settings } = endpoint;
+    let Served { quinn, settings, steps } = endpoint;
     let mut news = phase.clone();
     let unfinished: Rc<Cell<usize>> = Rc::default();
     loop {
@@ -87,7 +90,14 @@ pub(super) async fn accept_all(
     }
     loop {
         tokio::select! {
+            // Who waits already comes before the end.
+            biased;
             incoming = quinn.accept() => match incoming {
+                // It came before another process began to read, or was sent here by a retry.
+                Some(incoming) if steps.is_given() => {
+                    let new = New { listener, incoming, phase: &phase };
+                    accept(&worker, new, &settings, &unfinished);
+                }
                 // Told at once, a client goes elsewhere at once.
                 Some(incoming) => incoming.refuse(),
                 None => break,

@@ -203,7 +203,7 @@ pub struct Worker {
     /// The way to the upstreams.
     pub forwarder: Forwarder,
     log_buffer: RefCell<Vec<u8>>,
-    consumers: RefCell<HashMap<String, Consumer>>,
+    consumers: RefCell<HashMap<String, Consumer, lru::DefaultHasher>>,
     connections: Cell<u64>,
     open: Cell<usize>,
     /// Sockets that connections are accepted from.

@@ -130,6 +130,23 @@ pub struct Account {
     pub lately: Vec<(Reason, Duration)>,
 }
 
+/// An account as one process tells the next: everything by how long it still lasts, or is ago.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// Whose.
+    pub source: Source,
+    /// Points now.
+    pub points: f64,
+    /// Step of the next ban.
+    pub level: u32,
+    /// It is banned for so long.
+    pub banned_for: Option<Duration>,
+    /// Its level is remembered for so long.
+    pub remembered_for: Option<Duration>,
+    /// As in [`Account`].
+    pub lately: Vec<(Reason, Duration)>,
+}
+
 /// The points of every source that misbehaved lately.
 pub struct Ledger {
     settings: Settings,
@@ -227,6 +244,54 @@ impl Ledger {
             lately: lately.map(|entry| entry.map(|(reason, _)| reason)),
             arrived: evidence.arrived,
         })
+    }
+
+    /// The accounts of up to `sources_max` sources, those that were added to last.
+    pub fn kept(&self, sources_max: usize, now: Instant) -> Vec<Kept> {
+        let left = |until: Option<Instant>| {
+            until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero())
+        };
+        let kept = |(source, standing): (&Source, &Standing)| {
+            let Account { points, level, lately } = self.account(*source, now)?;
+            Some(Kept {
+                source: *source,
+                points,
+                level,
+                banned_for: left(standing.banned_until),
+                remembered_for: left(standing.remembered_until),
+                lately,
+            })
+        };
+        self.sources.iter().take(sources_max).filter_map(kept).collect()
+    }
+
+    /// Takes up an account of the process before.
+    pub fn take_up(&mut self, kept: &Kept, now: Instant) {
+        let ago = |(reason, ago): (Reason, Duration)| (reason, now.checked_sub(ago).unwrap_or(now));
+        let mut lately = [None; LATELY];
+        for (place, entry) in lately.iter_mut().zip(&kept.lately) {
+            *place = Some(ago(*entry));
+        }
+        let until = |left: Option<Duration>| left.and_then(|left| now.checked_add(left));
+        let standing = Standing {
+            // What is no number is nothing.
+            points: kept.points.max(0.0),
+            at: now,
+            level: kept.level,
+            banned_until: until(kept.banned_for),
+            remembered_until: until(kept.remembered_for),
+            lately,
+        };
+        self.sources.put(kept.source, standing);
+    }
+
+    /// The good clients of up to `sources_max` sources, each with how long ago it was seen.
+    pub fn good_clients(
+        &self,
+        sources_max: usize,
+        now: Instant,
+    ) -> Vec<(Source, Vec<(u64, Duration)>)> {
+        self.vouchers.kept(sources_max, now)
     }
 
     /// A good client was let in.

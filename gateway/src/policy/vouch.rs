@@ -80,6 +80,16 @@ impl Vouchers {
         }
     }
 
+    /// The clients of up to `sources_max` sources, those of whom was heard last, each with how long ago
+    /// it was seen.
+    pub fn kept(&self, sources_max: usize, now: Instant) -> Vec<(Source, Vec<(u64, Duration)>)> {
+        let ago = |(who, at): (u64, Instant)| (who, now.saturating_duration_since(at));
+        let kept = |(source, seen): (&Source, &[Option<(u64, Instant)>; GOOD_MAX])| {
+            (*source, seen.iter().flatten().copied().map(ago).collect())
+        };
+        self.sources.iter().take(sources_max).map(kept).collect()
+    }
+
     /// How many good clients speak for a source now, each by how long ago it was seen: 0 to
     /// [`GOOD_MAX`].
     pub fn good(&self, source: Source, now: Instant) -> f64 {

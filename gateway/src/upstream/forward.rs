@@ -1,9 +1,17 @@
 //! Sends a permitted request to its upstream and returns the answer's head; bodies stream.
 
-use std::{cell::RefCell, collections::HashMap, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
 use hyper::body::Incoming;
+use lru::DefaultHasher;
 
 use super::{
     Upstream,
@@ -31,7 +39,7 @@ const UPSTREAMS_MAX: usize = 10_000;
 #[derive(Clone, Default)]
 pub struct Forwarder {
     pool: Pool,
-    accounts: Rc<RefCell<HashMap<Arc<str>, Account>>>,
+    accounts: Rc<RefCell<HashMap<Arc<str>, Account, DefaultHasher>>>,
 }
 
 /// What one worker remembers of one upstream.
@@ -70,12 +78,13 @@ impl Forwarder {
         _permit: &Permit<'_>,
         purpose: Purpose,
         request: Request<RequestBody>,
+        now: Instant,
     ) -> Result<Response<Body>, Refusal> {
         let (mut head, body) = request.into_parts();
         origin_form(&mut head);
-        let body = Source::new(body, time::monotonic());
+        let body = Source::new(body, now);
         let attempts = Attempts { upstream, purpose, head, body };
-        self.send_somewhere(&attempts).await
+        self.send_somewhere(&attempts, now).await
     }
 
     /// Closes idle connections that are too old.
@@ -94,14 +103,17 @@ impl Forwarder {
         accounts.iter().map(|(name, account)| (name.clone(), account.repeated)).collect()
     }
 
-    async fn send_somewhere(&self, attempts: &Attempts<'_>) -> Result<Response<Body>, Refusal> {
+    async fn send_somewhere(
+        &self,
+        attempts: &Attempts<'_>,
+        mut now: Instant,
+    ) -> Result<Response<Body>, Refusal> {
         let upstream = attempts.upstream;
-        let mut order = self.order(upstream)?;
+        let mut order = self.order(upstream, now)?;
         let mut last = None;
         let mut first_full = None;
         for server in order.iter_mut().filter_map(Option::take) {
             // Another may have found out in between.
-            let now = time::monotonic();
             if upstream.servers.len() > 1
                 && server.standing(now) == Standing::Due
                 && !server.claim(now)
@@ -112,10 +124,11 @@ impl Forwarder {
                 first_full.get_or_insert(server);
                 continue;
             };
-            match self.send_to(&server, place, attempts).await? {
+            match self.send_to(&server, place, attempts, now).await? {
                 Ok(response) => return Ok(response),
                 Err(refusal) => last = Some(refusal),
             }
+            now = time::monotonic();
         }
         match (last, first_full) {
             (Some(refusal), _) => Err(refusal),
@@ -123,7 +136,7 @@ impl Forwarder {
                 let patience = upstream.connect_timeout;
                 let place = Box::pin(server.wait_for_place(upstream.max_waiting, patience)).await;
                 let place = place.ok_or(Refusal::UpstreamOverloaded)?;
-                self.send_to(&server, place, attempts).await?
+                self.send_to(&server, place, attempts, time::monotonic()).await?
             }
             (None, None) => Err(Refusal::NoHealthyUpstream { retry_after: Duration::ZERO }),
         }
@@ -133,8 +146,8 @@ impl Forwarder {
     fn order(
         &self,
         upstream: &Upstream,
+        now: Instant,
     ) -> Result<[Option<Arc<Server>>; balance::TRIES_MAX], Refusal> {
-        let now = time::monotonic();
         let turn = {
             let mut accounts = self.accounts.borrow_mut();
             if accounts.len() > UPSTREAMS_MAX {
@@ -187,22 +200,24 @@ impl Forwarder {
         server: &Arc<Server>,
         place: Place,
         attempts: &Attempts<'_>,
+        mut now: Instant,
     ) -> Result<Result<Response<Body>, Refusal>, Refusal> {
         let upstream = attempts.upstream;
         let key = Key { server: server.id(), tls: upstream.tls.as_ref().map_or(0, |tls| tls.id()) };
         let mut may_be_pooled = true;
         loop {
-            let (mut line, is_pooled) = match self.line(server, attempts, key, may_be_pooled).await
-            {
+            let found = self.line(server, attempts, key, may_be_pooled, &mut now).await;
+            let (mut line, is_pooled) = match found {
                 Ok(line) => line,
                 Err(error) => {
                     server.observe(Outcome::Failed, time::monotonic());
                     return Ok(Err(refusal_of(&error, upstream)));
                 }
             };
-            let (fate, detail) = match attempts.send(&mut line).await {
+            let (fate, detail) = match attempts.send(&mut line, now).await {
                 Sent::Answered(response) => {
-                    server.observe(Outcome::Answered, time::monotonic());
+                    let answered_at = time::monotonic();
+                    server.observe(Outcome::Answered, answered_at);
                     let lease = self.pool.lend(line, key, upstream.name.clone(), place);
                     let (mut parts, incoming) = response.into_parts();
                     // Nobody asked for another protocol, so nothing may follow such a head.
@@ -215,7 +230,8 @@ impl Forwarder {
                     }
                     parts.version = Version::HTTP_11;
                     let sent = attempts.body.clone();
-                    let body = UpstreamBody::new(incoming, lease, sent, upstream.idle_timeout);
+                    let idle_timeout = upstream.idle_timeout;
+                    let body = UpstreamBody::new(incoming, lease, sent, idle_timeout, answered_at);
                     return Ok(Ok(Response::from_parts(parts, Body::upstream(body))));
                 }
                 Sent::Late(refusal) => {
@@ -242,6 +258,7 @@ impl Forwarder {
                 return Ok(Err(refusal));
             }
             may_be_pooled = false;
+            now = time::monotonic();
         }
     }
 
@@ -255,17 +272,17 @@ impl Forwarder {
         })
     }
 
-    /// A connection, and whether it was there already.
+    /// A connection, and whether it was there already. Making one takes time, and `now` is set anew.
     async fn line(
         &self,
         server: &Arc<Server>,
         attempts: &Attempts<'_>,
         key: Key,
         may_be_pooled: bool,
+        now: &mut Instant,
     ) -> Result<(Line, bool), DialError> {
         let Attempts { upstream, purpose, .. } = attempts;
-        let pooled = || self.pool.take(key, *purpose, time::monotonic());
-        if may_be_pooled && let Some(line) = pooled() {
+        if may_be_pooled && let Some(line) = self.pool.take(key, *purpose, *now) {
             return Ok((line, true));
         }
         let is_surely_shared =
@@ -278,8 +295,9 @@ impl Forwarder {
             Some(dialling) => {
                 let turn = tokio::time::timeout(upstream.connect_timeout, dialling.lock()).await;
                 let turn = turn.map_err(|_| DialError::TooLate)?;
+                *now = time::monotonic();
                 // Whoever was first has made one for all.
-                if let Some(line) = pooled() {
+                if let Some(line) = self.pool.take(key, *purpose, *now) {
                     return Ok((line, true));
                 }
                 Some(turn)
@@ -288,21 +306,22 @@ impl Forwarder {
         };
         // In memory of its own: most requests find a connection, and need not carry a handshake's state.
         let dialled = Box::pin(dial(server, upstream, *purpose)).await?;
+        *now = time::monotonic();
         Ok((self.pool.enter(key, *purpose, dialled), false))
     }
 }
 
 impl Attempts<'_> {
-    async fn send(&self, line: &mut Line) -> Sent {
+    async fn send(&self, line: &mut Line, now: Instant) -> Sent {
         let outgoing = self.body.attempt();
         match line {
             Line::Http1(sender) => {
                 let request = Request::from_parts(self.head.clone(), outgoing);
-                self.answer(sender.try_send_request(request)).await
+                self.answer(sender.try_send_request(request), now).await
             }
             Line::Http2(stream) => {
                 let request = Request::from_parts(http2_form(&self.head, self.upstream), outgoing);
-                self.answer(stream.sender().try_send_request(request)).await
+                self.answer(stream.sender().try_send_request(request), now).await
             }
         }
     }
@@ -317,9 +336,9 @@ impl Attempts<'_> {
                 hyper::client::conn::TrySendError<Request<Outgoing>>,
             >,
         >,
+        begun_at: Instant,
     ) -> Sent {
         let mut sending = pin!(sending);
-        let begun_at = time::monotonic();
         loop {
             let body = &self.body;
             let (waited, from) = if body.has_ended() {

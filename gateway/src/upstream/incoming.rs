@@ -46,14 +46,14 @@ impl fmt::Display for Stalled {
 impl std::error::Error for Stalled {}
 
 impl UpstreamBody {
-    /// The body of an answer that has just begun.
+    /// The body of an answer that began at `moved_at`.
     pub fn new(
         incoming: Incoming,
         lease: Lease,
         sent: Rc<Source>,
         idle_timeout: Duration,
+        moved_at: Instant,
     ) -> UpstreamBody {
-        let moved_at = time::monotonic();
         UpstreamBody { incoming, lease: Some(lease), sent, idle_timeout, moved_at, alarm: None }
     }
 

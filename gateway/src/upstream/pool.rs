@@ -11,6 +11,7 @@ use std::{
 };
 
 use hyper::client::conn::{http1, http2};
+use lru::DefaultHasher;
 
 use super::{
     dial::{Dialled, Purpose},
@@ -38,7 +39,7 @@ const STREAMS_MAX: usize = 100;
 /// One worker's connections.
 #[derive(Clone, Default)]
 pub struct Pool {
-    lines: Rc<RefCell<HashMap<u64, Lines>>>,
+    lines: Rc<RefCell<HashMap<u64, Lines, DefaultHasher>>>,
     cut: Rc<RefCell<CutBodies>>,
 }
 

@@ -1,6 +1,9 @@
-//! The clocks: ours, and the time that another process had a processor.
+//! The clocks: ours, and the time that another process had a processor, with how often it gave it up.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -16,7 +19,19 @@ pub fn now() -> Instant {
 
 /// The clocks of a server's processes.
 #[derive(Debug)]
-pub struct Processors(Vec<ClockId>);
+pub struct Processors {
+    process_ids: Vec<i32>,
+    clocks: Vec<ClockId>,
+}
+
+/// How often threads gave their processor up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Switches {
+    /// To wait for something.
+    pub voluntary: u64,
+    /// Because somebody else was to have it.
+    pub involuntary: u64,
+}
 
 impl Processors {
     /// Those of these processes.
@@ -27,7 +42,23 @@ impl Processors {
         let clock = |id: &i32| {
             clock_getcpuclockid(Pid::from_raw(*id)).with_context(|| format!("process {id} is gone"))
         };
-        Ok(Processors(process_ids.iter().map(clock).collect::<Result<_>>()?))
+        let clocks = process_ids.iter().map(clock).collect::<Result<_>>()?;
+        Ok(Processors { process_ids: process_ids.to_vec(), clocks })
+    }
+
+    /// The switches of all threads of all of them so far; those of threads that have ended are lost.
+    pub fn switches(&self) -> Switches {
+        let mut sum = Switches::default();
+        for id in &self.process_ids {
+            let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+            for thread in threads {
+                let told = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+                let one = switches(&told);
+                sum.voluntary += one.voluntary;
+                sum.involuntary += one.involuntary;
+            }
+        }
+        sum
     }
 
     /// The time that all threads of all of them had a processor so far.
@@ -36,9 +67,33 @@ impl Processors {
     /// When one is gone.
     pub fn used(&self) -> Result<Duration> {
         let mut sum = Duration::ZERO;
-        for clock in &self.0 {
+        for clock in &self.clocks {
             sum += Duration::from(clock_gettime(*clock).context("a server is gone")?);
         }
         Ok(sum)
+    }
+}
+
+/// Of one thread: `status` in proc(5).
+fn switches(status: &str) -> Switches {
+    let number = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.trim().parse().ok()).unwrap_or(0)
+    };
+    Switches {
+        voluntary: number("voluntary_ctxt_switches:"),
+        involuntary: number("nonvoluntary_ctxt_switches:"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_are_read_from_a_threads_status() {
+        let status = "Name:\tx\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t545\n";
+        assert_eq!(switches(status), Switches { voluntary: 150, involuntary: 545 });
+        assert_eq!(switches(""), Switches::default());
     }
 }

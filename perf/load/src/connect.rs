@@ -1,4 +1,4 @@
-//! Connections with a client certificate.
+//! Connections with a client certificate, over TCP or QUIC.
 
 use std::{
     cell::Cell,
@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustls::{
     ClientConfig, HandshakeKind, RootCertStore,
     client::Resumption,
@@ -16,7 +16,10 @@ use rustls::{
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::plan::{Plan, Protocol};
+use crate::{
+    plan::{Plan, Protocol},
+    quic::Quic,
+};
 
 /// Sources on loopback that take turns, so that ports of closed connections have time to become free.
 const SOURCES: u8 = 200;
@@ -24,9 +27,10 @@ const SOURCES: u8 = 200;
 const SESSIONS: usize = 4;
 
 /// Makes connections to one server as one client.
-#[derive(Clone)]
 pub struct Connector {
     tls: Arc<ClientConfig>,
+    /// What HTTP/3 needs besides.
+    quic: Option<Quic>,
     server: SocketAddr,
     name: ServerName<'static>,
     turn: Cell<u8>,
@@ -57,11 +61,18 @@ impl Connector {
         tls.alpn_protocols = match plan.protocol {
             Protocol::H1 => vec![b"http/1.1".to_vec()],
             Protocol::H2 => vec![b"h2".to_vec()],
+            Protocol::H3 => vec![b"h3".to_vec()],
         };
         tls.resumption =
             if resumes { Resumption::in_memory_sessions(SESSIONS) } else { Resumption::disabled() };
+        let tls = Arc::new(tls);
+        let quic = match plan.protocol {
+            Protocol::H3 => Some(Quic::new(Arc::clone(&tls))?),
+            Protocol::H1 | Protocol::H2 => None,
+        };
         Ok(Connector {
-            tls: Arc::new(tls),
+            tls,
+            quic,
             server: plan.server,
             name: ServerName::try_from(plan.name.clone())?,
             turn: Cell::new(0),
@@ -74,9 +85,7 @@ impl Connector {
     /// When either fails.
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>> {
         let socket = TcpSocket::new_v4()?;
-        let turn = (self.turn.get() + 1) % SOURCES;
-        self.turn.set(turn);
-        socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2 + turn)), 0))?;
+        socket.bind(self.source())?;
         let stream = socket.connect(self.server).await.context("connect")?;
         stream.set_nodelay(true)?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
@@ -87,6 +96,23 @@ impl Connector {
             "the server does not speak what was asked for"
         );
         Ok(stream)
+    }
+
+    /// The same over QUIC.
+    ///
+    /// # Errors
+    /// When it fails, or the plan's protocol is another.
+    pub async fn connect_quic(&self) -> Result<quinn::Connection> {
+        let quic = self.quic.as_ref().context("QUIC is for HTTP/3")?;
+        let ServerName::DnsName(name) = &self.name else { bail!("the server has no name") };
+        quic.connect(self.source(), self.server, name.as_ref()).await
+    }
+
+    /// The next address that connections come from.
+    fn source(&self) -> SocketAddr {
+        let turn = (self.turn.get() + 1) % SOURCES;
+        self.turn.set(turn);
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2 + turn)), 0)
     }
 }
 

@@ -1,5 +1,7 @@
 //! HTTP/1.1: one request after the other on a connection.
 
+use std::fmt;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,6 +11,18 @@ use tokio_rustls::client::TlsStream;
 
 /// More than any answer of the upstream with what a server adds.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
+
+/// An answer that is not 200: another connection would bring the same.
+#[derive(Debug)]
+pub struct OtherAnswer(String);
+
+impl fmt::Display for OtherAnswer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "answered with: {}", self.0)
+    }
+}
+
+impl std::error::Error for OtherAnswer {}
 
 /// A connection.
 pub struct Connection {
@@ -71,7 +85,7 @@ fn answer_length(bytes: &[u8]) -> Result<Option<usize>> {
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap_or_default();
     if status.split(' ').nth(1) != Some("200") {
-        bail!("answered with: {status}");
+        bail!(OtherAnswer(status.to_owned()));
     }
     let length = lines.find_map(|line| {
         let (name, value) = line.split_once(':')?;

@@ -4,11 +4,12 @@
 use std::{cell::Cell, fs};
 
 use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
 use http::{HeaderValue, Uri};
 
 use crate::{
     connect::Connector,
-    http1, http2,
+    http1, http2, http3,
     plan::{Plan, Protocol},
 };
 
@@ -18,6 +19,8 @@ pub struct Request {
     head: Vec<u8>,
     /// `Authorization`.
     token: Option<HeaderValue>,
+    /// The frame of HTTP/3.
+    frame: Bytes,
 }
 
 /// The requests that take turns.
@@ -39,7 +42,9 @@ impl Requests {
             let line = line.unwrap_or_default();
             let head = format!("GET {path} HTTP/1.1\r\nHost: {name}\r\n{line}\r\n").into_bytes();
             let token = token.map(|token| HeaderValue::try_from(format!("Bearer {token}")));
-            Ok(Request { head, token: token.transpose()? })
+            let token = token.transpose()?;
+            let frame = http3::head(name, path, token.as_ref())?;
+            Ok(Request { head, token, frame })
         };
         let all = match &plan.tokens {
             None => vec![request(None)?],
@@ -66,6 +71,8 @@ pub enum Lane {
     Http1(http1::Connection),
     /// One of several on a connection.
     Http2(http2::Connection),
+    /// The same over QUIC.
+    Http3(http3::Connection),
 }
 
 impl Lane {
@@ -78,15 +85,19 @@ impl Lane {
         protocol: Protocol,
         lanes: usize,
     ) -> Result<Vec<Lane>> {
-        let stream = connector.connect().await?;
         match protocol {
             Protocol::H1 => {
                 ensure!(lanes == 1, "HTTP/1.1 has one request at a time");
+                let stream = connector.connect().await?;
                 Ok(vec![Lane::Http1(http1::Connection::new(stream))])
             }
             Protocol::H2 => {
-                let connection = http2::Connection::new(stream).await?;
+                let connection = http2::Connection::new(connector.connect().await?).await?;
                 Ok((0..lanes).map(|_| Lane::Http2(connection.clone())).collect())
+            }
+            Protocol::H3 => {
+                let connection = http3::Connection::new(connector.connect_quic().await?).await?;
+                Ok((0..lanes).map(|_| Lane::Http3(connection.clone())).collect())
             }
         }
     }
@@ -108,6 +119,7 @@ impl Lane {
         match self {
             Lane::Http1(connection) => connection.ask(&request.head).await,
             Lane::Http2(connection) => connection.ask(&requests.uri, request.token.as_ref()).await,
+            Lane::Http3(connection) => connection.ask(&request.frame).await,
         }
     }
 }

@@ -38,6 +38,8 @@ pub enum Protocol {
     H1,
     /// HTTP/2.
     H2,
+    /// HTTP/3.
+    H3,
 }
 
 /// What to do.
@@ -69,6 +71,9 @@ pub enum Work {
         warm_up_ms: u64,
         /// While it counts.
         lasts_ms: u64,
+        /// Connections that end are replaced, and what was asked on them is asked once more, as every
+        /// client does; else a connection that ends is a failure.
+        reconnects: bool,
     },
     /// Connect, shake hands, ask once, close, again and again.
     Handshakes {

@@ -21,6 +21,12 @@ pub struct Told {
     pub cpu_us_mean: f64,
     /// From the moment it was meant to be asked to the whole answer, in microseconds.
     pub latency: Latency,
+    /// How often the server's threads gave the processor up by themselves, for each answer.
+    pub voluntary_per_request: f64,
+    /// How often they had to.
+    pub involuntary_per_request: f64,
+    /// Connections that ended and were replaced.
+    pub reconnected: u64,
     /// Of the handshakes, those that resumed a session.
     pub resumed: u64,
     /// Requests and handshakes that failed.

@@ -19,7 +19,7 @@ use tokio::{sync::Semaphore, task::spawn_local, time::sleep};
 use crate::{
     clock::{self, Processors},
     connect::{Connector, is_resumed},
-    http1,
+    http1, http3,
     lane::{Lane, Requests},
     plan::{Plan, Protocol, Work},
     tell::{Latency, Stretch, Told, cpu_us},
@@ -64,12 +64,15 @@ pub async fn work(plan: Plan) -> Result<Told> {
             sleep(milliseconds(warm_up_ms)).await;
             look(&tally, &processors, milliseconds(lasts_ms), milliseconds(window_ms)).await?;
         }
-        Work::Rate { per_s, connections, streams, warm_up_ms, lasts_ms } => {
+        Work::Rate { per_s, connections, streams, warm_up_ms, lasts_ms, reconnects } => {
             ensure!(per_s > 0, "a rate of 0");
+            ensure!(!reconnects || plan.protocol == Protocol::H1, "HTTP/1.1 is asked again");
+            let again = reconnects.then(|| Connector::new(&plan, false)).transpose()?.map(Rc::new);
             let schedule = Arc::new(Schedule::default());
             for lane in open(&plan, connections, streams).await? {
                 let (requests, tally) = (Rc::clone(&requests), Rc::clone(&tally));
-                spawn_local(ask_when_due(lane, requests, tally, Arc::clone(&schedule)));
+                let again = again.clone();
+                spawn_local(ask_when_due(lane, again, requests, tally, Arc::clone(&schedule)));
             }
             let ticker = thread::spawn({
                 let schedule = Arc::clone(&schedule);
@@ -165,6 +168,7 @@ async fn look(
 ) -> Result<()> {
     let start = clock::now();
     let answered_before = tally.answered.get();
+    let switches_before = processors.switches();
     let mut before = Stretch { answered: answered_before, used: processors.used()? };
     let mut stretches = Vec::new();
     while start.elapsed() < lasts {
@@ -176,8 +180,14 @@ async fn look(
         });
         before = after;
     }
+    let switches = processors.switches();
     let mut told = tally.told.borrow_mut();
     told.answered = before.answered - answered_before;
+    let each =
+        |after: u64, before: u64| after.saturating_sub(before) as f64 / told.answered.max(1) as f64;
+    let voluntary = each(switches.voluntary, switches_before.voluntary);
+    let involuntary = each(switches.involuntary, switches_before.involuntary);
+    (told.voluntary_per_request, told.involuntary_per_request) = (voluntary, involuntary);
     told.elapsed_s = start.elapsed().as_secs_f64();
     (told.cpu_us_low, told.cpu_us_mean) = cpu_us(&stretches);
     Ok(())
@@ -227,8 +237,10 @@ fn release(schedule: &Schedule, per_s: u32) {
     }
 }
 
+/// With `again`, a connection that ended is replaced.
 async fn ask_when_due(
     mut lane: Lane,
+    again: Option<Rc<Connector>>,
     requests: Rc<Requests>,
     tally: Rc<Tally>,
     schedule: Arc<Schedule>,
@@ -236,14 +248,30 @@ async fn ask_when_due(
     while let Ok(permit) = schedule.waiting.acquire().await {
         permit.forget();
         let Some(due) = schedule.due().pop_front() else { continue };
-        if let Err(why) = lane.ask(&requests).await {
+        let mut asked = lane.ask(&requests).await;
+        if let (Err(why), Some(connector)) = (&asked, &again)
+            && !why.is::<http1::OtherAnswer>()
+        {
+            tally.told.borrow_mut().reconnected += 1;
+            asked = ask_anew(&mut lane, connector, &requests).await;
+        }
+        if let Err(why) = asked {
             tally.told.borrow_mut().fail(&why);
-            return;
+            if again.is_none() {
+                return;
+            }
+            sleep(AFTER_FAILURE).await;
+            continue;
         }
         tally.count();
         let us = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
         tally.latencies_us.borrow_mut().push(us);
     }
+}
+
+async fn ask_anew(lane: &mut Lane, connector: &Connector, requests: &Requests) -> Result<()> {
+    *lane = Lane::Http1(http1::Connection::new(connector.connect().await?));
+    lane.ask(requests).await
 }
 
 async fn shake_hands(
@@ -272,7 +300,15 @@ async fn shake_hands_once(
     protocol: Protocol,
     requests: &Requests,
 ) -> Result<bool> {
-    ensure!(protocol == Protocol::H1, "handshakes are shown with HTTP/1.1");
+    if protocol == Protocol::H3 {
+        let connection = http3::Connection::new(connector.connect_quic().await?).await?;
+        let mut lane = Lane::Http3(connection.clone());
+        lane.ask(requests).await?;
+        connection.close();
+        // quinn does not tell; nobody asks for it.
+        return Ok(false);
+    }
+    ensure!(protocol == Protocol::H1, "handshakes are shown with HTTP/1.1 and HTTP/3");
     let stream = connector.connect().await?;
     let resumed = is_resumed(&stream);
     let mut lane = Lane::Http1(http1::Connection::new(stream));

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use super::{
@@ -195,12 +196,18 @@ impl Scene {
             })
         })?;
         report.step(
+            "portcullis upgrade under load",
+            "systemd follows the process that took over and hears from it; no request failed",
+            || self.take_over(),
+        )?;
+        report.step(
             "dpkg --install of a higher version under load",
             "another process serves, bans are kept, no request failed, who is denied stays out",
             || self.upgrade(),
         )?;
-        report
-            .step("dpkg --remove", "ended, and nothing is filtered any more", || self.remove())?;
+        report.step("dpkg --remove", "ended well, and nothing is filtered any more", || {
+            self.remove()
+        })?;
         report.step("dpkg --purge", "no file, pin or link is left; the user is", || self.purge())
     }
 
@@ -372,6 +379,35 @@ impl Scene {
         Ok(format!("process {before}, then {after}"))
     }
 
+    /// The same program takes over: nobody's child at first, and systemd's service all the same.
+    fn take_over(&self) -> Result<Seen> {
+        let restarts = self.machine.property("NRestarts")?;
+        let seen =
+            self.under_load(|| self.replaced(|| self.machine.succeed("portcullis upgrade")))?;
+        let pid = self.machine.property("MainPID")?;
+        let serving = self.machine.succeed("portcullis status --json")?;
+        let serving: Value = serde_json::from_str(&serving).context("portcullis status")?;
+        // Longer than systemd waits for a sign of life.
+        clock::pause(Duration::from_secs(u64::from(2 * WATCHDOG_S)))?;
+        let later = self.machine.property("MainPID")?;
+        let state = self.machine.property("ActiveState")?;
+        let again = self.machine.property("NRestarts")?;
+        Ok(Seen::new(
+            seen.held
+                && serving["pid"] == pid.parse::<u32>()?
+                && later == pid
+                && state == "active"
+                && again == restarts,
+            format!(
+                "{}; {} serves, systemd's main process is {pid}, and {later} after {} s more; {state}, \
+                 started again {again} times, before {restarts}",
+                seen.measured,
+                serving["pid"],
+                2 * WATCHDOG_S
+            ),
+        ))
+    }
+
     fn upgrade(&self) -> Result<Seen> {
         let prober = Prober::start(Arc::clone(&self.outside));
         let mut said = String::new();
@@ -401,12 +437,13 @@ impl Scene {
     fn remove(&self) -> Result<Seen> {
         self.machine.succeed("dpkg --remove portcullis 2>&1")?;
         let active = self.machine.run("systemctl is-active portcullis")?.stdout;
+        let result = self.machine.property("Result")?;
         let is_guarded = self.gate.has_xdp(INTERFACE)?;
         let kept = self.machine.run("test -e /etc/portcullis/portcullis.toml")?.status == Some(0);
         Ok(Seen::new(
-            active.trim() != "active" && !is_guarded && kept,
+            active.trim() == "inactive" && result == "success" && !is_guarded && kept,
             format!(
-                "service {}; XDP on {INTERFACE}: {is_guarded}; configuration kept: {kept}",
+                "service {}, result {result}; XDP on {INTERFACE}: {is_guarded}; configuration kept: {kept}",
                 active.trim()
             ),
         ))

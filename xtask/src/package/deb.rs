@@ -123,7 +123,8 @@ fn glibc_of(binary: &[u8]) -> String {
     format!("2.{}", minor.unwrap_or(17))
 }
 
-fn maintainer() -> String {
+/// Who answers for a package, unless the environment names somebody else.
+pub(super) fn maintainer() -> String {
     let named = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
     format!("{} <{}>", named("DEBFULLNAME", MAINTAINER.0), named("DEBEMAIL", MAINTAINER.1))
 }

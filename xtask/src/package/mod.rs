@@ -72,7 +72,7 @@ pub fn package(words: &[String]) -> Result<ExitCode> {
     for kind in &asked.kinds {
         programs.extend(match kind {
             Kind::Deb => &[("dpkg-deb", "dpkg"), ("lintian", "lintian")][..],
-            Kind::Rpm => &[("rpmbuild", "rpm")],
+            Kind::Rpm => &[("rpmbuild", "rpm"), ("rpmlint", "rpmlint")],
             Kind::Tar => &[],
         });
     }
@@ -185,13 +185,37 @@ fn pack(
                 deb::lint(&file)?;
                 file
             }
-            Kind::Rpm => rpm::make(source, tree, out)?,
+            Kind::Rpm => {
+                let file = rpm::make(source, tree, out)?;
+                rpm::judge(&file, tree, out)?;
+                file
+            }
             Kind::Tar => tarball::make(source, tree, out)?,
         };
+        refuse_missing(*kind, &file, tree)?;
         let digest = digest(&file)?;
         made.push((file, digest));
     }
     Ok(made)
+}
+
+/// Every kind of package has the very same files; for rpm its own list of digests says so.
+fn refuse_missing(kind: Kind, file: &Path, tree: &Tree) -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let missing = match kind {
+        Kind::Deb => {
+            succeed(Command::new("dpkg-deb").arg("--extract").arg(file).arg(place.path()))?;
+            tree.for_debian().missing_in(place.path())?
+        }
+        Kind::Tar => {
+            let mut tar = Command::new("tar");
+            succeed(tar.arg("--extract").arg("--file").arg(file).arg("-C").arg(place.path()))?;
+            tree.missing_in(place.path())?
+        }
+        Kind::Rpm => Vec::new(),
+    };
+    ensure!(missing.is_empty(), "{} lacks {}", file.display(), missing.join(", "));
+    Ok(())
 }
 
 /// Makes the same packages from a second checkout of the same commit, in another place, and compares.

@@ -47,6 +47,9 @@ const ZSH: &str = "usr/share/zsh/site-functions/_portcullis";
 /// Where it looks on Debian.
 const ZSH_DEBIAN: &str = "usr/share/zsh/vendor-completions/_portcullis";
 
+/// Where those are.
+pub(super) const SHARED_DIRECTORY: &str = "usr/share/portcullis";
+
 /// Texts for people who look into licences.
 pub(super) const DOCUMENTATION: &str = "usr/share/doc/portcullis";
 
@@ -156,6 +159,22 @@ impl Tree {
         age(directory, source)
     }
 
+    /// The files that are not there as they are here, below a directory or the only one in it.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(super) fn missing_in(&self, directory: &Path) -> Result<Vec<String>> {
+        let mut places = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
+        let root = match (places.pop(), places.is_empty()) {
+            (Some(only), true) => only.path(),
+            _ => directory.to_owned(),
+        };
+        let is_missing = |entry: &&Entry| {
+            fs::read(root.join(&entry.path)).map_or(true, |bytes| bytes != entry.bytes)
+        };
+        Ok(self.entries.iter().filter(is_missing).map(|entry| entry.path.clone()).collect())
+    }
+
     /// Octets of all files.
     pub(super) fn size_bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.bytes.len()).sum()
@@ -220,5 +239,10 @@ mod tests {
             assert_eq!((found.mode() & 0o7777, found.mtime()), (mode, 1_700_000_000), "{path}");
         }
         assert_eq!(tree.size_bytes(), 10);
+        assert_eq!(tree.missing_in(&directory).unwrap(), [""; 0]);
+        assert_eq!(tree.missing_in(place.path()).unwrap(), [""; 0]);
+        fs::write(directory.join(CONFIGURATION), "other").unwrap();
+        fs::remove_file(directory.join(ZSH)).unwrap();
+        assert_eq!(tree.missing_in(&directory).unwrap(), [CONFIGURATION, ZSH]);
     }
 }

@@ -1,6 +1,10 @@
 //! What a result depends on besides the code.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -9,6 +13,9 @@ use crate::{cargo::root, harness::process};
 
 /// The kernel's list of what it does about the processor's flaws.
 const VULNERABILITIES: &str = "/sys/devices/system/cpu/vulnerabilities";
+
+/// More sensors than a chip has.
+const SENSORS_MAX: usize = 32;
 
 /// Processor, kernel and the settings that a BPF program's speed depends on. What cannot be read is
 /// left out.
@@ -32,6 +39,33 @@ pub fn describe(ns_per_jiffy: u64) -> Value {
     machine.insert("hz".to_owned(), json!(hz(ns_per_jiffy)));
     machine.insert("mitigations".to_owned(), Value::Object(mitigations()));
     Value::Object(machine)
+}
+
+/// What the hardware says of its heat at this moment: degrees of the hottest sensor, and how often it slowed
+/// itself down. `null` where it says nothing, as most virtual machines do.
+pub fn strain() -> Value {
+    let numbers = |directory: &str, file: &dyn Fn(&Path) -> Vec<PathBuf>| -> Vec<f64> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let files = entries.flat_map(|entry| file(&entry.path()));
+        files.filter_map(|file| text(file.to_str()?)?.parse().ok()).collect()
+    };
+    let heats = [
+        numbers("/sys/class/thermal", &|zone| vec![zone.join("temp")]),
+        numbers("/sys/class/hwmon", &|sensor| {
+            (1..=SENSORS_MAX).map(|number| sensor.join(format!("temp{number}_input"))).collect()
+        }),
+    ];
+    let throttled = numbers("/sys/devices/system/cpu", &|core| {
+        ["core_throttle_count", "package_throttle_count"]
+            .map(|name| core.join("thermal_throttle").join(name))
+            .to_vec()
+    });
+    let hottest = heats.into_iter().flatten().reduce(f64::max);
+    json!({
+        // Both tell thousandths (Documentation/hwmon/sysfs-interface.rst).
+        "temperature_c": hottest.map(|thousandths| thousandths / 1_000.0),
+        "throttled": (!throttled.is_empty()).then(|| throttled.iter().sum::<f64>()),
+    })
 }
 
 /// Ticks a second, from the length of one.

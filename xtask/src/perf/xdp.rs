@@ -41,6 +41,8 @@ use crate::{
 
 /// Rounds, and with `--quick`. Odd, so that the median is one of them.
 const ROUNDS: [usize; 2] = [21, 5];
+/// A round takes about so long.
+const ROUND_S: f64 = 4.0;
 /// Packets of one measurement. At 700 ns, the slowest seen, that is 140 ms: well below the 950 ms
 /// of each second after which the kernel takes the core from a real-time thread.
 const PACKETS: u32 = 200_000;
@@ -478,6 +480,11 @@ fn rules(packets: Limit) -> Rules {
 fn lru(limit: Limit, clock: Clock) -> Result<Program> {
     let Limit { cost_ns, tolerance_ns } = limit;
     programs::lru_bucket(&Bucket { clock, cost_ns, tolerance_ns }, TABLE_SOURCES)
+}
+
+/// About how long it takes when everything is built, in minutes.
+pub fn minutes(quick: bool) -> f64 {
+    ROUNDS[usize::from(quick)] as f64 * ROUND_S / 60.0
 }
 
 /// Builds what has to be built, and measures.

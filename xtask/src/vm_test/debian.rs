@@ -191,6 +191,15 @@ fn mirrors_among(targets: &str) -> Option<Mirrors> {
     })
 }
 
+/// The line of apt's sources for another of Debian's releases.
+///
+/// # Errors
+/// When this system's sources name no mirror.
+pub fn source(release: &str) -> Result<String> {
+    let Mirrors { archive, .. } = mirrors()?;
+    Ok(format!("deb [signed-by={KEYRING}] {archive} {release} main\n"))
+}
+
 fn sources(Mirrors { archive, security }: &Mirrors) -> String {
     let of = |release| {
         format!(

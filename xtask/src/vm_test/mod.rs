@@ -16,6 +16,7 @@ use std::{env, fs, num::NonZero, path::Path, process::ExitCode, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+pub use self::debian::source;
 use self::{
     debian::{Kernel, Kernels},
     guest::Program,

@@ -1,8 +1,14 @@
 //! The control thread's part in a hand-over: what it gives away, takes back when the other does not
 //! come up, and leaves behind.
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use gateway_ebpf::Source;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -12,8 +18,17 @@ use crate::{
     gateway::{course::Course, kernel_settings, takeover},
     kernel::{Ban, Filter},
     net::{
-        handover::{HandoverError, KeptBan, Offer, State},
+        handover::{
+            CONSUMERS_MAX, HandoverError, KeptAccount, KeptBan, KeptLimit, Offer, SOURCES_MAX,
+            State,
+        },
         worker::{Command, Handle},
+    },
+    policy::{
+        Reason,
+        limit::{Secret, Used},
+        penalty::{Arrived, Kept},
+        vouch::Voucher,
     },
     time,
 };
@@ -78,15 +93,29 @@ impl Control {
         if self.is_draining() {
             return Err("this daemon is draining; start another when it has ended".to_owned());
         }
-        let listeners = self.listeners.borrow();
+        let mut listeners = self.listeners.borrow_mut();
+        let quic_keys = listeners.quic_keys_in_use();
+        let datagrams: Vec<_> =
+            listeners.quic_held().map(|(at, held)| (at, held.offered())).collect();
         let held = listeners.sockets_held();
         let copies = held.map(|(at, socket)| (at, socket.try_clone().map(OwnedFd::from)));
-        let given = takeover::offer(copies, self.doors.offered())
+        let doors = self.doors.offered();
+        let given = takeover::offer(copies, datagrams.into_iter(), quic_keys, doors)
             .map_err(|error| format!("the sockets cannot be given: {error}"))?;
         succession.is_under_way = true;
         succession.kernel_given = self.kernel.borrow_mut().take().is_some();
         tracing::info!(sockets = given.1.len(), "another process takes over");
         Ok(given)
+    }
+
+    /// Lets go of the sockets of HTTP/3, which only one process may read.
+    pub(in crate::gateway) fn give_datagrams(&self) {
+        self.listeners.borrow_mut().quic_held().for_each(|(_, held)| held.give());
+    }
+
+    /// Reads the sockets of HTTP/3 that were given to this process.
+    pub(in crate::gateway) fn begin_datagrams(&self) {
+        self.listeners.borrow_mut().quic_held().for_each(|(_, held)| held.begin());
     }
 
     /// What only this process knows.
@@ -100,12 +129,25 @@ impl Control {
             origin: ban.origin,
             level: ban.level,
         });
-        State { bans: kept.collect() }
+        let ledger = self.ledger.borrow();
+        let limits = self.shared.published.load().limits.used(CONSUMERS_MAX, now);
+        State {
+            bans: kept.collect(),
+            accounts: ledger.kept(SOURCES_MAX, now).into_iter().map(kept_account).collect(),
+            good_clients: ledger
+                .good_clients(SOURCES_MAX, now)
+                .into_iter()
+                .map(|(source, clients)| (source.to_string(), clients))
+                .collect(),
+            limits: limits.into_iter().map(kept_limit).collect(),
+        }
     }
 
     /// Takes what the process before knew.
     pub(in crate::gateway) fn inherit(&self, state: &State) {
         let now = time::monotonic();
+        self.inherit_accounts(state, now);
+        self.go_on_with_limits(state.limits.iter().map(used).collect(), now);
         let bans: Vec<Ban> = state
             .bans
             .iter()
@@ -125,6 +167,36 @@ impl Control {
         for (source, outcome) in self.ban(&bans) {
             if let Err(why) = outcome {
                 tracing::error!(source = %source, detail = %why, "ban not taken over");
+            }
+        }
+    }
+
+    /// Before the bans, which are part of them.
+    fn inherit_accounts(&self, state: &State, now: Instant) {
+        let mut ledger = self.ledger.borrow_mut();
+        // The oldest first, so that it is them who make room.
+        for account in state.accounts.iter().rev() {
+            let Some(source) = parsed(&account.source) else { continue };
+            let lately = account.lately.iter();
+            let reason = |(code, ago): &(u32, Duration)| Some((Reason::from_code(*code)?, *ago));
+            ledger.take_up(
+                &Kept {
+                    source,
+                    points: account.points,
+                    level: account.level,
+                    banned_for: account.banned_for,
+                    remembered_for: account.remembered_for,
+                    lately: lately.filter_map(reason).collect(),
+                },
+                now,
+            );
+        }
+        for (source, clients) in state.good_clients.iter().rev() {
+            let Some(source) = parsed(source) else { continue };
+            for (who, ago) in clients {
+                let at = now.checked_sub(*ago).unwrap_or(now);
+                let arrived = Arrived::Directly;
+                ledger.vouch(Voucher { source, who: *who, at, arrived });
             }
         }
     }
@@ -151,6 +223,7 @@ impl Control {
     }
 
     fn take_back(&self) {
+        self.listeners.borrow_mut().quic_held().for_each(|(_, held)| held.take_back());
         let given = {
             let mut succession = self.succession.borrow_mut();
             succession.is_under_way = false;
@@ -229,6 +302,33 @@ impl Control {
     pub(in crate::gateway) fn alive_every(&self) -> Option<Duration> {
         self.notify.alive_every()
     }
+}
+
+fn parsed(source: &str) -> Option<Source> {
+    source_of(source.parse().ok()?)
+}
+
+fn kept_account(kept: Kept) -> KeptAccount {
+    let lately = kept.lately.into_iter();
+    KeptAccount {
+        source: kept.source.to_string(),
+        points: kept.points,
+        level: kept.level,
+        banned_for: kept.banned_for,
+        remembered_for: kept.remembered_for,
+        lately: lately.map(|(reason, ago)| (reason as u32, ago)).collect(),
+    }
+}
+
+fn kept_limit((name, used): (Arc<str>, Used)) -> KeptLimit {
+    let Used { secret: Secret(secret), proof, rows } = used;
+    KeptLimit { name: name.to_string(), secret, proof, rows }
+}
+
+fn used(kept: &KeptLimit) -> (Arc<str>, Used) {
+    let KeptLimit { name, secret, proof, rows } = kept;
+    let used = Used { secret: Secret(*secret), proof: *proof, rows: rows.clone() };
+    (name.as_str().into(), used)
 }
 
 #[cfg(test)]

@@ -98,6 +98,11 @@ impl Running {
         !is_answered
     }
 
+    /// When its head was whole.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Whether its head said twice where its body ends: by length and by coding.
     pub fn is_framed_twice(&self) -> bool {
         self.is_framed_twice

@@ -10,6 +10,7 @@ pub mod anchors;
 pub mod attributes;
 mod fields;
 pub mod name;
+mod remembered;
 pub mod revocation;
 mod server_key;
 mod trust;

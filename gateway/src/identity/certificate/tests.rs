@@ -18,7 +18,7 @@ use rustls_pki_types::{
     pem::PemObject,
 };
 
-use super::*;
+use super::{remembered::Presented, *};
 use crate::config::CrlExpired;
 
 /// 2026-03-01T12:00:00Z.
@@ -722,6 +722,31 @@ fn a_handshake_tells_the_peer_or_the_whole_reason() {
     assert_eq!(received, Some(AlertDescription::DecryptError));
     let refusal = verifier.outcome().unwrap().as_ref().unwrap_err();
     assert_eq!(refusal.error.reason(), "bad_handshake_signature");
+}
+
+#[test]
+fn who_comes_back_is_known_and_proves_the_key_again() {
+    let root = TestAuthority::root("Root");
+    let trust = Arc::new(trust(&[&root], &[], CrlExpired::Deny));
+    let (alice, thief) = (root.client("alice"), root.client("mallory"));
+    let presented = Presented::new(&alice.der, &[]);
+    let shake = |key| handshake(trust.clone(), vec![alice.der.clone()], key);
+
+    assert_eq!(shake(&thief.key).1, Some(AlertDescription::DecryptError));
+    assert!(trust.known(presented, at(NOW_S)).is_none(), "nobody has proven the key");
+    assert_eq!(shake(&alice.key).1, None);
+    let known = trust.known(presented, at(NOW_S)).unwrap();
+    let (again, alert) = shake(&alice.key);
+    assert_eq!(alert, None);
+    assert!(Arc::ptr_eq(again.outcome().unwrap().as_ref().unwrap(), &known));
+    let (verifier, alert) = shake(&thief.key);
+    assert_eq!(alert, Some(AlertDescription::DecryptError));
+    assert!(verifier.outcome().unwrap().is_err());
+
+    let expired = at(known.not_after().as_secs() + 1);
+    assert!(trust.known(presented, expired).is_none(), "the time is judged anew");
+    let others = [root.client("other").der];
+    assert!(trust.known(Presented::new(&alice.der, &others), at(NOW_S)).is_none());
 }
 
 #[test]

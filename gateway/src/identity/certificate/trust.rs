@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    sync::Arc,
 };
 
 use aws_lc_rs::digest;
@@ -17,11 +18,13 @@ use super::{
     AlternativeName, Anchors, Attributes, AuthorityId, CertificateError, CertificateRefusal,
     PRESENTED_MAX, Revocations, Serial, fields, hexadecimal,
     name::{self, Names},
+    remembered::{Presented, Remembered},
     revocation::Status,
 };
 use crate::config::CrlExpired;
 
-/// Everything that decides on client certificates of one listener; immutable, shared.
+/// Everything that decides on client certificates of one listener; immutable but for what it remembers
+/// of good clients, shared.
 pub struct Trust {
     anchors: Anchors,
     revocations: Revocations,
@@ -29,6 +32,7 @@ pub struct Trust {
     max_chain_depth: usize,
     retired: Vec<Anchors>,
     hints: Vec<DistinguishedName>,
+    remembered: Remembered,
 }
 
 impl fmt::Debug for Trust {
@@ -63,7 +67,15 @@ impl Trust {
         if hints.iter().map(|hint| hint.as_ref().len()).sum::<usize>() > HINTS_MAX_BYTES {
             hints.clear();
         }
-        Self { anchors, revocations, crl_expired, max_chain_depth, retired: Vec::new(), hints }
+        Self {
+            anchors,
+            revocations,
+            crl_expired,
+            max_chain_depth,
+            retired: Vec::new(),
+            hints,
+            remembered: Remembered::default(),
+        }
     }
 
     /// Refuses, by a word of its own, what comes from these authorities too, trusted through another
@@ -108,6 +120,18 @@ impl Trust {
             }
         }
         self.check_revocation(&peer.links, now)
+    }
+
+    /// A client that sent the same certificates before and proved its key then, if it would still be
+    /// let in: the chain's signatures, purposes and constraints were judged by this very trust, and
+    /// whatever depends on the time is judged now.
+    pub(super) fn known(&self, presented: Presented, now: UnixTime) -> Option<Arc<Peer>> {
+        self.remembered.find(presented).filter(|peer| self.recheck(peer, now).is_ok())
+    }
+
+    /// Who sent these certificates has proven to have the key.
+    pub(super) fn remember(&self, presented: Presented, peer: Arc<Peer>) {
+        self.remembered.put(presented, peer);
     }
 
     /// Judges a chain as a client sent it. The peer is only proven once the handshake's

@@ -13,7 +13,9 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::{CertificateError, CertificateRefusal, Peer, Trust, fields, trust};
+use super::{
+    CertificateError, CertificateRefusal, Peer, Trust, fields, remembered::Presented, trust,
+};
 
 /// The client verifier of **one** connection: make one for each handshake, it is two pointers and
 /// two empty cells. Afterwards [`outcome`](Self::outcome) tells who it was, or why not.
@@ -21,8 +23,15 @@ pub struct Verifier {
     trust: Arc<Trust>,
     required: bool,
     /// Set when the chain holds; not yet proof that the client has the key.
-    judged: OnceLock<Peer>,
+    judged: OnceLock<Judged>,
     outcome: OnceLock<Result<Arc<Peer>, CertificateRefusal>>,
+}
+
+/// A chain that holds.
+struct Judged {
+    peer: Arc<Peer>,
+    /// What it is to be remembered by once the client has proven its key; `None`: it is already.
+    unknown: Option<Presented>,
 }
 
 impl fmt::Debug for Verifier {
@@ -57,8 +66,11 @@ impl Verifier {
         verified: Result<HandshakeSignatureValid, Error>,
     ) -> Result<HandshakeSignatureValid, Error> {
         match (verified, self.judged.get()) {
-            (Ok(valid), Some(peer)) => {
-                let _ = self.outcome.set(Ok(Arc::new(peer.clone())));
+            (Ok(valid), Some(Judged { peer, unknown })) => {
+                if let Some(presented) = unknown {
+                    self.trust.remember(*presented, peer.clone());
+                }
+                let _ = self.outcome.set(Ok(peer.clone()));
                 Ok(valid)
             }
             (Ok(_), None) => Err(Error::General("signature before certificate".to_owned())),
@@ -86,9 +98,17 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match self.trust.judge(end_entity, intermediates, now) {
-            Ok(peer) => {
-                let _ = self.judged.set(peer);
+        let presented = Presented::new(end_entity, intermediates);
+        let judged = match self.trust.known(presented, now) {
+            Some(peer) => Ok(Judged { peer, unknown: None }),
+            None => self
+                .trust
+                .judge(end_entity, intermediates, now)
+                .map(|peer| Judged { peer: Arc::new(peer), unknown: Some(presented) }),
+        };
+        match judged {
+            Ok(judged) => {
+                let _ = self.judged.set(judged);
                 Ok(ClientCertVerified::assertion())
             }
             Err(error) => Err(self.refuse(trust::refusal(end_entity, error))),

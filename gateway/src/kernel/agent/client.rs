@@ -502,9 +502,10 @@ impl Filter {
         self.last.borrow().clone()
     }
 
-    /// Guards every configured interface again that is without the program.
+    /// Guards every configured interface again that is without the program, which the kernel has verified
+    /// already. Asked each second, so it must not be waited for as long as a load.
     pub fn reattach(&self) -> Vec<Reattached> {
-        ask!(self, Request::Reattach(()), LOAD_MAX => Reattached).unwrap_or_default()
+        ask!(self, Request::Reattach(()) => Reattached).unwrap_or_default()
     }
 }
 

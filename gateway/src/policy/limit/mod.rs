@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use self::table::{Place, Tag};
 pub use self::{
     subject::{Key, Subject},
-    table::Table,
+    table::{Secret, Table, Used},
 };
 use super::{refusal::Refusal, route::Route};
 use crate::identity::{Identity, pattern::Pattern};
@@ -241,6 +241,27 @@ impl Limiters {
             Limiter { table, ..new.clone() }
         };
         Limiters(self.0.iter().map(resumed).collect())
+    }
+
+    /// What was used of each, of `rows_max` consumers in all, for the process that takes over.
+    pub fn used(&self, rows_max: usize, now: Instant) -> Vec<(Arc<str>, Used)> {
+        let of_each = rows_max / self.0.len().max(1);
+        let used =
+            |limiter: &Limiter| (limiter.limit.name.clone(), limiter.table.used(of_each, now));
+        self.0.iter().map(used).collect()
+    }
+
+    /// The same limits, where those of the same names go on with what was used in another process. What
+    /// was used here meanwhile is lost.
+    pub fn going_on(&self, used: &[(Arc<str>, Used)], now: Instant) -> Limiters {
+        let going_on = |limiter: &Limiter| {
+            let used = used.iter().find(|(name, _)| *name == limiter.limit.name);
+            let table = used.and_then(|(_, used)| {
+                limiter.table.going_on(used, &limiter.guard_ns, now).map(Arc::new)
+            });
+            Limiter { table: table.unwrap_or_else(|| limiter.table.clone()), ..limiter.clone() }
+        };
+        Limiters(self.0.iter().map(going_on).collect())
     }
 
     /// Each of them.

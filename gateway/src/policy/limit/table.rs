@@ -10,7 +10,8 @@
 //! are only such, the newcomer is let through uncounted, and that is counted.
 
 use std::{
-    hash::{BuildHasher, Hash, RandomState},
+    fmt,
+    hash::{BuildHasher, DefaultHasher, Hash, Hasher as _, RandomState},
     sync::{
         Mutex, MutexGuard,
         atomic::{
@@ -23,7 +24,7 @@ use std::{
 
 use gateway_ebpf::bucket::{Limit, Step};
 
-use super::{Rate, Standing, Unit};
+use super::{Rate, Standing, Subject, Unit};
 
 /// Places of one set: their tags fill one cache line.
 const WAYS: usize = 8;
@@ -37,6 +38,65 @@ const LOCKS: usize = 64;
 
 /// The clock of a table begins here, so that no bucket's moment lies before it.
 const CLOCK_START_NS: u64 = 1 << 50;
+
+/// What makes a table's hash one that outsiders cannot compute.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret(pub [u64; 2]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Secret").finish_non_exhaustive()
+    }
+}
+
+impl Secret {
+    /// Another one each time.
+    fn random() -> Secret {
+        // Each has the process' random keys, counted on.
+        Secret([0, 1].map(|part| RandomState::new().hash_one(part)))
+    }
+}
+
+/// A hash that begins with a secret, so that another process can go on with it, which the standard
+/// library's own does not allow.
+#[derive(Clone)]
+struct Keyed {
+    secret: Secret,
+    begun: DefaultHasher,
+}
+
+impl fmt::Debug for Keyed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Keyed").field(&self.secret).finish()
+    }
+}
+
+impl Keyed {
+    fn new(secret: Secret) -> Keyed {
+        let mut begun = DefaultHasher::new();
+        secret.0.into_iter().for_each(|part| begun.write_u64(part));
+        Keyed { secret, begun }
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = DefaultHasher;
+
+    fn build_hasher(&self) -> DefaultHasher {
+        self.begun.clone()
+    }
+}
+
+/// What was used of one limit, as one process tells the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// What its consumers' hashes begin with.
+    pub secret: Secret,
+    /// Such a hash of something known: a program that hashes otherwise gets another.
+    pub proof: u64,
+    /// A consumer's hash, and how long until each of its buckets is full.
+    pub rows: Vec<(u64, [u64; Unit::COUNT])>,
+}
 
 /// What a consumer is known by: 64 bits of a hash that outsiders cannot compute. Of a million
 /// consumers two have the same with a probability of 3 in 100 million.
@@ -58,7 +118,7 @@ struct Set {
 #[derive(Debug)]
 pub struct Table {
     sets: Box<[Set]>,
-    hasher: RandomState,
+    hasher: Keyed,
     started: Instant,
     locks: Box<[Mutex<()>]>,
     /// Consumers that were forgotten before their buckets were full.
@@ -76,10 +136,54 @@ pub(super) struct Place<'t> {
 impl Table {
     /// An empty table for so many consumers at once. Its clock begins now.
     pub fn new(entries: usize, now: Instant) -> Table {
-        Table::with(entries, RandomState::new(), now)
+        Table::with(entries, Keyed::new(Secret::random()), now)
     }
 
-    fn with(entries: usize, hasher: RandomState, started: Instant) -> Table {
+    /// What was used, of the `rows_max` consumers that have used most.
+    pub fn used(&self, rows_max: usize, now: Instant) -> Used {
+        let now_ns = self.clock_ns(now);
+        let rows = self.sets.iter().flat_map(|set| set.tags.iter().zip(&set.rows));
+        let mut rows: Vec<_> = rows
+            .map(|(tag, row)| (tag.load(Acquire), row))
+            .filter(|(tag, row)| *tag != 0 && ahead_ns(row, now_ns) > 0)
+            .map(|(tag, row)| {
+                (tag, row.each_ref().map(|word| word.load(Relaxed).saturating_sub(now_ns)))
+            })
+            .collect();
+        rows.sort_unstable_by_key(|(_, ahead)| std::cmp::Reverse(ahead.iter().max().copied()));
+        rows.truncate(rows_max);
+        Used { secret: self.hasher.secret, proof: self.proof(), rows }
+    }
+
+    /// An empty table of the same size that goes on with what was used; `None`: it was told by a program
+    /// that hashes otherwise.
+    pub(super) fn going_on(
+        &self,
+        used: &Used,
+        guard_ns: &[u64; Unit::COUNT],
+        now: Instant,
+    ) -> Option<Table> {
+        let table = Table::with(self.entries, Keyed::new(used.secret), now);
+        if table.proof() != used.proof {
+            return None;
+        }
+        let now_ns = table.clock_ns(now);
+        // Who has used most comes first: where there is no room, it is for who has used least.
+        for (tag, ahead_ns) in &used.rows {
+            if let Some(place) = table.place(Tag((*tag).max(1)), guard_ns, now_ns) {
+                for (word, ahead_ns) in place.row.iter().zip(ahead_ns) {
+                    word.store(now_ns.saturating_add(*ahead_ns), Relaxed);
+                }
+            }
+        }
+        Some(table)
+    }
+
+    fn proof(&self) -> u64 {
+        self.hasher.hash_one(Subject::Client { issuer: "of nobody", name: "a proof" })
+    }
+
+    fn with(entries: usize, hasher: Keyed, started: Instant) -> Table {
         let sets = entries.max(1).saturating_mul(PLACES_PER_ENTRY).div_ceil(WAYS);
         Table {
             sets: (0..sets).map(|_| Set::default()).collect(),

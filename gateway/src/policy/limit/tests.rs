@@ -117,6 +117,30 @@ fn every_rate_must_hold_and_what_is_refused_costs_nothing() {
     }
 }
 
+/// Whoever asks all the time gets, at any moment of an hour, what the slower of two rates allows by then.
+#[test]
+fn two_rates_hold_over_an_hour_to_the_request() {
+    let start = time::monotonic();
+    let rates = [rate(100, Unit::Second), rate(10_000, Unit::Hour)];
+    let limiters = Limiters::new(&[limit("a", Key::ClientId, &rates)], start);
+    let route = route(&[0]);
+    let alice = client("alice");
+    let mut allowed = 0_u32;
+    for at_ms in (0..=3_600_000_u64).step_by(5) {
+        let now = start + Duration::from_millis(at_ms);
+        allowed += u32::from(ask(&limiters, &route, &alice, now).is_ok());
+        if matches!(at_ms, 1_000 | 10_000 | 60_000 | 100_000 | 102_000 | 600_000 | 3_600_000) {
+            let at_s = at_ms as f64 / 1000.0;
+            let expected = (100.0 + 100.0 * at_s).min(10_000.0 + at_s * 10_000.0 / 3600.0);
+            // The first hundred are asked for in half a second, in which fifty more come.
+            assert!(
+                (f64::from(allowed) - expected).abs() <= 1.0,
+                "{allowed} at {at_s} s: {expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn whoever_waits_as_long_as_told_is_let_in_and_not_before() {
     let start = time::monotonic();
@@ -311,6 +335,42 @@ fn a_reload_keeps_what_was_used() {
     assert_eq!(left(&smaller), 0);
     let over = ask(&smaller, &route, &client("alice"), start).unwrap_err();
     assert!(over.retry_after <= Duration::from_secs(1800), "{:?}", over.retry_after);
+}
+
+#[test]
+fn another_process_goes_on_with_what_was_used() {
+    let start = time::monotonic();
+    let settings = |count| limit("a", Key::ClientId, &[rate(count, Unit::Hour)]);
+    let before = Limiters::new(&[settings(10)], start);
+    let route = route(&[0]);
+    for (name, times) in [("alice", 6), ("bob", 2), ("carol", 10)] {
+        for _ in 0..times {
+            ask(&before, &route, &client(name), start).unwrap();
+        }
+    }
+    let left = |limiters: &Limiters, name: &str, at: Instant| {
+        (0..100).filter(|_| ask(limiters, &route, &client(name), at).is_ok()).count()
+    };
+    let new = |count| Limiters::new(&[settings(count)], start + S);
+    let used = before.used(100, start + S);
+    let heir = new(10).going_on(&used, start + S);
+    let lefts = ["alice", "bob", "carol", "dave"].map(|name| left(&heir, name, start + S));
+    assert_eq!(lefts, [4, 8, 0, 10]);
+    // By the rates that it is configured with; and a bucket goes on filling as before.
+    let wider = new(20).going_on(&used, start + S);
+    assert_eq!(left(&wider, "carol", start + S), 10);
+    let later = new(10).going_on(&used, start + S);
+    assert_eq!(left(&later, "carol", start + 720 * S), 2);
+    // Where not everybody fits, it is those who have used most.
+    let cut = new(10).going_on(&before.used(1, start + S), start + S);
+    assert_eq!(["alice", "carol"].map(|name| left(&cut, name, start + S)), [10, 0]);
+    // Of a program that hashes otherwise nothing is taken, nor of a limit with another name.
+    let mut strange = used.clone();
+    strange[0].1.proof ^= 1;
+    assert_eq!(left(&new(10).going_on(&strange, start + S), "carol", start + S), 10);
+    let mut other = used;
+    other[0].0 = "b".into();
+    assert_eq!(left(&new(10).going_on(&other, start + S), "carol", start + S), 10);
 }
 
 /// A full table: who is over its limit is not forgotten, who is new is not refused.

@@ -18,9 +18,16 @@ pub struct Found {
     pub program: PathBuf,
     /// What it takes for `/`, where its libraries and modules are.
     pub root: PathBuf,
+    /// It sees to its libraries itself.
+    pub finds_libraries: bool,
 }
 
 impl Found {
+    /// A program that needs nothing but what this machine has.
+    pub fn here(program: PathBuf) -> Found {
+        Found { program, root: PathBuf::from("/"), finds_libraries: true }
+    }
+
     /// The program with its libraries.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
@@ -36,11 +43,15 @@ impl Found {
     }
 
     fn with_libraries(&self, command: &mut Command) {
-        if self.root != Path::new("/") {
-            let libraries = self.root.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
-            command.env("LD_LIBRARY_PATH", libraries);
+        if !self.finds_libraries {
+            command.env("LD_LIBRARY_PATH", libraries(&self.root));
         }
     }
+}
+
+/// Where packages put libraries below a root.
+pub fn libraries(root: &Path) -> PathBuf {
+    root.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH))
 }
 
 /// A file of these packages: of this machine, where they are installed, else unpacked below `target`.
@@ -48,8 +59,8 @@ impl Found {
 /// # Errors
 /// When apt does not have them.
 pub fn find(file: &str, packages: &[&str]) -> Result<Found> {
-    let at = |root: PathBuf| Found { program: root.join(file), root };
-    let installed = at(PathBuf::from("/"));
+    let at = |root: PathBuf| Found { program: root.join(file), root, finds_libraries: false };
+    let installed = Found::here(Path::new("/").join(file));
     if installed.program.exists() {
         return Ok(installed);
     }
@@ -74,12 +85,21 @@ fn fetch(packages: &[&str], to: &Path) -> Result<()> {
             .args(packages),
     )
     .context("apt-get knows no such packages")?;
-    for file in fs::read_dir(&archives)? {
+    unpack(&archives, to)?;
+    fs::remove_dir_all(&archives)?;
+    Ok(())
+}
+
+/// Unpacks all packages of a directory into another.
+///
+/// # Errors
+/// When one is none.
+pub fn unpack(archives: &Path, to: &Path) -> Result<()> {
+    for file in fs::read_dir(archives)? {
         let file = file?.path();
         if file.extension().is_some_and(|extension| extension == "deb") {
             process::succeed(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(to))?;
         }
     }
-    fs::remove_dir_all(&archives)?;
     Ok(())
 }

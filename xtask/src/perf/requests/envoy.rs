@@ -17,18 +17,46 @@ const TYPE: &str = "type.googleapis.com/envoy";
 ///
 /// # Errors
 /// When the key set cannot be read.
-pub fn config(files: &Files, server: &str, address: SocketAddr) -> Result<Value> {
+pub fn config(files: &Files, server: &str, [address, quic]: [SocketAddr; 2]) -> Result<Value> {
     Ok(json!({
         "static_resources": {
             "listeners": [{
                 "name": "edge",
-                "address": socket(address),
+                "address": socket(address, "TCP"),
                 "tcp_backlog_size": 4096,
                 "filter_chains": [{
-                    "transport_socket": tls(files, server),
+                    "transport_socket": {
+                        "name": "tls",
+                        "typed_config": typed(
+                            "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                            tls(files, server, &["h2", "http/1.1"]),
+                        ),
+                    },
                     "filters": [{
                         "name": "http",
-                        "typed_config": manager(files)?,
+                        "typed_config": manager(files, "AUTO")?,
+                    }],
+                }],
+            }, {
+                "name": "edge-h3",
+                "address": socket(quic, "UDP"),
+                "udp_listener_config": {
+                    "quic_options": {},
+                    "downstream_socket_config": { "prefer_gro": true },
+                },
+                "filter_chains": [{
+                    "transport_socket": {
+                        "name": "quic",
+                        "typed_config": {
+                            "@type": format!(
+                                "{TYPE}.extensions.transport_sockets.quic.v3.QuicDownstreamTransport"
+                            ),
+                            "downstream_tls_context": tls(files, server, &["h3"]),
+                        },
+                    },
+                    "filters": [{
+                        "name": "http",
+                        "typed_config": manager(files, "HTTP3")?,
                     }],
                 }],
             }],
@@ -38,46 +66,47 @@ pub fn config(files: &Files, server: &str, address: SocketAddr) -> Result<Value>
                 "connect_timeout": "5s",
                 "load_assignment": {
                     "cluster_name": "orders",
-                    "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": socket(UPSTREAM) } }] }],
+                    "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": socket(UPSTREAM, "TCP") } }] }],
                 },
             }],
         },
     }))
 }
 
-fn socket(address: SocketAddr) -> Value {
+fn socket(address: SocketAddr, protocol: &str) -> Value {
     let (address, port) = (address.ip().to_string(), address.port());
-    json!({ "socket_address": { "address": address, "port_value": port } })
+    json!({ "socket_address": { "protocol": protocol, "address": address, "port_value": port } })
 }
 
-fn tls(files: &Files, server: &str) -> Value {
+fn typed(name: &str, mut value: Value) -> Value {
+    value["@type"] = json!(format!("{TYPE}.{name}"));
+    value
+}
+
+fn tls(files: &Files, server: &str, protocols: &[&str]) -> Value {
     let file = |name: &str| json!({ "filename": files.path(name) });
     json!({
-        "name": "tls",
-        "typed_config": {
-            "@type": format!("{TYPE}.extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
-            "require_client_certificate": true,
-            "common_tls_context": {
-                "tls_params": {
-                    "tls_minimum_protocol_version": "TLSv1_3",
-                    "tls_maximum_protocol_version": "TLSv1_3",
-                    "ecdh_curves": ["X25519"],
-                },
-                "alpn_protocols": ["h2", "http/1.1"],
-                "tls_certificates": [{
-                    "certificate_chain": file(&format!("{server}.pem")),
-                    "private_key": file(&format!("{server}.key")),
-                }],
-                "validation_context": {
-                    "trusted_ca": file("ca.pem"),
-                    "crl": file("ca.crl"),
-                },
+        "require_client_certificate": true,
+        "common_tls_context": {
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_3",
+                "tls_maximum_protocol_version": "TLSv1_3",
+                "ecdh_curves": ["X25519"],
+            },
+            "alpn_protocols": protocols,
+            "tls_certificates": [{
+                "certificate_chain": file(&format!("{server}.pem")),
+                "private_key": file(&format!("{server}.key")),
+            }],
+            "validation_context": {
+                "trusted_ca": file("ca.pem"),
+                "crl": file("ca.crl"),
             },
         },
     })
 }
 
-fn manager(files: &Files) -> Result<Value> {
+fn manager(files: &Files, codec: &str) -> Result<Value> {
     let keys = fs::read_to_string(files.path("jwks.json"))?;
     let route =
         |prefix: &str| json!({ "match": { "prefix": prefix }, "route": { "cluster": "orders" } });
@@ -86,6 +115,7 @@ fn manager(files: &Files) -> Result<Value> {
             "{TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
         ),
         "stat_prefix": "edge",
+        "codec_type": codec,
         "forward_client_cert_details": "SANITIZE_SET",
         "set_current_client_cert_details": { "subject": true },
         "route_config": {

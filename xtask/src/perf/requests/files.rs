@@ -35,14 +35,20 @@ pub enum Keys {
     P256,
     /// RSA with 2,048 bits.
     Rsa2048,
+    /// RSA with 4,096 bits.
+    Rsa4096,
 }
 
 impl Keys {
+    /// All.
+    const ALL: [Keys; 3] = [Keys::P256, Keys::Rsa2048, Keys::Rsa4096];
+
     /// As rows and files call it.
     pub fn name(self) -> &'static str {
         match self {
             Keys::P256 => "P-256",
             Keys::Rsa2048 => "RSA-2048",
+            Keys::Rsa4096 => "RSA-4096",
         }
     }
 
@@ -50,6 +56,7 @@ impl Keys {
         match self {
             Keys::P256 => ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
             Keys::Rsa2048 => ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
+            Keys::Rsa4096 => ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:4096"],
         }
     }
 }
@@ -89,7 +96,7 @@ impl Files {
     pub fn new(directory: &Path, product: &Path) -> Result<Files> {
         let files = Files { directory: directory.to_owned() };
         files.make_authority()?;
-        for keys in [Keys::P256, Keys::Rsa2048] {
+        for keys in Keys::ALL {
             let names = format!("subjectAltName=DNS:{HOST}\nextendedKeyUsage=serverAuth\n");
             files.certify(&files.server(keys), keys, HOST, &names)?;
             files.certify_client(&files.client(keys), keys)?;

@@ -29,16 +29,18 @@ pub type Told = Value;
 pub struct Place {
     /// Where it runs.
     pub namespace: Arc<Namespace>,
-    /// On which core.
-    pub core: usize,
+    /// On which cores.
+    pub cores: Vec<usize>,
 }
 
 impl Place {
     /// A command that runs there and ends with the thread that starts it.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = self.namespace.command("setpriv");
-        command.args(["--pdeathsig", "KILL", "setsid", "nice", "-n", "-20"]);
-        command.args(["taskset", "--cpu-list", &self.core.to_string()]).arg(program);
+        command.args(["--pdeathsig", "KILL", "setsid", "sh", "-c", FIRST, "sh"]);
+        let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
+        command.args(["nice", "-n", "-20", "taskset", "--cpu-list", &cores.join(",")]);
+        command.arg(program);
         command
     }
 
@@ -47,13 +49,14 @@ impl Place {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let child = command.spawn().with_context(|| process::words(command))?;
-        // Sessions share the processor evenly first (sched_autogroup, sched(7)), whatever their
-        // processes' own niceness is. A kernel without that needs nothing.
-        let _without = fs::write(format!("/proc/{}/autogroup", child.id()), "-20");
-        Ok(child)
+        command.spawn().with_context(|| process::words(command))
     }
 }
+
+/// Sessions share the processor evenly first (sched_autogroup, sched(7)), whatever their processes' own
+/// niceness is, so the new session itself has to come first. It says so itself: seen from outside, it
+/// is for a moment still the one that it was started from. A kernel without that needs nothing.
+const FIRST: &str = r#"{ echo -20 >/proc/self/autogroup; } 2>/dev/null; exec "$@""#;
 
 /// The generator, ready to be told what to do.
 pub struct Generator {
@@ -75,7 +78,7 @@ pub struct Target<'a> {
     pub client: &'a Path,
     /// The servers' authority.
     pub authority: &'a Path,
-    /// h1 or h2.
+    /// h1, h2 or h3.
     pub protocol: &'a str,
     /// The path to ask for.
     pub path: &'a str,
@@ -114,9 +117,25 @@ impl Generator {
     /// # Errors
     /// When it cannot be done at all.
     pub fn run(&self, target: &Target<'_>, work: &Value) -> Result<Told> {
+        self.run_while(target, work, || Ok(()))
+    }
+
+    /// Does that work, while something else is done beside it.
+    ///
+    /// # Errors
+    /// When either cannot be done.
+    pub fn run_while(
+        &self,
+        target: &Target<'_>,
+        work: &Value,
+        beside: impl FnOnce() -> Result<()>,
+    ) -> Result<Told> {
         let mut command = self.command(target, work)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = self.place.spawn(&mut command)?.wait_with_output()?;
+        let child = self.place.spawn(&mut command)?;
+        let done = beside();
+        let output = child.wait_with_output()?;
+        done?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{said}");
         serde_json::from_slice(&output.stdout).with_context(|| format!("load told: {said}"))

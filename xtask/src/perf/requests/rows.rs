@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    scenario::{Case, Work},
+    scenario::{Case, Scenario, Work},
     servers::Product,
 };
 use crate::perf::{report::aligned, statistics::Figure};
@@ -46,7 +46,21 @@ fn metrics(work: Work) -> Vec<Metric> {
             metric("server_cpu_us_per_request", "us", "/cpu_us_mean"),
         ],
         Work::Idle { .. } => vec![judged("memory_per_connection", "KiB", "/kib")],
+        Work::Reload(_) => vec![
+            judged("latency_p99", "us", "/latency/p99_us"),
+            metric("latency_p999", "us", "/latency/p999_us"),
+            metric("failed_requests", "requests", "/failed"),
+            metric("connections_ended", "connections", "/reconnected"),
+        ],
     }
+}
+
+/// What the scheduler did, of scenarios that are about it.
+fn switches() -> [Metric; 2] {
+    [
+        metric("voluntary_switches_per_request", "1", "/voluntary_per_request"),
+        metric("involuntary_switches_per_request", "1", "/involuntary_per_request"),
+    ]
 }
 
 /// What the rounds of one case told.
@@ -71,7 +85,11 @@ impl Measured {
 
     /// A row for each figure.
     pub fn rows(&self) -> Vec<Row> {
-        metrics(self.case.work).into_iter().map(|metric| self.row(metric)).collect()
+        let mut metrics = metrics(self.case.work);
+        if self.case.scenario == Scenario::Host.name() {
+            metrics.extend(switches());
+        }
+        metrics.into_iter().map(|metric| self.row(metric)).collect()
     }
 
     fn row(&self, metric: Metric) -> Row {
@@ -82,7 +100,9 @@ impl Measured {
             }
             pointer => told.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0),
         };
-        let figures = self.told.iter().map(|(product, rounds)| {
+        // Who failed told nothing.
+        let told = self.told.iter().filter(|(_, rounds)| !rounds.is_empty());
+        let figures = told.map(|(product, rounds)| {
             let values: Vec<f64> = rounds.iter().map(value).collect();
             (*product, Figure::of(&values))
         });
@@ -131,6 +151,7 @@ impl Row {
             "protocol": self.case.protocol,
             "metric": self.metric.name,
             "unit": self.metric.unit,
+            "workers": self.case.workers,
             "ours": rounded(ours.median),
             "spread": [rounded(ours.lower), rounded(ours.upper)],
             "peers": by_name(&|figure| json!(rounded(figure.median))),
@@ -142,8 +163,10 @@ impl Row {
     }
 }
 
+/// To tenths; small figures to thousandths.
 fn rounded(figure: f64) -> f64 {
-    (figure * 10.0).round() / 10.0
+    let parts = if figure < 10.0 { 1_000.0 } else { 10.0 };
+    (figure * parts).round() / parts
 }
 
 /// Prints a document's table.
@@ -200,7 +223,7 @@ fn table(document: &Value) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::scenario::Scenario, *};
+    use super::*;
 
     fn measured(peer: bool) -> Measured {
         let case = Scenario::Mtls.cases()[0];

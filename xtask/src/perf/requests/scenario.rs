@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::files::{Algorithm, Keys};
+use super::{
+    files::{Algorithm, Keys},
+    servers::Setup,
+};
 
 /// Kept connections, as in the crowd of clients of a middling service.
 const CONNECTIONS: usize = 64;
@@ -12,9 +15,10 @@ const CONNECTIONS: usize = 64;
 const SHARED: [usize; 2] = [16, 8];
 /// Handshakes at once: the server is never idle, and its queue never long.
 const HANDSHAKES_AT_ONCE: usize = 8;
-const WARM_UP_MS: u64 = 500;
-const LASTS_MS: u64 = 1_800;
-const LATENCY_LASTS_MS: u64 = 4_000;
+/// While servers are reloaded: a middling day's rate, so that a pause shows and nothing is saturated.
+const RELOAD_PER_S: u32 = 2_000;
+/// Between one reload and the next; the first comes after the first of these.
+pub const RELOAD_EVERY_MS: u64 = 1_000;
 /// Hundreds of requests, or of handshakes, come in one.
 const WINDOW_MS: u64 = 60;
 const HANDSHAKE_WINDOW_MS: u64 = 150;
@@ -40,6 +44,12 @@ pub enum Scenario {
     Latency,
     /// Crowds that do nothing.
     Idle,
+    /// A rate of requests while the configuration is read again each second.
+    Reload,
+    /// One worker, and two.
+    Scale,
+    /// What the kernel's scheduler has to do for a request.
+    Host,
 }
 
 /// What the server is given to do.
@@ -59,6 +69,8 @@ pub enum Work {
         /// So many.
         connections: usize,
     },
+    /// So many requests a second, while the server reads its configuration again each second.
+    Reload(u32),
 }
 
 /// One thing that is measured.
@@ -68,12 +80,14 @@ pub struct Case {
     pub scenario: &'static str,
     /// What distinguishes it within the scenario.
     pub variant: &'static str,
-    /// h1 or h2.
+    /// h1, h2 or h3.
     pub protocol: &'static str,
     /// Keys of servers and clients.
     pub keys: Keys,
     /// Tokens: how signed, how many different ones.
     pub tokens: Option<(Algorithm, usize)>,
+    /// Threads or processes of the server.
+    pub workers: usize,
     /// What the server is given to do.
     pub work: Work,
     /// Ours is meant to be at most this share of the best peer.
@@ -93,7 +107,7 @@ impl fmt::Display for Case {
 
 impl Scenario {
     /// All, in the order in which they are shown.
-    pub const ALL: [Scenario; 7] = [
+    pub const ALL: [Scenario; 10] = [
         Scenario::Mtls,
         Scenario::TokenHot,
         Scenario::TokenMany,
@@ -101,6 +115,9 @@ impl Scenario {
         Scenario::Handshake,
         Scenario::Latency,
         Scenario::Idle,
+        Scenario::Reload,
+        Scenario::Scale,
+        Scenario::Host,
     ];
 
     /// Its name on the command line and in rows.
@@ -113,6 +130,9 @@ impl Scenario {
             Scenario::Handshake => "handshake",
             Scenario::Latency => "latency",
             Scenario::Idle => "idle",
+            Scenario::Reload => "reload",
+            Scenario::Scale => "scale",
+            Scenario::Host => "host",
         }
     }
 
@@ -124,6 +144,7 @@ impl Scenario {
             protocol: "h1",
             keys: Keys::P256,
             tokens: None,
+            workers: 1,
             work: Work::Closed,
             target: None,
         };
@@ -139,11 +160,13 @@ impl Scenario {
             Scenario::Mtls => vec![
                 Case { target: Some(0.8), ..plain },
                 Case { protocol: "h2", target: Some(1.0), ..plain },
+                Case { protocol: "h3", target: Some(0.8), ..plain },
             ],
             Scenario::TokenHot => vec![
                 token("h1", rs256, 1, 0.6),
                 token("h1", es256, 1, 0.6),
                 token("h2", rs256, 1, 0.55),
+                token("h3", rs256, 1, 0.7),
             ],
             Scenario::TokenMany => vec![token("h1", rs256, MANY, 0.55)],
             Scenario::TokenCold => {
@@ -160,7 +183,10 @@ impl Scenario {
                 vec![
                     handshake("P-256", Keys::P256, false, 0.5),
                     handshake("P-256 resumed", Keys::P256, true, 0.75),
+                    Case { protocol: "h3", ..handshake("P-256", Keys::P256, false, 0.7) },
                     handshake("RSA-2048", Keys::Rsa2048, false, 0.55),
+                    // The signature is all of it, and everybody's the same.
+                    Case { target: None, ..handshake("RSA-4096", Keys::Rsa4096, false, 1.0) },
                 ]
             }
             Scenario::Latency => {
@@ -180,29 +206,116 @@ impl Scenario {
                 };
                 vec![idle("1,000", 1_000, None), idle("9,000", 9_000, Some(0.65))]
             }
+            Scenario::Reload => {
+                vec![Case {
+                    variant: "2,000/s",
+                    target: Some(0.5),
+                    work: Work::Reload(RELOAD_PER_S),
+                    ..plain
+                }]
+            }
+            Scenario::Scale => {
+                let workers = |variant, workers| Case { variant, workers, ..plain };
+                vec![workers("1 worker", 1), workers("2 workers", 2)]
+            }
+            Scenario::Host => {
+                let case = |variant, work| Case { variant, work, ..plain };
+                vec![case("4,000/s", Work::Rate(4_000)), case("all it can", Work::Closed)]
+            }
+        }
+    }
+}
+
+/// How long the parts of a turn last, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    warm_up_ms: u64,
+    lasts_ms: u64,
+    /// At fixed rates: enough requests for the thousandth that was slowest.
+    rate_lasts_ms: u64,
+    /// While the configuration is read again and again.
+    reload_lasts_ms: u64,
+    /// Servers are started and stopped, connections opened, memory looked at when it has come to rest.
+    around_ms: u64,
+}
+
+impl Pace {
+    /// To quote, or to see that it works.
+    pub fn new(quick: bool) -> Pace {
+        if quick {
+            let (warm_up_ms, lasts_ms) = (200, 400);
+            Pace {
+                warm_up_ms,
+                lasts_ms,
+                rate_lasts_ms: 1_000,
+                reload_lasts_ms: 3_000,
+                around_ms: 300,
+            }
+        } else {
+            let (warm_up_ms, lasts_ms) = (500, 1_800);
+            Pace {
+                warm_up_ms,
+                lasts_ms,
+                rate_lasts_ms: 4_000,
+                reload_lasts_ms: 6_500,
+                around_ms: 300,
+            }
         }
     }
 }
 
 impl Case {
+    /// How its servers are started.
+    pub fn setup(&self) -> Setup {
+        Setup { workers: self.workers, can_reload: matches!(self.work, Work::Reload(_)) }
+    }
+
+    /// Whether it is too much for a run that is only to see that it works.
+    pub fn is_left_out_when_quick(&self) -> bool {
+        matches!(self.work, Work::Idle { connections } if connections > 1_000)
+    }
+
+    /// About how long one turn of one server takes, in milliseconds.
+    pub fn turn_ms(&self, pace: Pace) -> u64 {
+        match self.work {
+            // A sixth of two pauses, in which all rest at once, and some 500 handshakes a second.
+            Work::Idle { connections } => 6_000 + connections as u64 * 2,
+            Work::Closed | Work::Handshakes { .. } => {
+                pace.around_ms + pace.warm_up_ms + pace.lasts_ms
+            }
+            Work::Rate(_) => pace.around_ms + pace.warm_up_ms + pace.rate_lasts_ms,
+            Work::Reload(_) => pace.around_ms + pace.warm_up_ms + pace.reload_lasts_ms,
+        }
+    }
+
     /// What the generator is told to do; a crowd is held instead.
-    pub fn plan(&self) -> Value {
+    pub fn plan(&self, pace: Pace) -> Value {
+        let Pace { warm_up_ms, lasts_ms, .. } = pace;
         let [connections, streams] = if self.protocol == "h1" { [CONNECTIONS, 1] } else { SHARED };
+        let rate = |per_s: u32, lasts_ms: u64, reconnects: bool| {
+            json!({
+                "kind": "rate", "per_s": per_s, "connections": connections, "streams": streams,
+                "warm_up_ms": warm_up_ms, "lasts_ms": lasts_ms, "reconnects": reconnects,
+            })
+        };
         match self.work {
             Work::Closed => json!({
                 "kind": "closed", "connections": connections, "streams": streams,
-                "warm_up_ms": WARM_UP_MS, "lasts_ms": LASTS_MS, "window_ms": WINDOW_MS,
+                "warm_up_ms": warm_up_ms, "lasts_ms": lasts_ms, "window_ms": WINDOW_MS,
             }),
-            Work::Rate(per_s) => json!({
-                "kind": "rate", "per_s": per_s, "connections": connections, "streams": streams,
-                "warm_up_ms": WARM_UP_MS, "lasts_ms": LATENCY_LASTS_MS,
-            }),
+            Work::Rate(per_s) => rate(per_s, pace.rate_lasts_ms, false),
+            Work::Reload(per_s) => rate(per_s, pace.reload_lasts_ms, true),
             Work::Handshakes { resumed } => json!({
                 "kind": "handshakes", "resumed": resumed, "at_once": HANDSHAKES_AT_ONCE,
-                "warm_up_ms": WARM_UP_MS, "lasts_ms": LASTS_MS, "window_ms": HANDSHAKE_WINDOW_MS,
+                "warm_up_ms": warm_up_ms, "lasts_ms": lasts_ms, "window_ms": HANDSHAKE_WINDOW_MS,
             }),
             Work::Idle { connections } => json!({ "kind": "hold", "connections": connections }),
         }
+    }
+
+    /// How often a server is reloaded in a turn.
+    pub fn reloads(pace: Pace) -> u64 {
+        (pace.warm_up_ms + pace.reload_lasts_ms).saturating_sub(1) / RELOAD_EVERY_MS
     }
 }
 

@@ -5,7 +5,13 @@ function der(pem) {
     return Buffer.from(lines.join(''), 'base64');
 }
 
+// Tokens that were good, where this version can keep them.
+const known = ngx.shared && ngx.shared.tokens;
+
 async function isGood(bearer) {
+    if (known && known.get(bearer)) {
+        return true;
+    }
     const parts = bearer.split('.');
     if (parts.length !== 3) {
         return false;
@@ -20,7 +26,12 @@ async function isGood(bearer) {
     }
     const key = await crypto.subtle.importKey('spki', der(kind.key), kind.as, false, ['verify']);
     const signature = Buffer.from(parts[2], 'base64url');
-    return await crypto.subtle.verify(kind.by, key, signature, Buffer.from(parts[0] + '.' + parts[1]));
+    const good = await crypto.subtle.verify(kind.by, key, signature, Buffer.from(parts[0] + '.' + parts[1]));
+    if (good && known) {
+        // Until it ends, in milliseconds.
+        known.set(bearer, '1', Math.floor(claims.exp * 1000 - Date.now()));
+    }
+    return good;
 }
 
 async function check(r) {
