@@ -560,7 +560,7 @@ impl<'s> World<'s> {
 
     /// Waits for what becomes of somebody who matters less. That the upstream is gone is as good as served.
     fn wait_report(&mut self, status: u16) -> Result<()> {
-        let until = clock::now() + START_LIMIT;
+        let until = clock::now() + 2 * START_LIMIT;
         loop {
             // It is public, and no business of the witness.
             let answer = self.ask(PROBER, "/reports", "", ASK_AGAIN)?;
@@ -575,7 +575,7 @@ impl<'s> World<'s> {
     }
 
     fn wait_ready(&self, status: u16) -> Result<()> {
-        clock::wait_for(&format!("/ready to say {status}"), START_LIMIT, || {
+        clock::wait_for(&format!("/ready to say {status}"), 2 * START_LIMIT, || {
             Ok((self.gateway()?.get("/ready")?.0 == status).then_some(()))
         })
     }
@@ -596,7 +596,7 @@ impl<'s> World<'s> {
         gateway.kill()?;
         self.book.forgive(clock::now());
         let gateway = self.launch.run()?;
-        let started = clock::wait_for("the next daemon", START_LIMIT, || {
+        let started = clock::wait_for("the next daemon", 2 * START_LIMIT, || {
             Ok(gateway.get("/live").is_ok_and(|(status, _)| status == 200).then_some(()))
         });
         started.with_context(|| gateway.log_text())?;
@@ -624,7 +624,7 @@ impl<'s> World<'s> {
         let before = ended()?;
         let (_, agent) = agent_of(gateway)?;
         kill(Pid::from_raw(agent.try_into()?), Signal::SIGKILL)?;
-        clock::wait_for("another agent", START_LIMIT, || {
+        clock::wait_for("another agent", 2 * START_LIMIT, || {
             let is_up = gateway.metric("gateway_agent_up", &[])? == 1.0;
             Ok((is_up && ended()? > before).then_some(()))
         })
@@ -782,7 +782,7 @@ impl<'s> World<'s> {
         replace(&self.keys, |beside| tokens::join_key_sets(&[&self.mint, &next], beside))?;
         // The first token by the new key makes it known.
         let new_token = good(&next, PROBER_NAME)?;
-        let until = clock::now() + START_LIMIT;
+        let until = clock::now() + 2 * START_LIMIT;
         while !self.is_let_in_by(&new_token)? {
             ensure!(clock::now() < until, "a token of the new key is not taken");
             clock::pause(LOOK_AGAIN)?;
