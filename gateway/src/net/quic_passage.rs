@@ -86,7 +86,7 @@ impl Steps {
         Steps::at(Step::Reading)
     }
 
-    /// Of a socket that another process reads, until [`begin`](Self::begin).
+    /// Of a socket that another process reads, until it is begun.
     pub fn waiting() -> Steps {
         Steps::at(Step::Waiting)
     }
