@@ -356,9 +356,10 @@ fn another_process_goes_on_with_what_was_used() {
     let heir = new(10).going_on(&used, start + S);
     let lefts = ["alice", "bob", "carol", "dave"].map(|name| left(&heir, name, start + S));
     assert_eq!(lefts, [4, 8, 0, 10]);
-    // By the rates that it is configured with; and a bucket goes on filling as before.
+    // An emptied bucket stays empty, as with a reload, and fills by the rate that is configured now.
     let wider = new(20).going_on(&used, start + S);
-    assert_eq!(left(&wider, "carol", start + S), 10);
+    assert_eq!(left(&wider, "carol", start + S), 0);
+    assert_eq!(left(&wider, "carol", start + 720 * S), 4);
     let later = new(10).going_on(&used, start + S);
     assert_eq!(left(&later, "carol", start + 720 * S), 2);
     // Where not everybody fits, it is those who have used most.
