@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-/// An expression whose value is all that the page shows.
+/// An expression whose value is all that the page shows; null while there is no page yet.
 pub(super) const SHOWN: &str = r##"(() => {
+  if (!document.body) return null;
   const texts = (selector) => [...document.querySelectorAll(selector)].map((one) => one.textContent);
   const charts = {}, tiles = {}, lists = {};
   for (const card of document.querySelectorAll("#charts .card")) {
