@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -37,6 +37,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Clone, Default)]
 struct Names {
     known: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
+    /// Questions that have come.
+    asked: Arc<AtomicU64>,
     is_held: Arc<AtomicBool>,
     is_over: Arc<AtomicBool>,
 }
@@ -61,12 +63,21 @@ impl Names {
         self.is_held.store(is_held, Ordering::SeqCst);
     }
 
+    /// Waits until so many more questions have come.
+    fn wait_asked(&self, more: u64) -> Result<()> {
+        let before = self.asked.load(Ordering::SeqCst);
+        clock::wait_for("the next questions", SOON, || {
+            Ok((self.asked.load(Ordering::SeqCst) >= before + more).then_some(()))
+        })
+    }
+
     fn answer(&self, socket: &UdpSocket) {
         let mut held = Vec::new();
         let mut question = [0; 512];
         while !self.is_over.load(Ordering::SeqCst) {
             if let Ok((length, from)) = socket.recv_from(&mut question) {
                 held.push((question[..length].to_vec(), from));
+                self.asked.fetch_add(1, Ordering::SeqCst);
             }
             if !self.is_held.load(Ordering::SeqCst) {
                 for (question, from) in held.drain(..) {
@@ -180,7 +191,7 @@ fn a_slow_name_server_holds_nobody_up() -> Result<()> {
     wait_status(&site, "/named/x", 200)?;
     // What was said once holds while nobody says anything.
     names.0.hold(true);
-    thread::sleep(Duration::from_secs(1));
+    names.0.wait_asked(1)?;
     assert_eq!(answered(&site, "/named/x")?, 200);
     Ok(())
 }
@@ -236,7 +247,8 @@ fn where_a_name_leads_is_followed_by_requests_and_in_the_kernel() -> Result<()> 
     })?;
     // A name that is lost leads where it led.
     names.0.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    thread::sleep(Duration::from_secs(3));
+    // Each look asks for two kinds of addresses; when the next one begins, the last was taken in.
+    names.0.wait_asked(6)?;
     ensure!(answered(&site, "/named/x")? == 200, "the last good answer stays");
     why_spared(&gateway, "10.99.0.89")?.context("so does its exemption")?;
     Ok(())
