@@ -34,7 +34,10 @@ use crate::{
         repeats::{Repeated, Repeats},
     },
     host,
-    http::connection::{self, Arrival},
+    http::{
+        connection::{self, Arrival},
+        date::Dates,
+    },
     identity::{Identity, token::Cache},
     policy::{
         Reason,
@@ -193,6 +196,8 @@ pub struct Worker {
     pub tokens: RefCell<Cache>,
     /// The way to the upstreams.
     pub forwarder: Forwarder,
+    /// What answers are dated with, where no library does it.
+    pub dates: RefCell<Dates>,
     log_buffer: RefCell<Vec<u8>>,
     consumers: RefCell<HashMap<String, Consumer, lru::DefaultHasher>>,
     connections: Cell<u64>,
@@ -327,6 +332,7 @@ impl Worker {
             metrics: RefCell::new(WorkerMetrics::new(0)),
             tokens: RefCell::new(Cache::new(shared.token_cache_entries, shared.token_cache_ttl)),
             forwarder: Forwarder::default(),
+            dates: RefCell::default(),
             log_buffer: RefCell::default(),
             consumers: RefCell::default(),
             connections: Cell::new(0),
