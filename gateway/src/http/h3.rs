@@ -504,26 +504,40 @@ async fn pass(
             Vec::new()
         }
     };
-    while !bodiless {
-        let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context))).await;
+    if !bodiless {
+        pass_body(send, back, &mut body, &mut frames).await?;
+    }
+    write(back, &mut frames).await?;
+    send.finish().await.map_err(gone)
+}
+
+/// Sends a body and its trailers, the first octets of it with the frames that wait.
+async fn pass_body(
+    send: &mut RequestStream<Sender, Bytes>,
+    back: &Sender,
+    body: &mut Held<Body>,
+    frames: &mut Vec<u8>,
+) -> Result<(), Interrupted> {
+    loop {
+        let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
         let frame = match polled {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 body.is_taken();
-                write(back, &mut frames).await?;
-                poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+                write(back, frames).await?;
+                poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
             }
         };
-        let Some(frame) = frame else { break };
+        let Some(frame) = frame else { return Ok(()) };
         match frame.map_err(|_| Interrupted::Upstream)?.into_data() {
             Ok(data) if data.is_empty() => {}
             Ok(data) => {
-                fields::data_head(data.len(), &mut frames);
+                fields::data_head(data.len(), frames);
                 if data.len() <= JOINED_MAX_BYTES {
                     frames.extend_from_slice(&data);
-                    write(back, &mut frames).await?;
+                    write(back, frames).await?;
                 } else {
-                    write(back, &mut frames).await?;
+                    write(back, frames).await?;
                     back.write(data).await.map_err(|_| Interrupted::Client)?;
                 }
             }
@@ -531,14 +545,12 @@ async fn pass(
                 if let Ok(trailers) = frame.into_trailers()
                     && !trailers.is_empty()
                 {
-                    write(back, &mut frames).await?;
-                    send.send_trailers(trailers).await.map_err(gone)?;
+                    write(back, frames).await?;
+                    send.send_trailers(trailers).await.map_err(|_| Interrupted::Client)?;
                 }
             }
         }
     }
-    write(back, &mut frames).await?;
-    send.finish().await.map_err(gone)
 }
 
 /// Writes what waits.

@@ -59,11 +59,14 @@ pub fn who(identity: &Identity<'_>) -> Option<u64> {
     Some(hasher.finish())
 }
 
+/// Clients of one source, each with when it was seen.
+type Seen = [Option<(u64, Instant)>; GOOD_MAX];
+
 /// Whom a worker has told of, so that a good client costs a message once in a while and not with each
 /// request, and a crowd of them behind one address no more than count there.
 #[derive(Debug)]
 pub struct Told {
-    sources: LruCache<(Source, Arrived), [Option<(u64, Instant)>; GOOD_MAX]>,
+    sources: LruCache<(Source, Arrived), Seen>,
 }
 
 impl Default for Told {
@@ -102,7 +105,7 @@ impl Told {
 /// Sources and the good clients behind them.
 #[derive(Debug)]
 pub struct Vouchers {
-    sources: LruCache<Source, [Option<(u64, Instant)>; GOOD_MAX]>,
+    sources: LruCache<Source, Seen>,
 }
 
 impl Default for Vouchers {
@@ -131,7 +134,7 @@ impl Vouchers {
     /// it was seen.
     pub fn kept(&self, sources_max: usize, now: Instant) -> Vec<(Source, Vec<(u64, Duration)>)> {
         let ago = |(who, at): (u64, Instant)| (who, now.saturating_duration_since(at));
-        let kept = |(source, seen): (&Source, &[Option<(u64, Instant)>; GOOD_MAX])| {
+        let kept = |(source, seen): (&Source, &Seen)| {
             (*source, seen.iter().flatten().copied().map(ago).collect())
         };
         self.sources.iter().take(sources_max).map(kept).collect()
