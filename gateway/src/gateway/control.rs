@@ -171,6 +171,8 @@ pub(super) struct Seen {
     pub(super) files: Watch,
     /// Where the names of upstream servers lead to.
     pub(super) addresses: Addresses,
+    /// What is known of issuers that publish their keys.
+    pub(super) issuer_keys: IssuerKeys,
 }
 
 /// A ban that user space keeps.
@@ -192,7 +194,7 @@ impl Control {
         tell: Tell,
         seen: Seen,
     ) -> Control {
-        let Seen { files, addresses } = seen;
+        let Seen { files, addresses, issuer_keys } = seen;
         let kernel = kernel.map(|(kernel, notices)| {
             for notice in notices {
                 tracing::info!(detail = %notice, "xdp");
@@ -201,9 +203,6 @@ impl Control {
         });
         let counted = vec![WorkerMetrics::new(0); workers.len()];
         let settings = penalty_settings(&config, &[]);
-        // Digits that differ from run to run; when they are none, the spread is that of others too.
-        let seed = u64::from_str_radix(&shared.run_id, 16).unwrap_or_default();
-        let issuer_keys = IssuerKeys::new(&config, seed, time::monotonic());
         Control {
             path: path.to_path_buf(),
             ledger: RefCell::new(Ledger::new(settings)),
