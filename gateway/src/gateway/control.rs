@@ -299,11 +299,17 @@ impl Control {
         }
         // Without a kernel half nobody has gathered them before.
         let proxies = config.listeners.iter().filter_map(|listener| listener.proxies.as_ref());
-        exempt.extend(proxies.flatten().filter(|net| !exempt.contains(net)).collect::<Vec<_>>());
+        let issuers = config.issuers.iter().flat_map(|issuer| issuer.keys.networks());
+        for net in proxies.flatten().copied().chain(issuers) {
+            if !exempt.contains(&net) {
+                exempt.push(net);
+            }
+        }
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
         self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
         self.deny_behind_proxies();
+        self.ban_prefixes_behind_proxies();
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
@@ -317,6 +323,19 @@ impl Control {
         let settings = config.xdp.as_ref().filter(|_| enforce);
         let denied = settings.map(|settings| settings.deny.clone()).unwrap_or_default();
         self.shared.admission.set_denied(denied);
+    }
+
+    /// Nor can it ban prefixes of them.
+    fn ban_prefixes_behind_proxies(&self) {
+        let kernel = self.kernel.borrow();
+        let kernel = kernel.as_ref().filter(|_| self.has_proxies());
+        let banned = match kernel.map(Filter::prefix_bans).transpose() {
+            Ok(banned) => banned.unwrap_or_default(),
+            Err(error) => return tracing::error!(error = %error, "banned prefixes not read"),
+        };
+        let now = time::monotonic();
+        let banned = banned.iter().map(|ban| (ban.net, now + ban.remaining)).collect();
+        self.shared.admission.set_banned_networks(banned);
     }
 
     /// Remembers that dropping was switched on or off in the kernel, and does the same at accept.
@@ -811,7 +830,11 @@ impl Control {
         }
         let name = match source_of(net) {
             Some(source) => self.ban_source_by_hand(source, lasts)?,
-            None => self.ban_prefix_by_hand(net, lasts)?,
+            None => {
+                let name = self.ban_prefix_by_hand(net, lasts)?;
+                self.ban_prefixes_behind_proxies();
+                name
+            }
         };
         *self.metrics.borrow_mut().bans.entry(Reason::Operator).or_default() += 1;
         tracing::warn!(
@@ -886,10 +909,12 @@ impl Control {
 
     fn unban_prefix(&self, net: IpNet) -> Result<bool, String> {
         self.notes.borrow_mut().remove(&net.to_string());
-        match self.kernel.borrow_mut().as_mut() {
-            Some(kernel) => kernel.unban_prefix(net).map_err(|error| error.to_string()),
-            None => Ok(false),
-        }
+        let was_banned = match self.kernel.borrow_mut().as_mut() {
+            Some(kernel) => kernel.unban_prefix(net).map_err(|error| error.to_string())?,
+            None => false,
+        };
+        self.ban_prefixes_behind_proxies();
+        Ok(was_banned)
     }
 
     fn explain(&self, net: IpNet) -> Result<Explanation, String> {
@@ -908,13 +933,17 @@ impl Control {
         let ledger = self.ledger.borrow();
         let account = ledger.account(source, time::monotonic());
         let config = self.config.borrow();
+        let spares = |net: &&IpNet| overlaps(std::slice::from_ref(*net), source);
+        let never_banned = self.never.borrow().iter().find(spares).copied();
         let lately = account.iter().flat_map(|account| &account.lately);
         let kernel = self.kernel.borrow();
         let in_kernel = kernel.as_ref().map(|kernel| kernel.explain(source)).transpose();
         let in_kernel = in_kernel.map_err(|error| error.to_string())?;
         Ok(Explanation {
             exempt: within(&self.exempt.borrow()),
-            never_banned: within(&self.never.borrow()),
+            never_banned: never_banned.map(|by| by.to_string()),
+            never_banned_because: never_banned
+                .map(|by| spared::why(&by, &config, &self.addresses.borrow()).to_string()),
             denied: config.xdp.as_ref().and_then(|settings| within(&settings.deny)),
             ban: self.ban_rows()?.into_iter().find(|row| {
                 row.source == name || row.source.parse().is_ok_and(|net| overlaps(&[net], source))
