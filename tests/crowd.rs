@@ -100,10 +100,15 @@ async fn connect_from(connector: &TlsConnector, source: IpAddr) -> Result<Stream
     timeout(PATIENCE, connected).await.context("a handshake")?
 }
 
-/// Sends a request and reads its answer, which says its length.
+/// Sends a request and reads its answer.
 pub(crate) async fn ask(stream: &mut Stream) -> Result<String> {
     let request = format!("GET /public HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
+    answered(stream).await
+}
+
+/// Reads an answer, which says its length.
+async fn answered(stream: &mut Stream) -> Result<String> {
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -216,8 +221,6 @@ fn patient(label: &str, clients: &str, sessions: usize) -> Result<(Site, Gateway
     let mut site = Site::new(binary(), label)?;
     site.config.process = "max_connections = 200000\nmax_connections_per_source = 30000".to_owned();
     site.config.tls = format!("sessions = {sessions}");
-    // Of the upstream: who stalls a body takes it up with a request, and that is not what is tested.
-    site.config.routes.insert_str(0, "max_requests = 20000\n");
     site.config.bans = "enabled = false".to_owned();
     site.config.clients = format!("[clients]\nhandshake = \"1m\"\n{clients}");
     let gateway = site.start()?;
@@ -249,8 +252,9 @@ fn survive(label: &str, count: usize, deadline: &str) -> Result<()> {
     })?;
     let refused = |reason| gateway.metric("gateway_http_refusals_total", &[("reason", reason)]);
     clock::wait_for("the slow to be counted", SOON, || {
+        // Those that the upstream has no room for are told so before.
         let all = refused("request_timeout")? >= slow as f64
-            && refused("body_too_slow")? >= stalled as f64;
+            && refused("body_too_slow")? + refused("upstream_overloaded")? >= stalled as f64;
         Ok(all.then_some(()))
     })?;
     drop(idle);
@@ -280,6 +284,48 @@ fn left(gateway: &Gateway, start_kib: u64) -> Result<u64> {
 fn a_good_client_is_served_among_a_crowd_that_holds_on() -> Result<()> {
     privileged!();
     survive("crowd", 1_200, "8s")
+}
+
+/// Half of an upstream's places are for bodies that are still to come; who has sent all is not among them.
+#[test]
+fn stalled_bodies_leave_places_for_others() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "stalled")?;
+    site.config.routes.insert_str(0, "max_requests = 4\n");
+    site.config.bans = "enabled = false".to_owned();
+    // Nobody is told that it is slow while the test lasts.
+    site.config.clients = "[clients]\nbody = { grace = \"5m\", rate = \"1KiB/s\" }\n".to_owned();
+    let gateway = site.start()?;
+    let connector = connector(&site)?;
+    let (stalling, slots) = (7, 2);
+    let refused =
+        || gateway.metric("gateway_http_refusals_total", &[("reason", "upstream_overloaded")]);
+    let open = || gateway.metric("gateway_upstream_requests_open", &[("upstream", "orders")]);
+    within(&site, async || {
+        let stalled =
+            crowd(&connector, Manner::StalledBody, stalling, &[site::CLIENT.into()]).await?;
+        clock::wait_for("those that there is no place for to be refused", SOON, || {
+            Ok((refused()? >= (stalling - slots) as f64).then_some(()))
+        })?;
+        ensure!(open()? == slots as f64, "{} are open", open()?);
+        let mut good = connect(&connector).await?;
+        for _ in 0..3 {
+            for body in ["", "x", "a body that comes with its head"] {
+                let method = if body.is_empty() { "GET" } else { "POST" };
+                let length = body.len();
+                let request = format!(
+                    "{method} /public HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n{body}"
+                );
+                good.write_all(request.as_bytes()).await?;
+                let answer = answered(&mut good).await?;
+                ensure!(answer.starts_with("HTTP/1.1 200 "), "{request}: {answer}");
+            }
+        }
+        ensure!(open()? == slots as f64, "{} are open", open()?);
+        drop(stalled);
+        Ok(())
+    })?;
+    clock::wait_for("the places to be given back", SOON, || Ok((open()? == 0.0).then_some(())))
 }
 
 #[test]

@@ -115,6 +115,7 @@ fn who_the_gateway_depends_on_cannot_be_banned() -> Result<()> {
     site.gateway_host.add_address(INTERFACE, GATEWAY_6.into(), 64)?;
     site.gateway_host.ip(&format!("route add default via {ROUTER}"))?;
     site.config.upstream = SocketAddr::from((UPSTREAM, 9001));
+    site.config.keys = "jwks_url = \"https://10.99.0.60/keys\"".to_owned();
     site.config.bans = "never = [\"198.51.100.7/32\"]".to_owned();
     site.guard("allow = [\"10.99.0.77/32\", \"203.0.113.0/28\"]");
     let gateway = site.start()?;
@@ -126,6 +127,7 @@ fn who_the_gateway_depends_on_cannot_be_banned() -> Result<()> {
         ("127.0.0.1", "127.0.0.0/16", "127.0.0.0/8 is loopback"),
         ("::1", "::/60", "::1/128 is loopback"),
         ("10.99.0.50", "10.99.0.48/28", "10.99.0.50/32 is a server of the upstream orders"),
+        ("10.99.0.60", "10.99.0.56/29", "10.99.0.60/32 is a server of the issuer corp"),
         ("10.99.0.254", "10.99.0.252/30", "10.99.0.254/32 is a router"),
         ("10.99.0.77", "10.99.0.72/29", "10.99.0.77/32 is on the list [xdp].allow"),
         ("203.0.113.5", "203.0.113.0/24", "203.0.113.0/28 is on the list [xdp].allow"),
@@ -136,6 +138,11 @@ fn who_the_gateway_depends_on_cannot_be_banned() -> Result<()> {
         let said = refusal(launch, prefix)?;
         assert!(said.contains("has exempt addresses") && said.contains(why), "{said}");
         assert!(said.contains("smaller prefixes"), "{said}");
+        let explained = launch.json(&["explain", source])?;
+        let [by, because] =
+            ["never_banned", "never_banned_because"].map(|key| explained[key].as_str());
+        let said = format!("{} {}", by.unwrap_or_default(), because.unwrap_or_default());
+        assert!(said.contains(why), "{explained}");
     }
     // Everybody, with everybody in it.
     for everybody in ["0.0.0.0/0", "::/0"] {

@@ -196,6 +196,17 @@ fn a_ban_keeps_out_the_client_and_never_its_proxy() -> Result<()> {
     )?;
     ensure!(status(&answers[0]["first"]) == 200, "unbanned: {answers:?}");
     ensure!(status(&answers[1]["first"]) == 0, "banned by hand: {answers:?}");
+
+    // Many at once, and back.
+    for (word, expected) in [("add", 0), ("remove", 200)] {
+        launch.succeed(&["bans", word, "198.51.100.0/24"])?;
+        let answers = raw(
+            &site,
+            json!({ "cases": [from("198.51.100.9", "/public"), from("198.51.101.9", "/public")] }),
+        )?;
+        ensure!(status(&answers[0]["first"]) == expected, "{word}: {answers:?}");
+        ensure!(status(&answers[1]["first"]) == 200, "outside of it, {word}: {answers:?}");
+    }
     Ok(())
 }
 

@@ -1,8 +1,15 @@
 //! Upstreams that fail in every way, and what becomes of the requests.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, anyhow};
+use socket2::SockRef;
 
 use crate::{
     binary,
@@ -72,6 +79,57 @@ fn an_answer_that_breaks_off_never_looks_whole() -> Result<()> {
     clock::wait_for("each cut to be counted", SOON, || {
         Ok(((cut("broken")?, cut("stalled")?) == (4.0, 2.0)).then_some(()))
     })?;
+    Ok(())
+}
+
+/// Answers each connection's request with the begin of an answer, and with a reset.
+fn reset_all(listener: TcpListener) {
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut line = String::new();
+            let mut reader = BufReader::new(&stream);
+            while reader.read_line(&mut line).is_ok_and(|bytes| bytes > 2) {
+                line.clear();
+            }
+            let begun = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegun";
+            // What is still on its way is overtaken by a reset; either is found out.
+            let _sent = stream.write_all(begun);
+            thread::sleep(Duration::from_millis(50));
+            // Closing it now sends no FIN.
+            let _set = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    });
+}
+
+#[test]
+fn an_answer_that_is_reset_never_looks_whole() -> Result<()> {
+    privileged!();
+    let mut site = Site::new(binary(), "reset")?;
+    let listener = site.gateway_host.within(|| TcpListener::bind("127.0.0.1:0"))??;
+    let lines = format!("servers = [\"http://{}\"]", listener.local_addr()?);
+    site.config.routes.push_str(&upstream("resets", &lines));
+    let gateway = site.start()?;
+    reset_all(listener);
+    let mut cut = 0.0;
+    for version in [Version::Http1, Version::Http2] {
+        for _ in 0..3 {
+            let answer = site.request("/resets/x").version(version).send()?;
+            if answer.status == 502 {
+                assert_eq!(answer.reason(), "upstream_failed", "{answer:?}");
+                continue;
+            }
+            assert!(b"begun".starts_with(&answer.body), "{version:?}: {answer:?}");
+            assert_ne!(answer.exit, 0, "{version:?}: it looks whole: {answer:?}");
+            cut += 1.0;
+        }
+    }
+    clock::wait_for("each cut to be counted", SOON, || {
+        let counted = gateway.metric("gateway_upstream_bodies_cut_total", &[("how", "broken")])?;
+        Ok((counted >= cut).then_some(()))
+    })?;
+    // And nobody else is the worse for it.
+    assert_eq!(site.request("/public").send()?.status, 200);
     Ok(())
 }
 

@@ -119,6 +119,9 @@ pub struct Explanation {
     pub exempt: Option<String>,
     /// The prefix that keeps it from being banned; limits and `[xdp].deny` hold all the same.
     pub never_banned: Option<String>,
+    /// What that prefix is, as in `is a server of the upstream orders`.
+    #[serde(default)]
+    pub never_banned_because: Option<String>,
     /// The prefix of `[xdp].deny` that it lies in.
     pub denied: Option<String>,
     /// The ban in force.

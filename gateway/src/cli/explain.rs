@@ -32,9 +32,12 @@ pub(super) fn run(path: &Path, arguments: &Arguments) -> Result<ExitCode, Failur
 fn show(told: &Explanation) {
     println!("{}: {}", told.source, verdict(told));
     println!("exempt    {}", told.exempt.as_deref().unwrap_or("no"));
+    let because = told.never_banned_because.as_deref().map(|why| format!(", which {why}"));
     println!(
         "bannable  {}",
-        told.never_banned.as_deref().map_or("yes".to_owned(), |net| format!("no, by {net}"))
+        told.never_banned.as_deref().map_or("yes".to_owned(), |net| {
+            format!("no, by {net}{}", because.unwrap_or_default())
+        })
     );
     println!("denied    {}", told.denied.as_deref().unwrap_or("no"));
     match &told.ban {

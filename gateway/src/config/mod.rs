@@ -232,6 +232,16 @@ pub enum KeySource {
     Remote(Arc<RemoteKeys>),
 }
 
+impl KeySource {
+    /// Where they are fetched from, as far as addresses are written down.
+    pub fn networks(&self) -> Vec<IpNet> {
+        let Self::Remote(keys) = self else { return Vec::new() };
+        let written = keys.location.url().address().into_iter();
+        let addresses = written.chain(keys.addresses.iter().map(|address| address.ip()));
+        addresses.map(|address| IpNet::from(address.to_canonical())).collect()
+    }
+}
+
 /// Keys that are fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteKeys {

@@ -8,8 +8,16 @@ use std::time::Duration;
 
 use tokio::{task::spawn_blocking, time::MissedTickBehavior};
 
-/// From one look to the next. A look takes a lock of each worker's for some microseconds.
+/// From one look to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// While what the process occupies has not changed by so much, nothing was taken that could have been
+/// given up since, and the allocator is left alone: to count what is in use it walks over every hole,
+/// of which a crowd leaves a hundred thousand, and a worker that wants memory waits meanwhile.
+const CHANGE_BYTES: usize = 4 << 20;
+
+/// Looks after such a change: what was taken then is given up a little later.
+const LOOKS_AFTER_CHANGE: u32 = 3;
 
 /// What is occupied beyond what is in use and is not worth the work: program, stacks, and room that the
 /// next connections will want.
@@ -34,9 +42,23 @@ impl Reading {
 #[derive(Debug, Default)]
 struct Heap {
     kept_bytes: usize,
+    /// What was occupied when that changed last.
+    resident_bytes: usize,
+    looks_left: u32,
 }
 
 impl Heap {
+    /// Whether to ask the allocator, by what is occupied alone.
+    fn is_to_look(&mut self, resident_bytes: usize) -> bool {
+        if self.resident_bytes.abs_diff(resident_bytes) >= CHANGE_BYTES {
+            self.resident_bytes = resident_bytes;
+            self.looks_left = LOOKS_AFTER_CHANGE;
+        }
+        let is_left = self.looks_left > 0;
+        self.looks_left = self.looks_left.saturating_sub(1);
+        is_left
+    }
+
     /// Whether giving back is worth it: what is too small or too scattered to go stays, and is not tried
     /// again and again.
     fn is_worth(&self, now: Reading) -> bool {
@@ -45,6 +67,7 @@ impl Heap {
 
     fn gave_back(&mut self, now: Reading) {
         self.kept_bytes = now.spare_bytes();
+        self.resident_bytes = now.resident_bytes;
     }
 }
 
@@ -62,11 +85,16 @@ pub(super) async fn follow() {
 }
 
 fn look(mut heap: Heap) -> Heap {
-    if let Some(before) = allocator::read()
+    let read = |resident_bytes| {
+        allocator::used_bytes().map(|used_bytes| Reading { resident_bytes, used_bytes })
+    };
+    if let Some(resident_bytes) = allocator::resident_bytes()
+        && heap.is_to_look(resident_bytes)
+        && let Some(before) = read(resident_bytes)
         && heap.is_worth(before)
     {
         allocator::give_back();
-        if let Some(after) = allocator::read() {
+        if let Some(after) = allocator::resident_bytes().and_then(read) {
             tracing::debug!(
                 before_bytes = before.resident_bytes,
                 after_bytes = after.resident_bytes,
@@ -80,18 +108,17 @@ fn look(mut heap: Heap) -> Heap {
 
 #[cfg(target_env = "gnu")]
 mod allocator {
-    use super::Reading;
-
-    pub(super) fn read() -> Option<Reading> {
+    pub(super) fn resident_bytes() -> Option<usize> {
         let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
         let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
         let page_bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+        Some(pages * usize::try_from(page_bytes).ok()?)
+    }
+
+    pub(super) fn used_bytes() -> Option<usize> {
         // SAFETY: it takes no pointers, and the allocator's own locks guard what it reads.
         let told = unsafe { libc::mallinfo2() };
-        Some(Reading {
-            resident_bytes: pages * usize::try_from(page_bytes).ok()?,
-            used_bytes: told.uordblks + told.hblkhd,
-        })
+        Some(told.uordblks + told.hblkhd)
     }
 
     pub(super) fn give_back() {
@@ -104,9 +131,11 @@ mod allocator {
 /// Other allocators give back by themselves.
 #[cfg(not(target_env = "gnu"))]
 mod allocator {
-    use super::Reading;
+    pub(super) fn resident_bytes() -> Option<usize> {
+        None
+    }
 
-    pub(super) fn read() -> Option<Reading> {
+    pub(super) fn used_bytes() -> Option<usize> {
         None
     }
 
@@ -130,9 +159,32 @@ mod tests {
             (400, 200, 190, false), // scattered: it did not go the last time
             (600, 200, 190, true),  // and now there is more
         ] {
-            let heap = Heap { kept_bytes: kept * MIB };
+            let heap = Heap { kept_bytes: kept * MIB, ..Heap::default() };
             let now = Reading { resident_bytes: resident * MIB, used_bytes: used * MIB };
             assert_eq!(heap.is_worth(now), expected, "{now:?} {heap:?}");
+        }
+    }
+
+    #[test]
+    fn the_allocator_is_asked_for_a_while_after_each_change() {
+        let mut heap = Heap::default();
+        for (number, (resident, expected)) in [
+            (30, true),
+            (31, true),
+            (33, true),
+            (30, false),
+            (33, false), // nothing to speak of
+            (230, true), // a crowd
+            (230, true), // which gives up its buffers
+            (120, true), // to the system
+            (120, true),
+            (120, true),
+            (120, false), // and rests
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(heap.is_to_look(resident * MIB), expected, "{number}: {resident} MiB");
         }
     }
 
@@ -141,9 +193,9 @@ mod tests {
     fn what_is_in_use_is_counted() {
         // An allocation that nobody looks at might never be made.
         let much = std::hint::black_box(vec![1_u8; 64 * MIB]);
-        let during = allocator::read().unwrap();
-        assert!(during.used_bytes >= 64 * MIB, "{during:?}");
-        assert!(during.resident_bytes >= 64 * MIB, "{during:?}");
+        let (used, resident) = (allocator::used_bytes(), allocator::resident_bytes());
+        assert!(used >= Some(64 * MIB), "{used:?}");
+        assert!(resident >= Some(64 * MIB), "{resident:?}");
         drop(much);
         allocator::give_back();
     }

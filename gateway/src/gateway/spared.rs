@@ -17,6 +17,8 @@ pub(super) enum Why {
     Router,
     /// A server behind the gateway, by the name of its upstream.
     Upstream(String),
+    /// A server that keys of tokens are fetched from, by the name of its issuer.
+    Issuer(String),
     /// A proxy in front of the gateway, by the name of its listener.
     Proxy(String),
     /// `[bans].never` has it.
@@ -32,6 +34,7 @@ impl fmt::Display for Why {
             Why::Own => formatter.write_str("is an address of this host"),
             Why::Router => formatter.write_str("is a router that this host sends through"),
             Why::Upstream(name) => write!(formatter, "is a server of the upstream {name}"),
+            Why::Issuer(name) => write!(formatter, "is a server of the issuer {name}"),
             Why::Proxy(name) => write!(formatter, "is a trusted proxy of the listener {name}"),
             Why::Never => formatter.write_str("is on the list [bans].never"),
             Why::Allowed => formatter.write_str("is on the list [xdp].allow"),
@@ -60,6 +63,10 @@ fn judge(by: &IpNet, own: &[IpNet], routers: &[IpNet], config: &Config, known: &
         Why::Router
     } else if let Some(upstream) = config.upstreams.iter().find(is_server) {
         Why::Upstream(upstream.name.clone())
+    } else if let Some(issuer) =
+        config.issuers.iter().find(|issuer| issuer.keys.networks().contains(by))
+    {
+        Why::Issuer(issuer.rules.name.clone())
     } else if let Some(listener) = config
         .listeners
         .iter()

@@ -36,8 +36,10 @@ use crate::{policy::Reason, time};
 pub const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// From the end of the last request until an HTTP/1.1 connection gives back what only requests need:
-/// longer than the pauses of clients that are busy, for whom it would only be made again.
-const RESTS_AFTER: Duration = Duration::from_secs(5);
+/// longer than the pauses of clients that are busy, for whom it would only be made again, and so short
+/// that of a crowd that arrives the next ones use what the last ones gave back, before it is left as
+/// holes between what stays.
+const RESTS_AFTER: Duration = Duration::from_secs(1);
 
 /// A look at nothing in particular, for connections on which nothing is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
@@ -410,8 +412,10 @@ mod tests {
                     held.as_mut().poll_frame(&mut Context::from_waker(Waker::noop()))
             {}
             watch.end(&watch.latest().expect("the request"), start);
-            assert!(matches!(watch.judge(at(start, 4)), Verdict::Wait(_)));
-            let told = matches!(watch.judge(at(start, 5)), Verdict::Rest);
+            let rests_at = start + RESTS_AFTER;
+            let before = rests_at - Duration::from_millis(1);
+            assert!(matches!(watch.judge(before), Verdict::Wait(_)));
+            let told = matches!(watch.judge(rests_at), Verdict::Rest);
             assert_eq!(told, expected, "{is_http2} {has_come} {has_gone}");
             if told {
                 watch.rest();

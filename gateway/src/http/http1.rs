@@ -120,7 +120,7 @@ where
             State::Serving(serving) => {
                 let parts = serving.into_parts();
                 let mut stream = parts.io.into_inner();
-                stream.unread(parts.read_buf);
+                stream.unread(&parts.read_buf);
                 State::Resting(stream, parts.service)
             }
             other => other,

@@ -37,7 +37,10 @@ struct Shared {
     banned: Mutex<HashMap<Source, Instant>>,
     /// Networks that may not come in at all, where the kernel does not see their addresses.
     denied: ArcSwap<Vec<IpNet>>,
-    /// Changes with each change of `banned`, so that an open connection looks only when there is news.
+    /// Networks that are banned, and until when: for clients whose addresses the kernel does not see. As
+    /// many as the kernel's own table has.
+    banned_networks: ArcSwap<Vec<(IpNet, Instant)>>,
+    /// Changes with each change of `banned` or `banned_networks`, so that an open connection looks only when there is news.
     bans_version: AtomicU64,
 }
 
@@ -72,6 +75,7 @@ impl Admission {
             spared: ArcSwap::default(),
             banned: Mutex::default(),
             denied: ArcSwap::default(),
+            banned_networks: ArcSwap::default(),
             bans_version: AtomicU64::new(1),
         }))
     }
@@ -87,16 +91,34 @@ impl Admission {
         self.0.denied.store(Arc::new(networks));
     }
 
+    /// From now on these networks are banned until then, for clients behind proxies, but for who is
+    /// spared.
+    pub fn set_banned_networks(&self, networks: Vec<(IpNet, Instant)>) {
+        self.0.banned_networks.store(Arc::new(networks));
+        self.0.bans_version.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Judges a client that a proxy tells of, whose packets nobody has judged: as the kernel judges
     /// those of others, exemptions first.
     ///
     /// # Errors
-    /// [`Denied::Listed`].
-    pub fn check_listed(&self, address: IpAddr) -> Result<(), Denied> {
+    /// [`Denied::Listed`], [`Denied::Banned`].
+    pub fn check_networks(&self, address: IpAddr, now: Instant) -> Result<(), Denied> {
         let is_in = |networks: &ArcSwap<Vec<IpNet>>| {
             networks.load().iter().any(|network| network.contains(&address))
         };
-        if is_in(&self.0.denied) && !is_in(&self.0.spared) { Err(Denied::Listed) } else { Ok(()) }
+        let is_banned = || {
+            let networks = self.0.banned_networks.load();
+            networks.iter().any(|(network, until)| now < *until && network.contains(&address))
+        };
+        let denied = if is_in(&self.0.denied) {
+            Denied::Listed
+        } else if is_banned() {
+            Denied::Banned
+        } else {
+            return Ok(());
+        };
+        if is_in(&self.0.spared) { Ok(()) } else { Err(denied) }
     }
 
     /// Judges a new connection.
@@ -313,20 +335,31 @@ mod tests {
     }
 
     #[test]
-    fn listed_networks_stay_out_but_for_who_is_spared() {
-        let admission = Admission::new(10, 10);
+    fn listed_and_banned_networks_stay_out_but_for_who_is_spared() {
+        let (admission, now) = (Admission::new(10, 10), time::monotonic());
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(admission.check_listed(address("192.0.2.9")), Ok(()), "nobody is listed");
+        assert_eq!(admission.check_networks(address("192.0.2.9"), now), Ok(()), "nobody is listed");
         admission
             .set_denied(vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/40".parse().unwrap()]);
         admission.set_share(10, vec!["192.0.2.8/32".parse().unwrap()]);
+        let before = admission.bans_version();
+        let later = now + Duration::from_secs(60);
+        admission.set_banned_networks(vec![
+            ("198.51.100.0/24".parse().unwrap(), later),
+            ("192.0.2.0/28".parse().unwrap(), later),
+            ("203.0.113.0/24".parse().unwrap(), now),
+        ]);
+        assert_ne!(admission.bans_version(), before, "open connections look again");
         for (text, expected) in [
             ("192.0.2.9", Err(Denied::Listed)),
             ("192.0.2.8", Ok(())),
             ("192.0.3.9", Ok(())),
             ("2001:db8:1::1", Err(Denied::Listed)),
+            ("198.51.100.7", Err(Denied::Banned)),
+            ("198.51.101.7", Ok(())),
+            ("203.0.113.7", Ok(())), // it is over
         ] {
-            assert_eq!(admission.check_listed(address(text)), expected, "{text}");
+            assert_eq!(admission.check_networks(address(text), now), expected, "{text}");
         }
     }
 }

@@ -516,7 +516,7 @@ impl Worker {
             }
         }
         let listed = match arrival.via {
-            Some(_) => self.shared.admission.check_listed(arrival.address),
+            Some(_) => self.shared.admission.check_networks(arrival.address, time::monotonic()),
             None => Ok(()),
         };
         match listed.and_then(|()| admitted.claim(arrival.source, time::monotonic())) {

@@ -4,6 +4,7 @@
 //! own certificate, and its own word on whose clients are trusted.
 
 pub mod handshake;
+mod pieces;
 pub mod quic;
 pub mod sessions;
 

@@ -9,17 +9,21 @@
 //! good once and dies with the process.
 
 use std::{
+    collections::{HashMap, VecDeque},
     fmt,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use lru::LruCache;
+use lru::DefaultHasher;
 use rustls::server::StoresServerSessions;
 use rustls_pki_types::UnixTime;
 
-use super::Site;
+use super::{
+    Site,
+    pieces::{Pieces, Put},
+};
 use crate::identity::certificate::{Peer, Verifier};
 
 /// A session is resumable for this long after the full handshake it goes back to. Who holds a
@@ -36,17 +40,65 @@ type Id = [u8; 32];
 /// least recently made goes first.
 pub struct Sessions {
     room: NonZeroUsize,
-    shards: Vec<Mutex<LruCache<Id, Session>>>,
+    shards: Vec<Mutex<Shard>>,
 }
 
-/// What is kept of one.
-#[derive(Clone)]
+/// A part of them.
+#[derive(Default)]
+struct Shard {
+    kept: HashMap<Id, Kept, DefaultHasher>,
+    /// In the order in which they were made; some have been taken since.
+    made: VecDeque<Id>,
+    values: Pieces,
+}
+
+/// What is kept of one, whose value is among the others' pieces.
+struct Kept {
+    value: Put,
+    owner: Resumed,
+}
+
+impl Shard {
+    fn put(&mut self, id: Id, session: Session, room: usize) {
+        while self.kept.len() >= room && self.drop_oldest() {}
+        let Session { value, owner } = session;
+        let Some(value) = self.values.put(&value) else { return };
+        if let Some(before) = self.kept.insert(id, Kept { value, owner }) {
+            // Names are random and never come twice; if one did, the last would count.
+            self.values.take(before.value);
+            return;
+        }
+        self.made.push_back(id);
+        if self.made.len() > 2 * room {
+            self.made.retain(|id| self.kept.contains_key(id));
+        }
+    }
+
+    fn take(&mut self, id: &Id) -> Option<Session> {
+        let Kept { value, owner } = self.kept.remove(id)?;
+        Some(Session { value: self.values.take(value), owner })
+    }
+
+    /// False: there is none.
+    fn drop_oldest(&mut self) -> bool {
+        let Some(oldest) = self.made.pop_front() else { return false };
+        drop(self.take(&oldest));
+        true
+    }
+}
+
+/// One session.
 struct Session {
-    /// What rustls needs: keys, names, the client's chain. Without the room that it was written in, which
-    /// is up to as much again, thousands of times.
-    value: Box<[u8]>,
-    /// Who was proven; `None` who came without a certificate.
-    peer: Option<Arc<Peer>>,
+    /// What rustls needs: keys, names, the client's chain.
+    value: Vec<u8>,
+    owner: Resumed,
+}
+
+/// Who is behind a session.
+#[derive(Clone, Debug)]
+pub(super) struct Resumed {
+    /// Who was proven in the full handshake; `None` who came without a certificate.
+    pub(super) peer: Option<Arc<Peer>>,
     /// When the full handshake was.
     proven_at: UnixTime,
 }
@@ -61,9 +113,7 @@ impl fmt::Debug for Sessions {
 impl Sessions {
     /// Room for about so many.
     pub fn new(entries: NonZeroUsize) -> Sessions {
-        let each = NonZeroUsize::new(entries.get().div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
-        let shards = (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect();
-        Sessions { room: entries, shards }
+        Sessions { room: entries, shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
     /// For how many there is to be room.
@@ -73,25 +123,25 @@ impl Sessions {
 
     /// How many are kept.
     pub fn held(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| lock(shard).kept.len()).sum()
     }
 
-    fn shard(&self, id: &Id) -> MutexGuard<'_, LruCache<Id, Session>> {
+    fn shard(&self, id: &Id) -> MutexGuard<'_, Shard> {
         // Names are random, so their first octet spreads them.
         lock(&self.shards[usize::from(id[0]) % SHARDS])
     }
 
     fn put(&self, id: Id, session: Session) {
-        self.shard(&id).put(id, session);
+        self.shard(&id).put(id, session, self.room.get().div_ceil(SHARDS));
     }
 
     /// Each name is good once, so that a copied ticket is of no use after its owner's.
     fn take(&self, id: &Id) -> Option<Session> {
-        self.shard(id).pop(id)
+        self.shard(id).take(id)
     }
 }
 
-fn lock(shard: &Mutex<LruCache<Id, Session>>) -> MutexGuard<'_, LruCache<Id, Session>> {
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -104,14 +154,6 @@ pub(super) struct Resumption {
     now: UnixTime,
     /// What was handed to rustls last, which is what it resumes if it resumes at all.
     resumed: Mutex<Option<Resumed>>,
-}
-
-/// Who is behind a session that is being resumed.
-#[derive(Clone, Debug)]
-pub(super) struct Resumed {
-    /// As proven in the full handshake, and judged again now.
-    pub(super) peer: Option<Arc<Peer>>,
-    proven_at: UnixTime,
 }
 
 impl fmt::Debug for Resumption {
@@ -167,9 +209,7 @@ impl Resumption {
 impl StoresServerSessions for Resumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let (Ok(id), Some(owner)) = (Id::try_from(key), self.owner()) else { return false };
-        let Resumed { peer, proven_at } = owner;
-        let value = value.into_boxed_slice();
-        self.sessions.put(id, Session { value, peer, proven_at });
+        self.sessions.put(id, Session { value, owner });
         true
     }
 
@@ -179,16 +219,60 @@ impl StoresServerSessions for Resumption {
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        let Session { value, peer, proven_at } = self.sessions.take(&Id::try_from(key).ok()?)?;
-        let age = self.now.as_secs().saturating_sub(proven_at.as_secs());
-        if age > LIFETIME.as_secs() || self.site.admits(peer.as_deref(), self.now).is_err() {
+        let Session { value, owner } = self.sessions.take(&Id::try_from(key).ok()?)?;
+        let age = self.now.as_secs().saturating_sub(owner.proven_at.as_secs());
+        if age > LIFETIME.as_secs() || self.site.admits(owner.peer.as_deref(), self.now).is_err() {
             return None;
         }
-        *self.held() = Some(Resumed { peer, proven_at });
-        Some(value.into_vec())
+        *self.held() = Some(owner);
+        Some(value)
     }
 
     fn can_cache(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(number: u64) -> Session {
+        let proven_at = UnixTime::since_unix_epoch(Duration::from_secs(number));
+        Session { value: vec![number as u8; 900], owner: Resumed { peer: None, proven_at } }
+    }
+
+    /// All of one shard.
+    fn id(number: u64) -> Id {
+        let mut id = [0; 32];
+        id[8..16].copy_from_slice(&number.to_be_bytes());
+        id
+    }
+
+    #[test]
+    fn the_oldest_goes_first_and_each_is_good_once() {
+        let sessions = Sessions::new(NonZeroUsize::new(3 * SHARDS).unwrap());
+        for number in 1..=5 {
+            sessions.put(id(number), session(number));
+        }
+        assert_eq!(sessions.held(), 3);
+        assert!(sessions.take(&id(2)).is_none(), "there was no room for it any more");
+        let taken = sessions.take(&id(4)).unwrap();
+        assert_eq!(taken.value, vec![4; 900]);
+        assert_eq!(taken.owner.proven_at.as_secs(), 4);
+        assert!(sessions.take(&id(4)).is_none(), "once");
+        assert_eq!(sessions.held(), 2);
+    }
+
+    #[test]
+    fn clients_that_come_back_for_ever_take_no_more_room() {
+        let sessions = Sessions::new(NonZeroUsize::new(4 * SHARDS).unwrap());
+        for number in 0..1_000 {
+            sessions.put(id(number), session(number));
+            assert!(sessions.take(&id(number)).is_some());
+        }
+        let shard = sessions.shard(&id(0));
+        assert_eq!(shard.kept.len(), 0);
+        assert!(shard.made.len() <= 2 * 4, "{}", shard.made.len());
     }
 }

@@ -120,7 +120,7 @@ impl Forwarder {
             {
                 continue;
             }
-            let Some(place) = server.place() else {
+            let Some(place) = attempts.place(&server) else {
                 first_full.get_or_insert(server);
                 continue;
             };
@@ -133,8 +133,7 @@ impl Forwarder {
         match (last, first_full) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(server)) => {
-                let patience = upstream.connect_timeout;
-                let place = Box::pin(server.wait_for_place(upstream.max_waiting, patience)).await;
+                let place = Box::pin(attempts.wait_for_place(&server)).await;
                 let place = place.ok_or(Refusal::UpstreamOverloaded)?;
                 self.send_to(&server, place, attempts, time::monotonic()).await?
             }
@@ -218,6 +217,7 @@ impl Forwarder {
                 Sent::Answered(response) => {
                     let answered_at = time::monotonic();
                     server.observe(Outcome::Answered, answered_at);
+                    attempts.body.leave();
                     let lease = self.pool.lend(line, key, upstream.name.clone(), place);
                     let (mut parts, incoming) = response.into_parts();
                     // Nobody asked for another protocol, so nothing may follow such a head.
@@ -312,6 +312,47 @@ impl Forwarder {
 }
 
 impl Attempts<'_> {
+    /// A place at the server, if there is one for such a request.
+    fn place(&self, server: &Server) -> Option<Place> {
+        if self.body.has_come_whole() {
+            return server.place();
+        }
+        let slot = server.slot()?;
+        let place = server.place()?;
+        self.body.occupy(slot);
+        Some(place)
+    }
+
+    /// Waits for one, and meanwhile for the rest of a body that is short.
+    async fn wait_for_place(&self, server: &Server) -> Option<Place> {
+        let Upstream { max_waiting, connect_timeout, .. } = *self.upstream;
+        let until = time::monotonic() + connect_timeout;
+        if !self.body.has_come_whole() {
+            let slot = async {
+                match server.wait_for_slot(max_waiting, connect_timeout).await {
+                    Some(slot) => slot,
+                    // Who waits for its own client alone is in nobody's way.
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.body.come_whole() => {}
+                slot = slot => self.body.occupy(slot),
+                () = tokio::time::sleep(connect_timeout) => return None,
+            }
+        }
+        let left = until.saturating_duration_since(time::monotonic());
+        let place = match server.place() {
+            Some(place) => Some(place),
+            None => server.wait_for_place(max_waiting, left).await,
+        };
+        if place.is_none() {
+            self.body.leave();
+        }
+        place
+    }
+
     async fn send(&self, line: &mut Line, now: Instant) -> Sent {
         let outgoing = self.body.attempt();
         match line {

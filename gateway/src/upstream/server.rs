@@ -32,14 +32,55 @@ pub struct Server {
     /// A [`Verdict`].
     verdict: AtomicU8,
     capacity: usize,
-    free: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    places: Desk,
+    uploads: Desk,
 }
 
 /// A request's place at a server; given up when dropped.
 #[derive(Debug)]
 pub struct Place {
     _permit: OwnedSemaphorePermit,
+}
+
+/// What a request needs beside its place while its client still owes some of its body: of all places
+/// at most half are taken by such, so whoever sends half a body and stops keeps nobody out but others
+/// that do. Given up when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// So many at once, and others that wait for one of them to leave.
+struct Desk {
+    free: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl Desk {
+    fn new(capacity: usize) -> Desk {
+        Desk { free: Arc::new(Semaphore::new(capacity)), waiting: AtomicUsize::new(0) }
+    }
+
+    fn now(&self) -> Option<OwnedSemaphorePermit> {
+        self.free.clone().try_acquire_owned().ok()
+    }
+
+    /// In the order of asking; `None` after `patience`, or at once when `max_waiting` wait already.
+    async fn soon(&self, max_waiting: usize, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= max_waiting {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        // Given up half way, it is not waiting any more.
+        struct Waiting<'s>(&'s AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let _waiting = Waiting(&self.waiting);
+        timeout(patience, self.free.clone().acquire_owned()).await.ok()?.ok()
+    }
 }
 
 impl Server {
@@ -54,8 +95,8 @@ impl Server {
             record: AtomicU64::new(Record::default().packed()),
             verdict: AtomicU8::new(Verdict::Unknown as u8),
             capacity,
-            free: Arc::new(Semaphore::new(capacity)),
-            waiting: AtomicUsize::new(0),
+            places: Desk::new(capacity),
+            uploads: Desk::new(capacity.div_ceil(2)),
         }
     }
 
@@ -81,7 +122,7 @@ impl Server {
 
     /// Requests of all workers that it has now.
     pub fn busy(&self) -> usize {
-        self.capacity - self.free.available_permits().min(self.capacity)
+        self.capacity - self.places.free.available_permits().min(self.capacity)
     }
 
     /// What the prober found last.
@@ -124,26 +165,25 @@ impl Server {
 
     /// A place, if one is free.
     pub fn place(&self) -> Option<Place> {
-        self.free.clone().try_acquire_owned().ok().map(|permit| Place { _permit: permit })
+        self.places.now().map(|permit| Place { _permit: permit })
     }
 
     /// A place as soon as one is free, in the order of asking; `None` after `patience`, or at once
     /// when `max_waiting` wait already.
     pub async fn wait_for_place(&self, max_waiting: usize, patience: Duration) -> Option<Place> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= max_waiting {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        // Given up half way, it is not waiting any more.
-        struct Waiting<'s>(&'s AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let _waiting = Waiting(&self.waiting);
-        let permit = timeout(patience, self.free.clone().acquire_owned()).await.ok()?.ok()?;
+        let permit = self.places.soon(max_waiting, patience).await?;
         Some(Place { _permit: permit })
+    }
+
+    /// A slot for a body that has not come whole, if one is free.
+    pub fn slot(&self) -> Option<Slot> {
+        self.uploads.now().map(|permit| Slot { _permit: permit })
+    }
+
+    /// As with places; who waits for a slot takes nobody's turn who waits for a place alone.
+    pub async fn wait_for_slot(&self, max_waiting: usize, patience: Duration) -> Option<Slot> {
+        let permit = self.uploads.soon(max_waiting, patience).await?;
+        Some(Slot { _permit: permit })
     }
 
     fn clock_ms(&self, now: Instant) -> u64 {
@@ -184,7 +224,21 @@ mod tests {
             drop(second);
             assert!(server.wait_for_place(1, short).await.is_some());
         });
-        assert_eq!(server.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(server.places.waiting.load(Ordering::Relaxed), 0);
         assert_eq!(server.busy(), 1);
+    }
+
+    #[test]
+    fn half_of_the_places_are_for_bodies_that_have_not_come_whole() {
+        for (capacity, slots) in [(1, 1), (2, 1), (5, 3), (256, 128)] {
+            let endpoint = Endpoint { host: "192.0.2.1".into(), port: 80, is_tls: false };
+            let address = ([192, 0, 2, 1], 80).into();
+            let server = Server::new(endpoint, address, capacity, time::monotonic());
+            let held: Vec<Slot> = std::iter::from_fn(|| server.slot()).collect();
+            assert_eq!(held.len(), slots, "of {capacity}");
+            assert_eq!(server.busy(), 0, "a slot is no place");
+            drop(held);
+            assert!(server.slot().is_some());
+        }
     }
 }

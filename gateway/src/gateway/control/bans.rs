@@ -229,7 +229,11 @@ impl Control {
         }
         let name = match source_of(net) {
             Some(source) => self.ban_source_by_hand(source, lasts)?,
-            None => self.ban_prefix_by_hand(net, lasts)?,
+            None => {
+                let name = self.ban_prefix_by_hand(net, lasts)?;
+                self.ban_prefixes_behind_proxies();
+                name
+            }
         };
         *self.metrics.borrow_mut().bans.entry(Reason::Operator).or_default() += 1;
         tracing::warn!(
@@ -308,10 +312,12 @@ impl Control {
 
     pub(super) fn unban_prefix(&self, net: IpNet) -> Result<bool, String> {
         self.notes.borrow_mut().remove(&net.to_string());
-        match self.kernel.borrow_mut().as_mut() {
-            Some(kernel) => kernel.unban_prefix(net).map_err(|error| error.to_string()),
-            None => Ok(false),
-        }
+        let was_banned = match self.kernel.borrow_mut().as_mut() {
+            Some(kernel) => kernel.unban_prefix(net).map_err(|error| error.to_string())?,
+            None => false,
+        };
+        self.ban_prefixes_behind_proxies();
+        Ok(was_banned)
     }
 }
 

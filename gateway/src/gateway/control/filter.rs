@@ -7,7 +7,12 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{Control, upstreams};
-use crate::{config::Config, kernel, policy::penalty, time};
+use crate::{
+    config::Config,
+    kernel::{self, Filter},
+    policy::penalty,
+    time,
+};
 
 /// Longest time to confirm in; for longer, observing is the honest setting.
 const CONFIRM_MAX: Duration = Duration::from_secs(3600);
@@ -24,11 +29,17 @@ impl Control {
         }
         // Without a kernel half nobody has gathered them before.
         let proxies = config.listeners.iter().filter_map(|listener| listener.proxies.as_ref());
-        exempt.extend(proxies.flatten().filter(|net| !exempt.contains(net)).collect::<Vec<_>>());
+        let issuers = config.issuers.iter().flat_map(|issuer| issuer.keys.networks());
+        for net in proxies.flatten().copied().chain(issuers) {
+            if !exempt.contains(&net) {
+                exempt.push(net);
+            }
+        }
         let mut never = config.bans.never.clone();
         never.extend(&exempt);
         self.shared.admission.set_share(config.server.max_connections_per_source, never.clone());
         self.deny_behind_proxies();
+        self.ban_prefixes_behind_proxies();
         self.ledger.borrow_mut().set(penalty_settings(&config, &never));
         *self.exempt.borrow_mut() = exempt;
         *self.never.borrow_mut() = never;
@@ -42,6 +53,19 @@ impl Control {
         let settings = config.xdp.as_ref().filter(|_| enforce);
         let denied = settings.map(|settings| settings.deny.clone()).unwrap_or_default();
         self.shared.admission.set_denied(denied);
+    }
+
+    /// Nor can it ban prefixes of them.
+    pub(super) fn ban_prefixes_behind_proxies(&self) {
+        let kernel = self.kernel.borrow();
+        let kernel = kernel.as_ref().filter(|_| self.has_proxies());
+        let banned = match kernel.map(Filter::prefix_bans).transpose() {
+            Ok(banned) => banned.unwrap_or_default(),
+            Err(error) => return tracing::error!(error = %error, "banned prefixes not read"),
+        };
+        let now = time::monotonic();
+        let banned = banned.iter().map(|ban| (ban.net, now + ban.remaining)).collect();
+        self.shared.admission.set_banned_networks(banned);
     }
 
     /// Remembers that dropping was switched on or off in the kernel, and does the same at accept.

@@ -12,6 +12,7 @@ use crate::{
         Overview, PacketRow, PastRefusal, RefusedFile, SourceRow, Status, XdpInterface, XdpStatus,
     },
     config::{Issuer, KeySource},
+    gateway::spared,
     identity::token::Keys,
     kernel::{self, Filter},
     policy::{
@@ -41,13 +42,17 @@ impl Control {
         let ledger = self.ledger.borrow();
         let account = ledger.account(source, time::monotonic());
         let config = self.config.borrow();
+        let spares = |net: &&IpNet| overlaps(std::slice::from_ref(*net), source);
+        let never_banned = self.never.borrow().iter().find(spares).copied();
         let lately = account.iter().flat_map(|account| &account.lately);
         let kernel = self.kernel.borrow();
         let in_kernel = kernel.as_ref().map(|kernel| kernel.explain(source)).transpose();
         let in_kernel = in_kernel.map_err(|error| error.to_string())?;
         Ok(Explanation {
             exempt: within(&self.exempt.borrow()),
-            never_banned: within(&self.never.borrow()),
+            never_banned: never_banned.map(|by| by.to_string()),
+            never_banned_because: never_banned
+                .map(|by| spared::why(&by, &config, &self.addresses.borrow()).to_string()),
             denied: config.xdp.as_ref().and_then(|settings| within(&settings.deny)),
             ban: self.ban_rows()?.into_iter().find(|row| {
                 row.source == name || row.source.parse().is_ok_and(|net| overlaps(&[net], source))

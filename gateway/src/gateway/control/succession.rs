@@ -248,6 +248,7 @@ impl Control {
 
     /// What was banned while the kernel could not be told is known here only; it belongs there.
     pub(super) fn tell_bans(&self) {
+        self.ban_prefixes_behind_proxies();
         if self.has_proxies() {
             // They are kept here anyway, and of those who come through a proxy the kernel must not hear.
             return;

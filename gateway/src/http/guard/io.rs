@@ -32,9 +32,10 @@ impl<S> Guarded<S> {
         Guarded { stream, watch, unread: Bytes::new(), id, instead: None }
     }
 
-    /// Whoever reads next gets these octets first, which were read from it before.
-    pub fn unread(&mut self, bytes: Bytes) {
-        self.unread = bytes;
+    /// Whoever reads next gets these octets first, which were read from it before. Copied: they are few
+    /// or none, and what they come in may be the whole room of a buffer.
+    pub fn unread(&mut self, bytes: &[u8]) {
+        self.unread = Bytes::copy_from_slice(bytes);
     }
 
     /// What it is made of.
@@ -190,6 +191,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 mod tests {
     use std::sync::Arc;
 
+    use bytes::BytesMut;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::{super::Limits, *};
@@ -236,7 +238,12 @@ mod tests {
                 drop(client);
                 std::future::poll_fn(|context| guarded.poll_stirs(context)).await;
                 assert_eq!(guarded.read(&mut [0; 8]).await.unwrap(), 0, "the end stirs too");
-                guarded.unread(Bytes::from_static(b"left"));
+                // The parser's buffer has room for much more than is in it.
+                let room = BytesMut::with_capacity(8_192).freeze();
+                let of_parser = room.as_ptr();
+                guarded.unread(&room);
+                assert_ne!(guarded.unread.as_ptr(), of_parser, "its room is not kept");
+                guarded.unread(b"left");
                 assert_eq!(guarded.read(&mut [0; 8]).await.unwrap(), 4);
             }
         });
