@@ -11,10 +11,13 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
     cargo::{build_fuzzer, root},
@@ -49,10 +52,10 @@ const INPUT_SECONDS: u64 = 60;
 const MEMORY_MIB: u64 = 1_024;
 
 /// Inputs of one target with `--smoke`, always the same ones: what breaks by them breaks again, on every
-/// machine. Some thousand a second and target.
+/// machine, and what holds holds. Few enough that a machine that is busy tries all of them, too.
 const SMOKE_INPUTS: u64 = 5_000;
-/// A smoke ends here on a machine that is very busy, whatever it has tried.
-const SMOKE_SECONDS: u64 = 30;
+/// A smoke of one target ends here, whatever it has tried.
+const SMOKE_SECONDS: u64 = 60;
 
 /// Lines of the engine that are shown when it found something.
 const SAID_LINES: usize = 100;
@@ -79,7 +82,7 @@ impl fmt::Display for Effort {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Effort::Seconds(seconds) => write!(out, "{seconds} s each"),
-            Effort::Smoke => write!(out, "{SMOKE_INPUTS} inputs each"),
+            Effort::Smoke => write!(out, "{SMOKE_INPUTS} inputs each, {SMOKE_SECONDS} s at most"),
         }
     }
 }
@@ -105,7 +108,20 @@ pub fn wrap() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Runs the targets one after the other.
+/// The same inputs as always for every target, as part of the tests.
+///
+/// # Errors
+/// When a target finds something, or cannot be built.
+pub fn smoke() -> Result<()> {
+    let binary = build_fuzzer(WRAPS)?;
+    let broken = run_all(&binary, &targets()?, Effort::Smoke)?;
+    if !broken.is_empty() {
+        bail!("the fuzzer broke {}", broken.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs the targets, as many at once as there are CPUs.
 ///
 /// # Errors
 /// When a target finds something, or cannot be built.
@@ -124,28 +140,67 @@ pub fn fuzz(words: &[String]) -> Result<ExitCode> {
         let [target] = chosen.as_slice() else { bail!("--replay FILE needs one target") };
         return replay(&binary, target, file);
     }
-    eprintln!(
-        "fuzz: {} targets, {}; what is learned stays in {}",
-        chosen.len(),
-        request.effort,
-        learned("…").display()
-    );
-    let mut broken = Vec::new();
-    for target in chosen {
-        if !run(&binary, target, request.effort)? {
-            broken.push(target.as_str());
+    let broken = run_all(&binary, chosen, request.effort)?;
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs these targets, as many at once as there are CPUs; gives those in which something was found, after
+/// saying how it is seen again.
+fn run_all(binary: &Path, targets: &[String], effort: Effort) -> Result<Vec<String>> {
+    let lanes = thread::available_parallelism().map_or(1, usize::from).min(targets.len());
+    eprintln!("fuzz: {} targets, {lanes} at once, {effort}", targets.len());
+    if let Effort::Seconds(_) = effort {
+        eprintln!("fuzz: what is learned stays in {}", learned("…").display());
+    }
+    let waiting = Mutex::new(targets.iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let lane = || -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        while let Some(target) = next() {
+            found.extend(run(binary, target, effort)?);
+        }
+        Ok(found)
+    };
+    let all = thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        let all = lanes.into_iter().map(|lane| {
+            lane.join().unwrap_or_else(|_panic| bail!("whoever looks after a target panicked"))
+        });
+        all.collect::<Result<Vec<_>>>()
+    })?;
+    let broken: Vec<Found> = all.into_iter().flatten().collect();
+    broken.iter().for_each(|found| eprintln!("{found}"));
+    Ok(broken.into_iter().map(|found| found.target).collect())
+}
+
+/// What broke a target.
+struct Found {
+    target: String,
+    /// The input's file, from the repository's root; `None` when the engine wrote none.
+    input: Option<String>,
+}
+
+/// An input of at most so many bytes is printed, for whoever has only the log of a machine that is gone.
+const PRINTED_MAX_BYTES: usize = 4_096;
+
+impl fmt::Display for Found {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Found { target, input } = self;
+        let Some(file) = input else {
+            return write!(out, "fuzz: {target} broke, and no input is at fault; see above");
+        };
+        write!(out, "fuzz: {target} broke. Again: cargo xtask fuzz {target} --replay {file}")?;
+        match fs::read(root().join(file)) {
+            Ok(bytes) if bytes.len() <= PRINTED_MAX_BYTES => {
+                write!(
+                    out,
+                    "\nfuzz: the file elsewhere: echo {} | base64 -d",
+                    STANDARD.encode(bytes)
+                )
+            }
+            _ => Ok(()),
         }
     }
-    if broken.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    for target in broken {
-        eprintln!(
-            "fuzz: {target} broke; its input is in tests/fuzz/crashes/{target}. Again: \
-             cargo xtask fuzz {target} --replay FILE"
-        );
-    }
-    Ok(ExitCode::FAILURE)
 }
 
 fn read(words: &[String]) -> Result<Request> {
@@ -206,8 +261,8 @@ fn engine(binary: &Path, target: &str) -> Command {
     command
 }
 
-/// True: nothing was found.
-fn run(binary: &Path, target: &str, effort: Effort) -> Result<bool> {
+/// Tries one target; `None`: nothing was found.
+fn run(binary: &Path, target: &str, effort: Effort) -> Result<Option<Found>> {
     let started = clock::now();
     let learned = match effort {
         Effort::Seconds(_) => learned(target),
@@ -229,18 +284,21 @@ fn run(binary: &Path, target: &str, effort: Effort) -> Result<bool> {
     command.arg(&learned).arg(root().join("tests/fuzz/corpus").join(target));
     let mut child = command.stderr(Stdio::piped()).spawn().context("the fuzzer does not start")?;
     let said = child.stderr.take().context("piped above")?;
-    let reader = std::thread::spawn(move || {
-        let (mut executed, mut last) = (String::new(), VecDeque::new());
+    let reader = thread::spawn(move || {
+        let (mut executed, mut input, mut last) = (String::new(), None, VecDeque::new());
         for line in BufReader::new(said).lines().map_while(Result::ok) {
             if let Some(number) = line.strip_prefix("stat::number_of_executed_units:") {
                 executed = number.trim().to_owned();
+            }
+            if let Some((_, file)) = line.split_once("Test unit written to ") {
+                input = Some(file.trim().to_owned());
             }
             if last.len() == SAID_LINES {
                 last.pop_front();
             }
             last.push_back(line);
         }
-        (executed, last)
+        (executed, input, last)
     });
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -253,7 +311,7 @@ fn run(binary: &Path, target: &str, effort: Effort) -> Result<bool> {
             return Err(interrupted);
         }
     };
-    let (executed, last) = reader.join().unwrap_or_default();
+    let (executed, input, last) = reader.join().unwrap_or_default();
     if !status.success() {
         last.iter().for_each(|line| eprintln!("{line}"));
     }
@@ -262,7 +320,7 @@ fn run(binary: &Path, target: &str, effort: Effort) -> Result<bool> {
     let verdict = if status.success() { "nothing found" } else { "BROKEN" };
     let seconds = started.elapsed().as_secs();
     println!("{target:12} {executed:>12} inputs in {seconds} s: {verdict}");
-    Ok(status.success())
+    Ok((!status.success()).then(|| Found { target: target.to_owned(), input }))
 }
 
 fn replay(binary: &Path, target: &str, file: &Path) -> Result<ExitCode> {

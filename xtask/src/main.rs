@@ -29,11 +29,12 @@ cargo xtask setup                      installs what the others need; they call 
 cargo xtask demo [--json] [--seconds N]  shows the whole product at work, in namespaces of its own (root)
 cargo xtask browse [--binary FILE]     the status page in Chromium beside a flood, on wide and small screens;
                                        pictures into target/browse (root)
-cargo xtask test [ARGUMENTS…]          all tests; ARGUMENTS go to `cargo test`
+cargo xtask test [ARGUMENTS…]          all tests and `fuzz --smoke`; with ARGUMENTS `cargo test` with them
 cargo xtask test --crowd               thousands of connections that hold on, and what each costs (root)
 cargo xtask test --soak LENGTH [--seed N]
-                                       faults of all kinds for that long (30m), and good clients beside them;
-                                       the same N is the same order of things (root)
+                                       faults of all kinds for that long (30m), and good clients beside them,
+                                       in rounds with a seed each: N, N + 1, …; a table in the end; a round
+                                       once more: --soak 60s --seed ITS-SEED (root)
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12
@@ -46,8 +47,8 @@ cargo xtask perf cores [--check|--write]
                                        instructions and allocations of what every packet and request pays
                                        for, beside those that are kept; `check` does it too
 cargo xtask fuzz [TARGET…] [--seconds N | --smoke] [--replay FILE]
-                                       any bytes for whatever reads bytes from outside; 60 s each, or with
-                                       --smoke a few thousand inputs that are always the same
+                                       any bytes for whatever reads bytes from outside, a target for each CPU
+                                       at once; 60 s each, or with --smoke inputs that are always the same
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)

@@ -10,6 +10,7 @@ use nix::unistd::geteuid;
 
 use crate::{
     cargo::{cargo, run_and_read, rustc},
+    fuzz,
     harness::{clock, netns, process},
     setup,
 };
@@ -59,8 +60,8 @@ enum Privilege {
 /// As many tests may be run a second time. More that fail at once are no accident.
 const SECOND_CHANCES_MAX: usize = 3;
 
-/// Installs what is missing, then runs all tests of the workspace; `rest` goes to `cargo test`, unless it
-/// asks for the crowd or a long rehearsal alone.
+/// Installs what is missing, then runs all tests of the workspace, and the fuzzer on what it always tries;
+/// `rest` goes to `cargo test` alone, unless it asks for the crowd or a long rehearsal.
 ///
 /// # Errors
 /// When a test fails, or privileges are missing where every test must run (`CI` is set).
@@ -114,6 +115,9 @@ pub fn test(rest: &[String]) -> Result<()> {
             );
         }
         again(tests(), &failed)?;
+    }
+    if rest.is_empty() {
+        fuzz::smoke()?;
     }
     let whole = if privilege == Privilege::None { "all that could run" } else { "all" };
     eprintln!("test: {whole} passed in {} s", started.elapsed().as_secs());
