@@ -8,7 +8,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// Octets of a field section as clients count it, with 32 for each field (RFC 9114 section 4.2.2). Of
-/// more the library makes the frame, which knows how much the client takes; no client takes less.
+/// more the library makes the frame, which knows how much the client says that it takes; a client that
+/// says less than this may refuse the answer, as it may any other.
 const SECTION_MAX_BYTES: usize = 4 * 1024;
 
 /// Types of frames (RFC 9114 section 7.2).
@@ -44,8 +45,7 @@ const LINES: [(&str, u8, Option<&str>); 21] = [
     ("x-frame-options", 97, Some("deny")),
 ];
 
-/// Room for a frame's type and length in front of what has been written, in two octets more than most
-/// need: an integer of two octets says up to 16,383.
+/// A frame's type, and its length as an integer of two octets, which says up to 16,383.
 const FRAME_HEAD_BYTES: usize = 3;
 
 /// The frame of an answer's head. `None`: it is so large that the client has to be asked whether it takes
