@@ -42,7 +42,10 @@ use crate::{
         certificate::{CertificateError, Peer},
         principal::Mapped,
     },
-    net::worker::{Phase, Worker},
+    net::{
+        admission::Denied,
+        worker::{Phase, Worker},
+    },
     policy::{Reason, Refusal, refusal::certificate_reason},
     snapshot::Snapshot,
     time,
@@ -277,8 +280,14 @@ impl Connection {
     pub(super) fn is_banned(&self) -> bool {
         let admission = &self.worker.shared.admission;
         let version = admission.bans_version();
-        version != self.bans_seen.replace(version)
-            && admission.is_banned(self.arrival.source, time::monotonic())
+        if version == self.bans_seen.replace(version) {
+            return false;
+        }
+        let (arrival, now) = (&self.arrival, time::monotonic());
+        let is_through_proxy = arrival.via.is_some();
+        admission.is_banned(arrival.source, now)
+            || is_through_proxy
+                && admission.check_networks(arrival.address, now) == Err(Denied::Banned)
     }
 }
 
