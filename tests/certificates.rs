@@ -464,6 +464,7 @@ fn curl_gets_in_with_a_good_certificate_and_to_the_right_route_only() -> Result<
         let answer = request.send()?;
         assert_eq!(answer.status, status, "{who:?} {path}: {answer:?}");
     }
+    assert_eq!(site.upstream.requests(), 2, "what was refused reached the upstream");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::{
     binary,
+    handover::{GONE, successor},
     harness::{
         clock,
         fixture_clock::FixtureClock,
@@ -171,6 +172,29 @@ fn an_issuer_that_is_away_too_long_makes_its_tokens_wait() -> Result<()> {
         Ok(Idp::start(&site.gateway_host, ADDRESS, live.clone(), None).ok())
     })?;
     wait_for_answer(&site, &good, 200, "")
+}
+
+/// Clients ask the next process before it has heard of any issuer.
+#[test]
+fn who_takes_over_knows_the_keys_of_an_issuer_that_is_away() -> Result<()> {
+    privileged!();
+    let (mut site, live) = site("heir-keys")?;
+    let idp = Idp::start(&site.gateway_host, ADDRESS, live, None)?;
+    site.config.keys = format!("jwks_url = \"{}\"\nrefresh = \"1h\"", idp.keys_url());
+    let good = site.mint.good("alice")?;
+    let mut gateway = site.start()?;
+    wait_for_answer(&site, &good, 200, "")?;
+    drop(idp);
+    let next = successor(gateway.launch())?;
+    for _ in 0..5 {
+        assert_eq!(answer(&site, &good)?, (200, String::new()));
+    }
+    assert_eq!(gateway.wait_exit(GONE)?, Some(0));
+    clock::wait_for("the next one to have asked too", SOON, || {
+        Ok((fetches(&next, "failed")? >= 1.0).then_some(()))
+    })?;
+    assert_eq!((answer(&site, &good)?.0, next.get("/ready")?.0), (200, 200));
+    Ok(())
 }
 
 #[test]

@@ -100,6 +100,7 @@ fn every_kind_of_bad_token_has_its_answer() -> Result<()> {
         let signature = token.rsplit('.').next().unwrap_or_default();
         assert!(signature.len() < 8 || !gateway.log_text().contains(signature), "{what} is logged");
     }
+    assert_eq!(site.upstream.requests(), 2, "what was refused reached the upstream");
     Ok(())
 }
 

@@ -153,14 +153,10 @@ impl Bucket {
     }
 
     /// How long from `now_ns` until [`Bucket::take`] would succeed; 0 when it would now.
-    pub const fn wait_ns(&self, limit: &Limit, now_ns: u64) -> u64 {
+    #[cfg(test)]
+    const fn wait_ns(&self, limit: &Limit, now_ns: u64) -> u64 {
         let ahead_ns = self.full_at_ns.wrapping_sub(now_ns) as i64;
         if ahead_ns <= 0 { 0 } else { (ahead_ns as u64).saturating_sub(limit.tolerance_ns) }
-    }
-
-    /// Whether the bucket is full: then forgetting it changes nothing.
-    pub const fn is_full(&self, now_ns: u64) -> bool {
-        (self.full_at_ns.wrapping_sub(now_ns) as i64) <= 0
     }
 
     /// Tokens that could be taken at once at `now_ns`.
@@ -576,6 +572,8 @@ impl Word {
 impl Word {
     /// What it is now.
     pub fn load(&self) -> u64 {
+        #[cfg(test)]
+        crate::interleavings::before_access();
         self.0.load(Relaxed)
     }
 
@@ -586,10 +584,14 @@ impl Word {
     }
 
     fn store(&self, value: u64) {
+        #[cfg(test)]
+        crate::interleavings::before_access();
         self.0.store(value, Relaxed);
     }
 
     fn add(&self, value: u64) {
+        #[cfg(test)]
+        crate::interleavings::before_access();
         self.0.fetch_add(value, Relaxed);
     }
 }
@@ -701,8 +703,6 @@ mod tests {
         assert_eq!((bucket.tokens(&limit, 0), wait_ns), (0, 100 * MS));
         assert!(!bucket.take(&limit, wait_ns - 1));
         assert!(bucket.take(&limit, wait_ns));
-        assert!(!bucket.is_full(300 * MS));
-        assert!(bucket.is_full(400 * MS));
     }
 
     #[test]

@@ -12,6 +12,8 @@
 
 pub mod abi;
 pub mod bucket;
+#[cfg(test)]
+mod interleavings;
 pub mod packet;
 pub mod rehearsal;
 pub mod source;

@@ -200,6 +200,13 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
     let quic_keys = estate.quic_keys.take().map(|keys| quic::Keys::from_bytes(&keys));
     let quic_keys =
         quic_keys.transpose().map_err(|error| system("cannot make keys for QUIC", error))?;
+    let run_id = run_id();
+    // Digits that differ from run to run; when they are none, the spread is that of others too.
+    let seed = u64::from_str_radix(&run_id, 16).unwrap_or_default();
+    let mut issuer_keys = keys::IssuerKeys::new(&config, seed, time::monotonic());
+    // Before the first worker accepts.
+    issuer_keys.inherit(estate.issuer_keys(), time::monotonic());
+    snapshot.issuers = issuer_keys.put_into(&snapshot.issuers, &snapshot.issuers, 1);
     let mut listeners = Listeners::new(config.server.backlog, steered, quic_keys);
     let bound = listeners.prepare(&config.listeners, workers, &mut estate.listeners)?;
     let doors = estate.doors(&config)?;
@@ -239,7 +246,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         phase: phase_receiver,
         log: log.clone(),
         consumers: Consumers::default(),
-        run_id: run_id().into(),
+        run_id: run_id.into(),
         token_cache_entries: config.token_cache.entries.div_ceil(workers),
         token_cache_ttl: config.token_cache.ttl,
     };
@@ -267,7 +274,7 @@ pub fn run(path: &Path, take_over: bool) -> Result<ExitCode, RunError> {
         confinement,
         stale: estate.stale,
     };
-    let seen = Seen { files: watch, addresses };
+    let seen = Seen { files: watch, addresses, issuer_keys };
     let control = Control::new(path, config, shared, serving, kernel, tell, seen);
     let went_well = LocalSet::new().block_on(&runtime, async {
         let control = Rc::new(control);

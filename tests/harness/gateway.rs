@@ -302,7 +302,8 @@ impl Launch {
                 }
             }
         });
-        Ok(Gateway { launch: self.clone(), child, log, is_stalled, reader: Some(reader) })
+        let reader = Some(reader);
+        Ok(Gateway { launch: self.clone(), child, heir: None, log, is_stalled, reader })
     }
 
     /// Starts `run` and waits until it is ready.
@@ -332,6 +333,8 @@ pub struct Start<'a> {
 pub struct Gateway {
     launch: Launch,
     child: Child,
+    /// The process that has taken over since, which writes to the same log.
+    heir: Option<Pid>,
     log: Arc<Mutex<Vec<String>>>,
     is_stalled: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
@@ -462,7 +465,7 @@ impl Gateway {
     /// # Errors
     /// When the daemon is gone.
     pub fn resident_kib(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = line.and_then(|line| line.split_whitespace().next());
         number.context("no VmRSS")?.parse().context("VmRSS is no number")
@@ -470,11 +473,28 @@ impl Gateway {
 
     /// The daemon's process.
     pub fn process_id(&self) -> u32 {
-        self.child.id()
+        self.heir.map_or_else(|| self.child.id(), |heir| heir.as_raw().unsigned_abs())
     }
 
     fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+        Ok(Pid::from_raw(i32::try_from(self.process_id())?))
+    }
+
+    /// Has the program that is installed now take over, and waits until the process before has ended, for
+    /// `limit` at the most; gives its exit status when that can be known, which is the first time.
+    ///
+    /// # Errors
+    /// When nobody takes over, or the process before goes on.
+    pub fn upgrade(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let told = self.launch.json(&["upgrade"])?;
+        let next = told["pid"].as_i64().with_context(|| told.to_string())?;
+        let before = self.heir.replace(Pid::from_raw(i32::try_from(next)?));
+        clock::wait_for("the process before to end", limit, || {
+            Ok(match before {
+                Some(before) => (!is_alive(before)).then_some(None),
+                None => self.child.try_wait()?.map(|status| status.code()),
+            })
+        })
     }
 
     /// Waits until the daemon has ended; gives its exit status, `None` after a signal.
@@ -496,6 +516,12 @@ impl Gateway {
     /// # Errors
     /// When it was gone already.
     pub fn kill(mut self) -> Result<()> {
+        if let Some(heir) = self.heir.take() {
+            kill(heir, Signal::SIGKILL).context("kill -9")?;
+            return clock::wait_for("the killed to be gone", SOON, || {
+                Ok((!is_alive(heir)).then_some(()))
+            });
+        }
         self.child.kill().context("kill -9")?;
         self.child.wait().context("wait")?;
         Ok(())
@@ -505,10 +531,20 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.stall_log(false);
-        // Both fail only when it is gone already.
+        // All fail only when it is gone already.
+        if let Some(heir) = self.heir {
+            let _gone = kill(heir, Signal::SIGKILL);
+        }
         let _gone = self.child.kill();
         let _buried = self.child.wait();
     }
+}
+
+/// Whether a process that may be nobody's child here is there, and not only waiting to be buried.
+fn is_alive(process: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    // The name before the state may hold anything, also brackets.
+    status.is_ok_and(|status| !status.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }
 
 /// Sums samples of the Prometheus text format. A label's value may hold anything but a quote.

@@ -192,7 +192,11 @@ async fn live_one(
                 Some((connection, _, requests)) => (connection, requests),
                 None => (dialer.connect().await?, 0),
             };
-            let outcome = connection.ask(&path, token).await?;
+            let outcome = if requests > 0 && connection.is_told_to_go() {
+                Outcome::SentOn
+            } else {
+                connection.ask(&path, token, requests > 0).await?
+            };
             anyhow::Ok((connection, requests + 1, outcome))
         };
         let is_over_udp = client.protocol == Protocol::Http3;
@@ -207,9 +211,14 @@ async fn live_one(
             _ = deaths.changed(), if is_over_udp => (None, Outcome::GivenUp),
         };
         drop(tokens);
-        let is_well = outcome == Outcome::Served;
+        let pause = match outcome {
+            Outcome::Served => PAUSE,
+            // Whoever is sent on goes on.
+            Outcome::SentOn => Duration::ZERO,
+            Outcome::Refused { .. } | Outcome::Broken(_) | Outcome::GivenUp => PAUSE_AFTER_FAILURE,
+        };
         open = kept
-            .filter(|(_, requests)| *requests < client.keeps)
+            .filter(|(_, requests)| *requests < client.keeps && outcome != Outcome::SentOn)
             .map(|(connection, requests)| (connection, connected, requests));
         let protocol = client.protocol.word();
         let answered = clock::now();
@@ -217,7 +226,7 @@ async fn live_one(
         if told.is_err() {
             return Ok(());
         }
-        sleep(if is_well { PAUSE } else { PAUSE_AFTER_FAILURE }).await;
+        sleep(pause).await;
     }
     if let Some((Open::Http3(client), ..)) = open {
         // Nobody would know otherwise before the connection has been idle for long. A server that is
@@ -236,7 +245,11 @@ struct Dialer {
 }
 
 enum Open {
-    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http1 {
+        sender: http1::SendRequest<Empty<Bytes>>,
+        /// Its last answer said so.
+        is_last: bool,
+    },
     Http2(http2::SendRequest<Empty<Bytes>>),
     Http3(Http3),
 }
@@ -282,7 +295,7 @@ impl Dialer {
         if self.protocol == Protocol::Http1 {
             let (sender, connection) = http1::handshake(io).await?;
             tokio::spawn(connection);
-            return Ok(Open::Http1(sender));
+            return Ok(Open::Http1 { sender, is_last: false });
         }
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);
@@ -291,7 +304,17 @@ impl Dialer {
 }
 
 impl Open {
-    async fn ask(&mut self, path: &str, token: &str) -> Result<Outcome> {
+    /// Whether the server has said that nothing more is to be asked here.
+    fn is_told_to_go(&self) -> bool {
+        match self {
+            Open::Http1 { is_last, .. } => *is_last,
+            Open::Http2(sender) => sender.is_closed(),
+            Open::Http3(client) => client.is_told_to_go(),
+        }
+    }
+
+    /// Asks; on a connection that `was_used` it may turn out that nothing can be sent any more.
+    async fn ask(&mut self, path: &str, token: &str, was_used: bool) -> Result<Outcome> {
         let bearer = format!("Bearer {token}");
         let (status, body) = match self {
             Open::Http3(client) => {
@@ -302,13 +325,27 @@ impl Open {
                 exchange.send.finish()?;
                 exchange.whole().await.context("asking")?
             }
-            Open::Http1(sender) => {
+            Open::Http1 { sender, is_last } => {
                 sender.ready().await.context("a kept connection")?;
-                answer(sender.send_request(head(path, &bearer, false)?).await).await?
+                let answered = sender.send_request(head(path, &bearer, false)?).await;
+                let answered = answered.context("asking")?;
+                let fields = answered.headers().get_all("connection");
+                *is_last =
+                    fields.iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+                whole(answered).await?
             }
             Open::Http2(sender) => {
-                sender.ready().await.context("a kept connection")?;
-                answer(sender.send_request(head(path, &bearer, true)?).await).await?
+                // The farewell may come between the last look and the request, which then stays here.
+                if sender.ready().await.is_err() && was_used {
+                    return Ok(Outcome::SentOn);
+                }
+                match sender.try_send_request(head(path, &bearer, true)?).await {
+                    Ok(answered) => whole(answered).await?,
+                    Err(unsent) if was_used && unsent.message().is_some() => {
+                        return Ok(Outcome::SentOn);
+                    }
+                    Err(failed) => return Err(failed.into_error()).context("asking"),
+                }
             }
         };
         if status == 200 {
@@ -332,13 +369,8 @@ fn head(path: &str, bearer: &str, is_whole: bool) -> Result<http::Request<Empty<
     Ok(head.body(Empty::new())?)
 }
 
-async fn answer(
-    answered: hyper::Result<http::Response<hyper::body::Incoming>>,
-) -> Result<(u16, Vec<u8>)> {
-    let answered = answered.context("asking")?;
+async fn whole(answered: http::Response<hyper::body::Incoming>) -> Result<(u16, Vec<u8>)> {
     let status = answered.status().as_u16();
-    Ok((
-        status,
-        answered.into_body().collect().await.context("the answer's body")?.to_bytes().into(),
-    ))
+    let body = answered.into_body().collect().await.context("the answer's body")?;
+    Ok((status, body.to_bytes().into()))
 }

@@ -2,9 +2,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::harness::site::HOST;
@@ -71,11 +73,16 @@ pub(super) fn wrong_arrival(line: &str, headers: &[(String, String)]) -> Option<
 pub(super) const FIRST_CULPRIT: u8 = 100;
 pub(super) const CULPRITS: u8 = 16;
 
-/// Whether that is the address of somebody of the rehearsal who has done nothing to be banned for.
+/// Whether that is the address of somebody of the rehearsal who has done nothing to be banned for, or a
+/// prefix with such an address in it.
 fn is_innocent(source: &str) -> bool {
-    let last = source.trim_end_matches("/32").strip_prefix("10.99.0.");
-    let last = last.and_then(|last| last.parse::<u8>().ok());
-    last.is_some_and(|last| !(FIRST_CULPRIT..FIRST_CULPRIT + CULPRITS).contains(&last))
+    let alone = |source: &str| source.parse::<IpAddr>().ok().map(IpNet::from);
+    let net = source.parse::<IpNet>().ok().or_else(|| alone(source));
+    net.is_some_and(|net| {
+        (0..=u8::MAX)
+            .filter(|last| !(FIRST_CULPRIT..FIRST_CULPRIT + CULPRITS).contains(last))
+            .any(|last| net.contains(&IpAddr::from([10, 99, 0, last])))
+    })
 }
 
 /// What is wrong with a ban: it is on somebody innocent.
@@ -98,6 +105,8 @@ pub(super) enum Outcome {
     Refused { reason: String, request_id: String },
     /// There was no connection, or no whole answer.
     Broken(String),
+    /// The server had said farewell on a kept connection; nothing was asked on it any more.
+    SentOn,
     /// The client was told that the server is gone, and asks no further.
     GivenUp,
 }
@@ -119,6 +128,8 @@ pub(super) struct Seen {
 pub(super) enum Explains {
     /// Connections break, or cannot be made.
     Breaks,
+    /// Connections are ended in good order, each between two requests.
+    Farewells,
     /// Requests are refused with one of these words.
     Words(&'static [&'static str]),
 }
@@ -152,11 +163,15 @@ pub(super) fn unexplained(seen: &Seen, windows: &[Window]) -> Option<String> {
         Outcome::Broken(_) => windows.iter().any(|window| {
             window.explains == Explains::Breaks && window.meets(seen.connected, seen.answered)
         }),
+        Outcome::SentOn => windows.iter().any(|window| {
+            matches!(window.explains, Explains::Breaks | Explains::Farewells)
+                && window.meets(seen.connected, seen.answered)
+        }),
         Outcome::Refused { reason, .. } => windows.iter().any(|window| match window.explains {
             Explains::Words(words) => {
                 words.contains(&reason.as_str()) && window.meets(seen.asked, seen.answered)
             }
-            Explains::Breaks => false,
+            Explains::Breaks | Explains::Farewells => false,
         }),
     };
     (!is_explained).then(|| {
@@ -224,6 +239,9 @@ pub(super) struct LogBook {
     told: HashMap<String, String>,
     /// When lines of a word that were held back were counted in one line last.
     repeated: HashMap<String, Instant>,
+    /// From when to when lines may never have been written; a client may tell of what it was answered then
+    /// only later.
+    forgiven: Vec<(Instant, Instant)>,
     panics: Vec<String>,
 }
 
@@ -235,6 +253,9 @@ const ON_ITS_WAY: Duration = Duration::from_secs(20);
 impl LogBook {
     /// Somebody was told this.
     pub(super) fn owe(&mut self, request_id: &str, reason: &str, answered: Instant) {
+        if self.forgiven.iter().any(|(from, to)| (*from..=*to).contains(&answered)) {
+            return;
+        }
         let (request_id, reason) = (request_id.to_owned(), reason.to_owned());
         self.owed.push_back(Owed { request_id, reason, answered });
     }
@@ -255,10 +276,12 @@ impl LogBook {
         }
     }
 
-    /// What was answered at last may never be written, for its daemon was killed.
-    pub(super) fn forgive(&mut self, killed: Instant) {
-        let since = killed.checked_sub(ON_ITS_WAY).unwrap_or(killed);
-        self.owed.retain(|owed| owed.answered < since);
+    /// What was answered from that moment to this one may never be written: its daemon was killed, or
+    /// nobody read its log. What was on its way already is as good as answered then.
+    pub(super) fn forgive(&mut self, from: Instant, to: Instant) {
+        let from = from.checked_sub(ON_ITS_WAY).unwrap_or(from);
+        self.owed.retain(|owed| !(from..=to).contains(&owed.answered));
+        self.forgiven.push((from, to));
     }
 
     /// Takes what is explained off the list, and gives what should be and is not.
@@ -328,6 +351,12 @@ mod tests {
             (Outcome::Broken(String::new()), Explains::Breaks, 0, Some(5), true),
             (Outcome::Broken(String::new()), Explains::Breaks, 12, None, false),
             (Outcome::Broken(String::new()), words, 0, None, false),
+            (Outcome::Broken(String::new()), Explains::Farewells, 0, None, false),
+            (Outcome::SentOn, Explains::Farewells, 0, Some(5), true),
+            (Outcome::SentOn, Explains::Farewells, 12, None, false),
+            (Outcome::SentOn, Explains::Breaks, 0, Some(5), true),
+            (Outcome::SentOn, words, 0, None, false),
+            (refused("upstream_failed"), Explains::Farewells, 0, None, false),
         ] {
             let window = Window {
                 why: "a test",
@@ -396,6 +425,15 @@ mod tests {
             assert_eq!(wrong_drop(&row).is_none(), is_right, "{source}");
         }
         assert!(wrong_drop(&serde_json::json!({"untold": 7})).is_none());
+        for (net, is_right) in [
+            ("10.99.0.100/30", true),
+            ("10.99.0.112/30", true),
+            ("10.99.0.112/29", false),
+            ("10.99.0.0/24", false),
+            ("10.98.0.0/16", true),
+        ] {
+            assert_eq!(wrong_ban(net).is_none(), is_right, "{net}");
+        }
     }
 
     #[test]
@@ -440,7 +478,11 @@ mod tests {
         assert_eq!(book.owed(), 1, "what came after the count");
         assert_eq!(book.unexplained(start + 100 * S).len(), 1);
         book.owe("6", "no_route", start + 100 * S);
-        book.forgive(start + 110 * S);
+        book.forgive(start + 110 * S, start + 110 * S);
         assert_eq!(book.owed(), 0);
+        for (at_s, owed) in [(109, 0), (110, 0), (111, 1)] {
+            book.owe("told of later", "no_route", start + at_s * S);
+            assert_eq!(book.owed(), owed, "{at_s} s");
+        }
     }
 }

@@ -45,6 +45,15 @@ pub(super) enum Frames {
     OneSource,
 }
 
+/// Who is banned by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// An address.
+    Source,
+    /// The four addresses around one.
+    Prefix,
+}
+
 /// One thing that is done; the load goes on beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -54,6 +63,8 @@ pub(super) enum Step {
     KillDaemon,
     /// `kill -9` of the process that owns the kernel's maps.
     KillAgent,
+    /// Another file is installed, and `portcullis upgrade` has it take over.
+    Upgrade,
     /// The daemon may have hardly more descriptors than it has, and connections come.
     Starve,
     CutCable(Side),
@@ -69,8 +80,11 @@ pub(super) enum Step {
     RotateKeys,
     /// An operator's ban, which is lifted or ends.
     Ban {
+        whom: Whom,
         is_lifted: bool,
     },
+    /// The kernel's table of bans is full: one more is refused, and those in it hold.
+    FullTable,
     /// Forged tokens until their source is banned.
     Forge,
     /// One of each kind of bad request, and the word for it.
@@ -81,7 +95,7 @@ pub(super) enum Step {
 }
 
 /// What is dealt from: each once before any of them comes again.
-const DECK: [fn(&mut Numbers) -> Step; 20] = [
+const DECK: [fn(&mut Numbers) -> Step; 23] = [
     |_| Step::Begin(Fault::UpstreamGone),
     |_| Step::Begin(Fault::IssuerGone),
     |_| Step::Begin(Fault::Heat),
@@ -89,6 +103,7 @@ const DECK: [fn(&mut Numbers) -> Step; 20] = [
     |_| Step::Begin(Fault::LogStalled),
     |_| Step::KillDaemon,
     |_| Step::KillAgent,
+    |_| Step::Upgrade,
     |_| Step::Starve,
     |numbers| Step::CutCable(numbers.one_of(&[Side::Clients, Side::Gateway])),
     |_| Step::Reload,
@@ -100,7 +115,9 @@ const DECK: [fn(&mut Numbers) -> Step; 20] = [
     |_| Step::Revoke,
     |_| Step::RenewServer,
     |_| Step::RotateKeys,
-    |numbers| Step::Ban { is_lifted: numbers.below(2) == 0 },
+    |numbers| Step::Ban { whom: Whom::Source, is_lifted: numbers.below(2) == 0 },
+    |numbers| Step::Ban { whom: Whom::Prefix, is_lifted: numbers.below(2) == 0 },
+    |_| Step::FullTable,
     |_| Step::Forge,
     |_| Step::Misdeeds,
     |numbers| Step::Flood(numbers.one_of(&[Frames::Datagrams, Frames::Syns, Frames::OneSource])),

@@ -1,7 +1,7 @@
 //! The actors, the steps that they take, and the book that is kept of what may happen meanwhile.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use ipnet::IpNet;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -19,15 +20,17 @@ use nix::{
 use super::{
     clients::{Client, Shared},
     drops::Drops,
+    full::Table,
     judge::{
         CULPRITS, Explains, FIRST_CULPRIT, LogBook, Outcome, Seen, Sentence, Window, number, path,
         unexplained, wrong_arrival, wrong_ban, wrong_drop,
     },
-    plan::{Fault, File, Frames, Side, Step},
+    plan::{Fault, File, Frames, Side, Step, Whom},
 };
 use crate::{
     binary,
     follow::{wait_refused, wait_served},
+    handover::GONE,
     harness::{
         client::{Answer, Credential},
         clock,
@@ -64,6 +67,10 @@ const PROBER_NAME: &str = "prober";
 const BAN: &str = "8s";
 /// An operator's.
 const BAN_BY_HAND: &str = "6s";
+/// Longer than it takes to see that it holds while the table is full.
+const BAN_IN_FULL_TABLE: &str = "2m";
+/// The four addresses around one of those who may be banned are all of such.
+const CULPRITS_PREFIX: u8 = 30;
 /// Forged tokens after which their source must be banned, whatever good clients say for it.
 const FORGED_MAX: usize = 60;
 /// A banned source's packets vanish; nobody waits for longer.
@@ -82,6 +89,9 @@ const TOKENS_LAST: &str = "1h";
 const TOKENS_RENEWED: Duration = Duration::from_secs(20 * 60);
 /// Longer than any request takes.
 const WINDOWS_KEPT: Duration = Duration::from_secs(600);
+/// Lines of the log that are shown of a rehearsal that broke, those about requests and the others.
+const REQUESTS_SHOWN: usize = 10;
+const NEWS_SHOWN: usize = 60;
 /// Frames of one flood: enough to fill the table of sources many times over.
 const FLOOD_FRAMES: u64 = 1 << 16;
 /// Connections that come while there are no descriptors.
@@ -154,14 +164,22 @@ impl Witness {
 }
 
 /// Numbers of what was done, for whoever reads the outcome.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    served: u64,
-    refused: u64,
-    broken: u64,
-    misdeeds: u64,
-    bans: u64,
-    slowest: Duration,
+    pub(super) served: u64,
+    pub(super) refused: u64,
+    pub(super) broken: u64,
+    /// Connections that the server ended in good order.
+    pub(super) sent_on: u64,
+    pub(super) misdeeds: u64,
+    pub(super) bans: u64,
+    /// Rows of drops, each looked at for somebody innocent.
+    pub(super) drops: u64,
+    /// Lines of the log.
+    pub(super) lines: u64,
+    pub(super) slowest: Duration,
+    /// Memory at the start and in the end.
+    pub(super) resident_kib: [u64; 2],
 }
 
 /// Everything that a rehearsal acts on.
@@ -192,7 +210,10 @@ pub(super) struct World<'s> {
     has_no_keys: bool,
     sentences: Vec<Sentence>,
     book: LogBook,
-    lines: Vec<String>,
+    /// The last lines of the log that are not about a request.
+    news: VecDeque<String>,
+    /// Since when nobody reads the log, as long as nobody does.
+    stalled: Instant,
     made: u32,
     tally: Tally,
 }
@@ -233,6 +254,10 @@ fn replace(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     Ok(fs::rename(beside, file)?)
 }
 
+fn is_of_request(line: &str) -> bool {
+    line.contains(r#""event":"request""#)
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -269,7 +294,9 @@ impl<'s> World<'s> {
         let witness = Arc::<Mutex<Witness>>::default();
         let upstream = upstream(site, &witness)?;
         let says = keep_clock(site, Says { leap: 0, slow_s: 0.0 })?;
-        let launch = site.launch()?;
+        let mut launch = site.launch()?;
+        launch.binary = directory.join("portcullis");
+        fs::copy(binary(), &launch.binary)?;
         let config = site
             .config
             .to_string()
@@ -307,7 +334,8 @@ impl<'s> World<'s> {
             has_no_keys: false,
             sentences: Vec::new(),
             book: LogBook::default(),
-            lines: Vec::new(),
+            news: VecDeque::new(),
+            stalled: clock::now(),
             made: 0,
             tally: Tally::default(),
         })
@@ -320,8 +348,15 @@ impl<'s> World<'s> {
     /// The last lines of the log, for whoever has to find out.
     pub(super) fn last_lines(&self) -> String {
         let own = self.gateway.as_ref().map(Gateway::log_text).unwrap_or_default();
-        let lines: Vec<&str> = self.lines.iter().map(String::as_str).chain(own.lines()).collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
+        let (requests, news): (Vec<&str>, Vec<&str>) = own.lines().partition(|l| is_of_request(l));
+        let requests = &requests[requests.len().saturating_sub(REQUESTS_SHOWN)..];
+        let news = self.news.iter().map(String::as_str).chain(news);
+        news.chain(requests.iter().copied()).collect::<Vec<_>>().join("\n")
+    }
+
+    fn keep_news(&mut self, lines: Vec<String>) {
+        self.news.extend(lines.into_iter().filter(|line| !is_of_request(line)));
+        self.news.drain(..self.news.len().saturating_sub(NEWS_SHOWN));
     }
 
     fn open(&mut self, why: &'static str, explains: Explains) {
@@ -351,6 +386,7 @@ impl<'s> World<'s> {
             }
             Step::KillDaemon => self.kill_daemon()?,
             Step::KillAgent => self.kill_agent()?,
+            Step::Upgrade => self.upgrade()?,
             Step::Starve => self.starve()?,
             Step::CutCable(side) => self.cut_cable(side)?,
             Step::Reload => self.reload()?,
@@ -359,7 +395,8 @@ impl<'s> World<'s> {
             Step::Revoke => self.revoke()?,
             Step::RenewServer => self.renew_server()?,
             Step::RotateKeys => self.rotate_keys()?,
-            Step::Ban { is_lifted } => self.ban(is_lifted)?,
+            Step::Ban { whom, is_lifted } => self.ban(whom, is_lifted)?,
+            Step::FullTable => self.fill_table()?,
             Step::Forge => self.forge()?,
             Step::Misdeeds => self.misdeeds()?,
             Step::Flood(frames) => self.flood(frames)?,
@@ -374,9 +411,8 @@ impl<'s> World<'s> {
         let lines = self.gateway()?.take_log();
         let now = clock::now();
         self.book.read(&lines, now);
-        if !lines.is_empty() {
-            self.lines = lines;
-        }
+        self.tally.lines += lines.len() as u64;
+        self.keep_news(lines);
         let mut wrong = Vec::new();
         for seen in self.seen.try_iter() {
             wrong.extend(unexplained(&seen, &self.windows));
@@ -402,13 +438,16 @@ impl<'s> World<'s> {
                     }
                 }
                 Outcome::Broken(_) | Outcome::GivenUp => self.tally.broken += 1,
+                Outcome::SentOn => self.tally.sent_on += 1,
             }
         }
         wrong.append(&mut locked(&self.witness).wrong);
         if !self.faults.contains(&Fault::LogStalled) {
             wrong.extend(self.book.unexplained(now));
         }
-        wrong.extend(self.drops.take().iter().filter_map(wrong_drop));
+        let drops = self.drops.take();
+        self.tally.drops += drops.len() as u64;
+        wrong.extend(drops.iter().filter_map(wrong_drop));
         if self.drops.has_ended()? {
             self.drops = Drops::follow(&self.launch)?;
         }
@@ -517,7 +556,10 @@ impl<'s> World<'s> {
                 *locked(&self.says) = Says { leap: 0, slow_s: WRONG_BY_S };
                 self.wait_ready(503)?;
             }
-            Fault::LogStalled => self.gateway()?.stall_log(true),
+            Fault::LogStalled => {
+                self.gateway()?.stall_log(true);
+                self.stalled = clock::now();
+            }
         }
         Ok(())
     }
@@ -552,7 +594,7 @@ impl<'s> World<'s> {
             }
             Fault::LogStalled => {
                 self.gateway()?.stall_log(false);
-                self.book.forgive(clock::now() + SOON);
+                self.book.forgive(self.stalled, clock::now());
             }
         }
         Ok(())
@@ -592,9 +634,12 @@ impl<'s> World<'s> {
         let gateway = self.gateway.take().context("a daemon")?;
         let is_stalled = self.faults.contains(&Fault::LogStalled);
         gateway.stall_log(false);
-        self.book.read(&gateway.take_log(), clock::now());
+        let lines = gateway.take_log();
+        self.book.read(&lines, clock::now());
         gateway.kill()?;
-        self.book.forgive(clock::now());
+        self.keep_news(lines);
+        let killed = clock::now();
+        self.book.forgive(killed, killed);
         let gateway = self.launch.run()?;
         let started = clock::wait_for("the next daemon", 2 * START_LIMIT, || {
             Ok(gateway.get("/live").is_ok_and(|(status, _)| status == 200).then_some(()))
@@ -606,6 +651,22 @@ impl<'s> World<'s> {
         self.start = Size::of(self.gateway()?)?;
         self.shared.tell_of_death();
         self.close("kill -9");
+        Ok(())
+    }
+
+    fn upgrade(&mut self) -> Result<()> {
+        self.nobody_good_is_suspected()?;
+        // Another file, as a package's manager leaves it.
+        replace(&self.launch.binary, |beside| Ok(fs::copy(binary(), beside).map(drop)?))?;
+        self.open("an upgrade", Explains::Farewells);
+        let gateway = self.gateway.as_mut().context("a daemon")?;
+        let status = gateway.upgrade(GONE)?;
+        ensure!(status.is_none_or(|status| status == 0), "the one before ended with {status:?}");
+        let runs = fs::read_link(format!("/proc/{}/exe", gateway.process_id()))?;
+        ensure!(runs == self.launch.binary, "{} runs", runs.display());
+        self.well()?;
+        self.start = Size::of(self.gateway()?)?;
+        self.close("an upgrade");
         Ok(())
     }
 
@@ -822,8 +883,11 @@ impl<'s> World<'s> {
             self.made += 1;
             let last = FIRST_CULPRIT + (self.made % u32::from(CULPRITS)) as u8;
             let address = Ipv4Addr::new(10, 99, 0, last);
-            let source = format!("{address}/32");
-            if !self.sentences.iter().any(|sentence| sentence.source == source) {
+            let is_of = |sentence: &Sentence| {
+                let net = sentence.source.parse::<IpNet>();
+                net.is_ok_and(|net| net.contains(&IpAddr::V4(address)))
+            };
+            if !self.sentences.iter().any(is_of) {
                 return Ok((last, address));
             }
         }
@@ -831,25 +895,33 @@ impl<'s> World<'s> {
     }
 
     /// Reads when a ban ends; `None` when it has.
-    fn sentence(&mut self, address: Ipv4Addr) -> Result<Option<Sentence>> {
-        let source = format!("{address}/32");
+    fn sentence(&mut self, source: &str) -> Result<Option<Sentence>> {
         let before = clock::now();
         let list = self.bans()?;
         let after = clock::now();
-        let row = list.into_iter().find(|(other, _)| *other == source);
+        let row = list.into_iter().find(|(other, _)| other == source);
         Ok(row.map(|(source, left_s)| Sentence::read(&source, left_s, before, after)))
     }
 
-    fn ban(&mut self, is_lifted: bool) -> Result<()> {
-        let (last, address) = self.culprit()?;
-        let source = address.to_string();
+    fn add_ban(&mut self, source: &str, lasts: &str) -> Result<()> {
         clock::wait_for("a ban to be taken", SOON, || {
-            let ended = self.launch.ended(&["bans", "add", &source, "--for", BAN_BY_HAND])?;
+            let ended = self.launch.ended(&["bans", "add", source, "--for", lasts])?;
             Ok((ended.status == Some(0)).then_some(()))
         })?;
         self.tally.bans += 1;
+        Ok(())
+    }
+
+    fn ban(&mut self, whom: Whom, is_lifted: bool) -> Result<()> {
+        let (last, address) = self.culprit()?;
+        let length = match whom {
+            Whom::Source => 32,
+            Whom::Prefix => CULPRITS_PREFIX,
+        };
+        let source = IpNet::new(address.into(), length)?.trunc().to_string();
+        self.add_ban(&source, BAN_BY_HAND)?;
         // A machine that stands still for so long has seen it end.
-        let Some(sentence) = self.sentence(address)? else { return Ok(()) };
+        let Some(sentence) = self.sentence(&source)? else { return Ok(()) };
         self.must_be_dropped(last, &sentence)?;
         if !is_lifted {
             self.sentences.push(sentence);
@@ -858,9 +930,43 @@ impl<'s> World<'s> {
         let ended = self.launch.ended(&["bans", "remove", &source])?;
         let is_over = clock::now() >= sentence.ends_after;
         ensure!(ended.status == Some(0) || is_over, "{ended:?}");
+        self.must_be_let_in(last).context("after the ban was lifted")
+    }
+
+    /// As somebody sees it whose bans the kernel has no room for any more.
+    fn fill_table(&mut self) -> Result<()> {
+        let ((inside, banned), (outside, another)) = (self.culprit()?, self.culprit()?);
+        let (banned, another) = (format!("{banned}/32"), format!("{another}/32"));
+        self.add_ban(&banned, BAN_IN_FULL_TABLE)?;
+        let Some(sentence) = self.sentence(&banned)? else { return Ok(()) };
+        let mut table = Table::open(self.site.pins.path(), &banned)?;
+        let mut refused;
+        loop {
+            table.fill()?;
+            refused = self.launch.ended(&["bans", "add", &another])?;
+            // Each ban that was over made room for one more.
+            if refused.status != Some(0) || clock::now() >= sentence.ends_after {
+                break;
+            }
+            self.launch.succeed(&["bans", "remove", &another])?;
+        }
+        let is_said = refused.stderr.contains("table of bans is full");
+        ensure!(refused.status == Some(1) && is_said, "one more than fits: {refused:?}");
+        self.must_be_let_in(outside).context("whose ban was refused")?;
+        self.must_be_dropped(inside, &sentence)?;
+        table.empty()?;
+        for (source, lasts) in [(&another, BAN_BY_HAND), (&banned, BAN_BY_HAND)] {
+            self.add_ban(source, lasts)?;
+            let sentence = self.sentence(source)?;
+            self.sentences.extend(sentence);
+        }
+        Ok(())
+    }
+
+    fn must_be_let_in(&mut self, last: u8) -> Result<()> {
         let token = self.probe_token.clone();
         let answer = self.probe(last, &token, PATIENCE)?;
-        ensure!(self.is_let_in(&answer), "after the ban was lifted: {answer:?}");
+        ensure!(self.is_let_in(&answer), "{answer:?}");
         Ok(())
     }
 
@@ -889,7 +995,7 @@ impl<'s> World<'s> {
                 }
             }
             if (number >= 3 || answer.exit != 0)
-                && let Some(sentence) = self.sentence(address)?
+                && let Some(sentence) = self.sentence(&format!("{address}/32"))?
             {
                 self.tally.bans += 1;
                 self.must_be_dropped(last, &sentence)?;
@@ -979,7 +1085,7 @@ impl<'s> World<'s> {
     }
 
     /// When all is over and the clients have gone: nothing is owed, nobody is banned, nothing has grown.
-    pub(super) fn end_well(&mut self) -> Result<()> {
+    pub(super) fn end_well(&mut self) -> Result<Tally> {
         self.judge()?;
         self.nobody_good_is_suspected()?;
         let limit = clock::now() + 2 * START_LIMIT;
@@ -1002,8 +1108,9 @@ impl<'s> World<'s> {
             Ok(size.is_back(&self.start).then_some(()))
         });
         back.with_context(|| format!("{:?} at the start, {size:?} in the end", self.start))?;
+        self.tally.resident_kib = [self.start.resident_kib, size.resident_kib];
         println!("{:?}; {:?} at the start, {size:?} in the end", self.tally, self.start);
         ensure!(self.tally.served > 0, "nobody was ever served");
-        Ok(())
+        Ok(self.tally.clone())
     }
 }

@@ -130,16 +130,25 @@ impl Log {
 }
 
 impl Writer {
-    /// Waits until everything that was handed over is written.
+    /// Waits until everything that was handed over is written; not for ever, where nobody reads it.
     pub fn finish(self, log: &Log) {
         // An empty batch is the sign to end: the sink of `tracing` lives as long as the process, so
         // the queue never closes by itself.
-        if log.sender.send(Vec::new()).is_ok() {
-            // A writer that panicked has nothing more to write.
-            let _ = self.thread.join();
+        let until = time::monotonic() + LAST_WORDS_MAX;
+        let mut is_told = false;
+        while time::monotonic() < until && !self.thread.is_finished() {
+            is_told = is_told || log.sender.try_send(Vec::new()).is_ok();
+            std::thread::sleep(LAST_WORDS_LOOK_EVERY);
         }
     }
 }
+
+/// Whoever reads the log has so long for the last of it: a stop that hangs on a reader who is stuck would be
+/// ended by the service manager, much later.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+
+/// The writer's end is looked for this often.
+const LAST_WORDS_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 fn write_all(
     receiver: &Receiver<Vec<u8>>,

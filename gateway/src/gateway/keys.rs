@@ -4,7 +4,6 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
-use aws_lc_rs::digest;
 use tokio::{
     sync::mpsc,
     task::{spawn_blocking, spawn_local},
@@ -17,8 +16,10 @@ use crate::{
     config::{Config, KeyLocation, KeySource, RemoteKeys},
     fetch::{self, Document, FetchError, Url, Way},
     identity::token::{
-        Algorithm, Issuers, KEY_SET_MAX_BYTES, KeySet, Keys, Refresh, TokenRules, jwks_uri,
+        Algorithm, Issuers, KEY_SET_MAX_BYTES, KeySet, KeySetError, Keys, Refresh, TokenRules,
+        jwks_uri,
     },
+    net::handover::{DOCUMENTS_MAX_BYTES, KeptKeys, Secret},
     time,
 };
 
@@ -67,7 +68,15 @@ pub(super) struct Standing<'k> {
 #[derive(Clone, Debug)]
 struct Known {
     set: Arc<KeySet>,
-    document: [u8; 32],
+    document: Arc<[u8]>,
+}
+
+impl Known {
+    /// Reads a document.
+    fn read(document: &[u8], algorithms: &[Algorithm]) -> Result<Known, KeySetError> {
+        let set = Arc::new(KeySet::parse(document, algorithms)?);
+        Ok(Known { set, document: document.into() })
+    }
 }
 
 /// A question that is to be put to an issuer.
@@ -121,6 +130,36 @@ impl IssuerKeys {
                 fetched.is_believed = fetched.refresh.is_believed(now);
             }
             self.issuers.push(fetched);
+        }
+    }
+
+    /// What another process may go on with: what is believed now.
+    pub(super) fn kept(&self, now: Instant) -> Vec<KeptKeys> {
+        let mut room_bytes = DOCUMENTS_MAX_BYTES;
+        let believed = self.issuers.iter().filter(|issuer| issuer.refresh.is_believed(now));
+        let kept = |issuer: &Fetched| {
+            let (known, age) = issuer.keys.as_ref().zip(issuer.refresh.age(now))?;
+            room_bytes = room_bytes.checked_sub(known.document.len())?;
+            let document = Secret(known.document.to_vec());
+            Some(KeptKeys { identifier: issuer.identifier.clone(), document, age })
+        };
+        believed.filter_map(kept).collect()
+    }
+
+    /// Goes on with what another process had: believed for as long as it would have been there, and asked
+    /// for at once all the same.
+    pub(super) fn inherit(&mut self, kept: &[KeptKeys], now: Instant) {
+        for issuer in &mut self.issuers {
+            let of_issuer = kept.iter().find(|kept| kept.identifier == issuer.identifier);
+            let Some(KeptKeys { document: Secret(document), age, .. }) = of_issuer else {
+                continue;
+            };
+            // What this version or this configuration makes nothing of is asked for like any.
+            let Ok(known) = Known::read(document, &issuer.algorithms) else { continue };
+            let Some(answered) = now.checked_sub(*age) else { continue };
+            issuer.refresh = issuer.refresh.clone().answered_at(answered);
+            issuer.is_believed = issuer.refresh.is_believed(now);
+            issuer.keys = Some(known);
         }
     }
 
@@ -378,13 +417,9 @@ async fn put(question: &Question) -> Result<Answer, String> {
     };
     let Document { body, fresh, .. } = get(&place, question, &mut found).await?;
     let algorithms = question.algorithms.clone();
-    let parse = move || {
-        let mut document = [0; 32];
-        // A SHA-256 digest has 32 octets.
-        document.copy_from_slice(digest::digest(&digest::SHA256, &body).as_ref());
-        KeySet::parse(&body, &algorithms).map(|set| Known { set: Arc::new(set), document })
-    };
-    let keys = spawn_blocking(parse).await.map_err(|error| error.to_string())?;
+    let keys = spawn_blocking(move || Known::read(&body, &algorithms))
+        .await
+        .map_err(|error| error.to_string())?;
     let keys = keys.map_err(|error| format!("{place}: {error}"))?;
     Ok(Answer { keys, fresh, found })
 }
@@ -420,19 +455,17 @@ mod tests {
     use rustls_pki_types::UnixTime;
 
     /// The key of RFC 7515 appendix A.3, under this name.
-    fn set(kid: &str) -> Arc<KeySet> {
+    fn known(kid: &str) -> Known {
         let text = format!(
             r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"{kid}",
                 "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
                 "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}}]}}"#
         );
-        Arc::new(KeySet::parse(text.as_bytes(), &[Algorithm::Es256]).unwrap())
+        Known::read(text.as_bytes(), &[Algorithm::Es256]).unwrap()
     }
 
     fn answer(kid: &str) -> Answer {
-        let mut document = [0; 32];
-        document[0] = kid.as_bytes()[0];
-        Answer { keys: Known { set: set(kid), document }, fresh: None, found: Vec::new() }
+        Answer { keys: known(kid), fresh: None, found: Vec::new() }
     }
 
     fn rules() -> TokenRules {
@@ -507,5 +540,39 @@ mod tests {
         }
         assert!(keys.starting().is_none());
         assert_eq!((keys.issuers[0].answers, keys.issuers[0].failures), (4, 5));
+    }
+
+    #[test]
+    fn who_takes_over_believes_what_was_believed_and_no_longer() {
+        let start = time::monotonic();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut before = one_issuer(start);
+        assert!(before.kept(start).is_empty(), "nothing is known");
+        let questions = before.questions(start);
+        before.take(&questions[0], Ok(answer("a")), start);
+        assert!(before.kept(at(300)).is_empty(), "nothing is believed any more");
+        let kept = before.kept(at(100));
+        let text = serde_json::to_string(&kept).unwrap();
+        let kept: Vec<KeptKeys> = serde_json::from_str(&text).unwrap();
+
+        let mut after = one_issuer(at(100));
+        after.inherit(&kept, at(100));
+        let none = Arc::new(Issuers::with_keys(vec![(rules(), Keys::Unavailable)], 1));
+        assert_eq!(reason(&after.put_into(&none, &none, 1), "a"), "bad_signature");
+        assert!(after.starting().is_none(), "it is ready");
+        assert_eq!(after.questions(at(100)).len(), 1, "and asks all the same");
+        assert!(!after.has_turned(at(299)) && after.has_turned(at(300)), "200 s were left");
+
+        for (identifier, document) in [("https://other.example", None), ("", Some("{}"))] {
+            let mut odd = kept.clone();
+            if let Some(document) = document {
+                odd[0].document = Secret(document.into());
+            } else {
+                odd[0].identifier = identifier.to_owned();
+            }
+            let mut after = one_issuer(at(100));
+            after.inherit(&odd, at(100));
+            assert!(after.starting().is_some(), "{identifier}{document:?}");
+        }
     }
 }

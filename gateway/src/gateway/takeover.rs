@@ -14,7 +14,7 @@ use crate::{
     config::{Config, Protocol},
     net::{
         activation::Passed,
-        handover::{self, HandoverError, Offer, Offered, PROTOCOL, Secret, Taken},
+        handover::{self, HandoverError, KeptKeys, Offer, Offered, PROTOCOL, Secret, Taken},
         listen,
         quic::{self, KEYS_BYTES},
         quic_passage,
@@ -110,6 +110,11 @@ impl Estate {
         }
     }
 
+    /// Keys of issuers that the process before believes.
+    pub(super) fn issuer_keys(&self) -> &[KeptKeys] {
+        self.before.as_ref().map_or(&[], |before| &before.offer.issuer_keys)
+    }
+
     /// The operators' and the monitors' sockets: those that were inherited, or new ones.
     ///
     /// # Errors
@@ -183,6 +188,7 @@ pub(super) fn offer(
     listeners: impl Iterator<Item = (SocketAddr, std::io::Result<OwnedFd>)>,
     datagrams: impl Iterator<Item = (SocketAddr, std::io::Result<quic_passage::Inherited>)>,
     quic_keys: Option<quic::Keys>,
+    issuer_keys: Vec<KeptKeys>,
     doors: std::io::Result<Vec<(Offered, OwnedFd)>>,
 ) -> std::io::Result<(Offer, Vec<OwnedFd>)> {
     let (mut offered, mut sockets) = (Vec::<Offered>::new(), Vec::new());
@@ -205,5 +211,7 @@ pub(super) fn offer(
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let pid = std::process::id();
     let quic_keys = quic_keys.map(|keys| Secret(keys.to_bytes().to_vec()));
-    Ok((Offer { protocol: PROTOCOL, version, pid, sockets: offered, quic_keys }, sockets))
+    let offer =
+        Offer { protocol: PROTOCOL, version, pid, sockets: offered, quic_keys, issuer_keys };
+    Ok((offer, sockets))
 }

@@ -1,6 +1,7 @@
 //! One client connection over QUIC: handshake, then HTTP/3 until it ends. The same exchange as over
 //! TCP, the same judgement of the client, the same reasons.
 
+mod fields;
 mod frames;
 mod section;
 mod streams;
@@ -9,9 +10,10 @@ mod upload;
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    pin::pin,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -21,8 +23,7 @@ use h3::{
     server::{RequestResolver, RequestStream},
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body;
-use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
+use http_body::Body as _;
 use quinn::VarInt;
 use rustls_pki_types::CertificateDer;
 use tokio::{
@@ -36,13 +37,13 @@ use self::{
     upload::Signals,
 };
 use super::{
-    body::Arriving,
+    body::{Arriving, Body},
     connection::{
         Arrival, Connection, HEAD_MORE_BYTES, evidence, later_phase, refused, strangers, withdrawn,
     },
     exchange::exchange,
     expect,
-    guard::{Limits, Verdict, Watch},
+    guard::{Held, Limits, Verdict, Watch},
 };
 use crate::{
     net::{
@@ -66,6 +67,10 @@ const GIVEN_UP_MAX: u32 = 200;
 /// sent before the client heard arrives within a round trip, and is answered. As long as an HTTP/1.1
 /// connection is kept at a stop.
 const LEAVES_AFTER: Duration = Duration::from_secs(5);
+
+/// Octets of a body that are copied to the frames before them. More is kept as it came, in the memory
+/// that it was read into, which is not much more.
+const JOINED_MAX_BYTES: usize = 4 * 1024;
 
 /// A connection whose first packet has arrived.
 pub struct Incoming {
@@ -145,12 +150,12 @@ fn code(code: Code) -> VarInt {
 }
 
 /// What the requests of a connection have in common.
+#[derive(Default)]
 struct Requests {
-    quic: quinn::Connection,
     open: Cell<usize>,
     given_up: Cell<u32>,
-    /// One of them has ended.
-    ended: Notify,
+    /// The last of them has ended, or too many were given up.
+    told: Notify,
 }
 
 impl Requests {
@@ -158,7 +163,54 @@ impl Requests {
         self.open.set(self.open.get() - 1);
         let count = self.given_up.get();
         self.given_up.set(if given_up { count + 1 } else { count.saturating_sub(1) });
-        self.ended.notify_one();
+        if self.open.get() == 0 || self.are_too_many_given_up() {
+            self.told.notify_one();
+        }
+    }
+
+    fn are_too_many_given_up(&self) -> bool {
+        self.given_up.get() > GIVEN_UP_MAX
+    }
+}
+
+/// Why no further request is taken.
+enum Taken {
+    /// The client has said that it will ask no more, and all was answered; or its source was banned.
+    Ended,
+    /// The connection broke.
+    Broken(h3::error::ConnectionError),
+    /// The two libraries do not agree.
+    Lost,
+}
+
+/// Takes requests as they come. In a loop of its own: beside it a connection waits for much that hardly
+/// ever happens, which need not be asked for anew with each request.
+async fn take(
+    server: &mut h3::server::Connection<streams::Connection, Bytes>,
+    accepted: &RefCell<Option<Accepted>>,
+    connection: &mut Rc<Connection>,
+    quic: &quinn::Connection,
+    requests: &Rc<Requests>,
+    within: Duration,
+) -> Taken {
+    loop {
+        let resolver = match server.accept().await {
+            Ok(Some(resolver)) => resolver,
+            Ok(None) => return Taken::Ended,
+            Err(error) => return Taken::Broken(error),
+        };
+        let Some(accepted) = accepted.take() else { return Taken::Lost };
+        follow(connection, quic);
+        if connection.is_banned() {
+            return Taken::Ended;
+        }
+        requests.open.set(requests.open.get() + 1);
+        let (connection, requests) = (connection.clone(), requests.clone());
+        // Where it is made it stays: some kilobytes, which the task would be made of and moved with.
+        tokio::task::spawn_local(Box::pin(async move {
+            let served = answer(&connection, resolver, accepted, within).await;
+            requests.ended(served == Served::GivenUp);
+        }));
     }
 }
 
@@ -178,42 +230,27 @@ async fn drive(
         .build::<_, Bytes>(streams)
         .await;
     let Ok(mut server) = built else { return Code::H3_NO_ERROR };
-    let requests = Rc::new(Requests {
-        quic: quic.clone(),
-        open: Cell::new(0),
-        given_up: Cell::new(0),
-        ended: Notify::new(),
-    });
+    let requests = Rc::<Requests>::default();
     let mut phase = connection.arrival.phase.clone();
     let watch = connection.watch.clone();
     let mut draining = false;
     // From then on it ends as soon as nothing is asked.
     let mut leaves_at = None;
     loop {
+        let heard = connection.phase();
         tokio::select! {
-            resolver = server.accept() => match resolver {
-                Ok(Some(resolver)) => {
-                    let Some(accepted) = accepted.take() else { return Code::H3_INTERNAL_ERROR };
-                    follow(&mut connection, quic);
-                    if connection.is_banned() {
-                        return Code::H3_NO_ERROR;
-                    }
-                    requests.open.set(requests.open.get() + 1);
-                    let (connection, requests) = (connection.clone(), requests.clone());
-                    let within = limits.head;
-                    tokio::task::spawn_local(async move {
-                        serve_request(connection, requests, resolver, accepted, within).await;
-                    });
-                }
-                // The client has said that it will ask no more, and all was answered.
-                Ok(None) => return Code::H3_NO_ERROR,
-                Err(error) => {
+            taken = take(
+                &mut server, &accepted, &mut connection, quic, &requests, limits.head,
+            ) => match taken {
+                Taken::Ended => return Code::H3_NO_ERROR,
+                Taken::Broken(error) => {
                     broken(&connection, &error);
                     return Code::H3_NO_ERROR;
                 }
+                Taken::Lost => return Code::H3_INTERNAL_ERROR,
             },
-            () = requests.ended.notified() => {}
-            now = later_phase(&mut phase, connection.phase()) => {
+            () = requests.told.notified() => {}
+            now = later_phase(&mut phase, heard) => {
                 connection.hear(now);
                 if now == Phase::Stopping {
                     return Code::H3_NO_ERROR;
@@ -231,7 +268,12 @@ async fn drive(
                     }
                 }
             }
-            () = rest(leaves_at), if requests.open.get() == 0 => return Code::H3_NO_ERROR,
+            () = rest(leaves_at), if requests.open.get() == 0 => {
+                // One may have come meanwhile.
+                if requests.open.get() == 0 {
+                    return Code::H3_NO_ERROR;
+                }
+            }
             Ok(()) = news.changed() => {
                 let snapshot = connection.worker.shared.published.load_full();
                 if let Err(error) = connection.recheck(&snapshot, time::unix()) {
@@ -262,7 +304,7 @@ async fn drive(
                 }
             }
         }
-        if requests.given_up.get() > GIVEN_UP_MAX {
+        if requests.are_too_many_given_up() {
             evidence(&connection, Reason::RequestsGivenUp, "more requests given up than answered");
             return Code::H3_EXCESSIVE_LOAD;
         }
@@ -301,34 +343,21 @@ fn broken(connection: &Connection, error: &h3::error::ConnectionError) {
     }
 }
 
-async fn serve_request(
-    connection: Rc<Connection>,
-    requests: Rc<Requests>,
-    resolver: RequestResolver<streams::Connection, Bytes>,
-    accepted: Accepted,
-    within: Duration,
-) {
-    // The client goes away, or the connection is to end: so does the request, wherever it stands.
-    let served = tokio::select! {
-        served = answer(&connection, resolver, accepted, within) => served,
-        _ = requests.quic.closed() => Served::GivenUp,
-    };
-    requests.ended(served == Served::GivenUp);
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Served {
     Whole,
     GivenUp,
 }
 
+/// Answers one request. When the connection ends, so does whatever is waited for here, and the request
+/// with it, wherever it stands.
 async fn answer(
     connection: &Rc<Connection>,
     resolver: RequestResolver<streams::Connection, Bytes>,
     accepted: Accepted,
     within: Duration,
 ) -> Served {
-    let Accepted { mut abandoned, resolved, misuse } = accepted;
+    let Accepted { mut abandoned, resolved, misuse, back } = accepted;
     let (request, stream) = match timeout(within, resolver.resolve_request()).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(error)) => return unresolved(connection, &error),
@@ -360,7 +389,7 @@ async fn answer(
     let request = request.map(|()| Arriving::Quic(Box::new(upload)));
     let ticket = connection.watch.begin(time::monotonic());
     let running = ticket.running().clone();
-    let mut exchange = pin!(exchange(connection.clone(), request, running));
+    let mut exchange = Box::pin(exchange(connection.clone(), request, running));
     let response = loop {
         tokio::select! {
             response = &mut exchange => break response,
@@ -378,8 +407,10 @@ async fn answer(
         send.stop_stream(Code::H3_MESSAGE_ERROR);
         return Served::GivenUp;
     }
+    let date = connection.worker.dates.borrow_mut().at(time::wall());
+    let response = response.map(|body| ticket.hold(body));
     let sent = tokio::select! {
-        sent = pass(&mut send, response.map(|body| ticket.hold(body)), is_head) => sent,
+        sent = pass(&mut send, &back, response, is_head, date) => sent,
         () = &mut abandoned => Err(Interrupted::Client),
     };
     match sent {
@@ -452,47 +483,93 @@ enum Interrupted {
     Upstream,
 }
 
-/// Sends an answer as fast as the client takes it.
+/// Sends an answer as fast as the client takes it. `back` is the way that `send` has too.
 async fn pass(
     send: &mut RequestStream<Sender, Bytes>,
-    response: Response<impl Body<Data = Bytes>>,
+    back: &Sender,
+    response: Response<Held<Body>>,
     is_head: bool,
+    date: Option<HeaderValue>,
 ) -> Result<(), Interrupted> {
     let gone = |_: StreamError| Interrupted::Client;
-    let (mut parts, body) = response.into_parts();
-    let mut body = pin!(body);
+    let (mut parts, mut body) = response.into_parts();
     let bodiless =
         is_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    complete(&mut parts.headers, parts.status, body.size_hint().exact(), bodiless);
-    send.send_response(Response::from_parts(parts, ())).await.map_err(gone)?;
+    complete(&mut parts.headers, parts.status, date, body.size_hint().exact(), bodiless);
+    // Frames that wait for the first octets of the body, to be written with them.
+    let mut frames = match fields::head(parts.status, &parts.headers) {
+        Some(head) => head,
+        None => {
+            send.send_response(Response::from_parts(parts, ())).await.map_err(gone)?;
+            Vec::new()
+        }
+    };
     if !bodiless {
-        while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
-            let frame = frame.map_err(|_| Interrupted::Upstream)?;
-            match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => send.send_data(data).await.map_err(gone)?,
-                Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers()
-                        && !trailers.is_empty()
-                    {
-                        send.send_trailers(trailers).await.map_err(gone)?;
-                    }
+        pass_body(send, back, &mut body, &mut frames).await?;
+    }
+    write(back, &mut frames).await?;
+    send.finish().await.map_err(gone)
+}
+
+/// Sends a body and its trailers, the first octets of it with the frames that wait.
+async fn pass_body(
+    send: &mut RequestStream<Sender, Bytes>,
+    back: &Sender,
+    body: &mut Held<Body>,
+    frames: &mut Vec<u8>,
+) -> Result<(), Interrupted> {
+    loop {
+        let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
+        let frame = match polled {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                body.is_taken();
+                write(back, frames).await?;
+                poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+            }
+        };
+        let Some(frame) = frame else { return Ok(()) };
+        match frame.map_err(|_| Interrupted::Upstream)?.into_data() {
+            Ok(data) if data.is_empty() => {}
+            Ok(data) => {
+                fields::data_head(data.len(), frames);
+                if data.len() <= JOINED_MAX_BYTES {
+                    frames.extend_from_slice(&data);
+                    write(back, frames).await?;
+                } else {
+                    write(back, frames).await?;
+                    back.write(data).await.map_err(|_| Interrupted::Client)?;
+                }
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers()
+                    && !trailers.is_empty()
+                {
+                    write(back, frames).await?;
+                    send.send_trailers(trailers).await.map_err(|_| Interrupted::Client)?;
                 }
             }
         }
     }
-    send.finish().await.map_err(gone)
+}
+
+/// Writes what waits.
+async fn write(back: &Sender, frames: &mut Vec<u8>) -> Result<(), Interrupted> {
+    let frames = Bytes::from(std::mem::take(frames));
+    back.write(frames).await.map_err(|_| Interrupted::Client)
 }
 
 /// What hyper adds over HTTP/1.1 and /2: the date (RFC 9110 section 6.6.1), and the length where it is
 /// known.
-fn complete(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>, bodiless: bool) {
-    if !headers.contains_key(header::DATE)
-        && let Ok(now) = Timestamp::try_from(time::wall())
-        && let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&now)
-        && let Ok(date) = HeaderValue::from_str(&date)
-    {
-        headers.insert(header::DATE, date);
+fn complete(
+    headers: &mut HeaderMap,
+    status: StatusCode,
+    date: Option<HeaderValue>,
+    length: Option<u64>,
+    bodiless: bool,
+) {
+    if let Some(date) = date {
+        headers.entry(header::DATE).or_insert(date);
     }
     if let Some(length) = length
         && !bodiless
@@ -538,12 +615,13 @@ mod tests {
             (StatusCode::NO_CONTENT, true, None),
         ] {
             let mut headers = HeaderMap::new();
-            complete(&mut headers, status, Some(7), bodiless);
+            let now = Some(HeaderValue::from_static("now"));
+            complete(&mut headers, status, now.clone(), Some(7), bodiless);
             let text = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(text(header::CONTENT_LENGTH), length);
-            assert!(text(header::DATE).unwrap().ends_with(" GMT"));
+            assert_eq!(text(header::DATE), Some("now"));
             let upstreams = headers.insert(header::DATE, "earlier".parse().unwrap());
-            complete(&mut headers, status, None, bodiless);
+            complete(&mut headers, status, now, None, bodiless);
             assert_eq!(headers[header::DATE], "earlier", "{upstreams:?}");
         }
     }

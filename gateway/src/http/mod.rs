@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod body;
 pub mod connection;
+pub mod date;
 pub mod exchange;
 pub mod expect;
 mod gather;

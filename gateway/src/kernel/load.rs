@@ -219,12 +219,11 @@ impl Kernel {
     }
 
     /// Switches between dropping and only counting.
-    pub fn set_enforce(&mut self, enforce: bool) -> Result<(), KernelError> {
+    pub fn set_enforce(&mut self, enforce: bool) {
         let changed = abi::Settings { enforce: u64::from(enforce), ..self.in_kernel };
         self.maps.write_settings(&changed);
         self.in_kernel = changed;
         self.settings.enforce = enforce;
-        Ok(())
     }
 
     /// Sets bans, each on its own: one that is refused does not keep the others.

@@ -189,7 +189,8 @@ impl Admission {
     }
 
     /// Connections of a source that are open now.
-    pub fn held_by(&self, source: Source) -> usize {
+    #[cfg(test)]
+    fn held_by(&self, source: Source) -> usize {
         self.held().get(&source).copied().unwrap_or_default()
     }
 

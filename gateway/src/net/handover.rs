@@ -55,7 +55,26 @@ pub struct Offer {
     /// What signs retries and resets of QUIC, where that is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic_keys: Option<Secret>,
+    /// Keys of issuers that publish them, so that the new process need not wait for its own first answer
+    /// while clients ask it already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub issuer_keys: Vec<KeptKeys>,
 }
+
+/// Keys that an issuer has published, and that are believed still.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptKeys {
+    /// Who the issuer says it is.
+    pub identifier: String,
+    /// Its document, as it came.
+    pub document: Secret,
+    /// How long ago that was.
+    pub age: Duration,
+}
+
+/// Documents of issuers that are told, in bytes: hundreds of usual ones, and four times as much when it is
+/// written out, which leaves room in a line. What does not fit is asked for anew.
+pub const DOCUMENTS_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Octets that are nobody else's to see.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -392,7 +411,14 @@ mod tests {
     use super::*;
 
     fn offer(sockets: Vec<Offered>) -> Offer {
-        Offer { protocol: PROTOCOL, version: "1".to_owned(), pid: 7, sockets, quic_keys: None }
+        Offer {
+            protocol: PROTOCOL,
+            version: "1".to_owned(),
+            pid: 7,
+            sockets,
+            quic_keys: None,
+            issuer_keys: Vec::new(),
+        }
     }
 
     /// Runs `old` as the process that is asked.

@@ -6,7 +6,6 @@ use std::{
     collections::HashMap,
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    num::NonZeroUsize,
     rc::Rc,
     sync::Arc,
     thread::JoinHandle,
@@ -15,7 +14,6 @@ use std::{
 
 use futures_util::FutureExt as _;
 use gateway_ebpf::Source;
-use lru::LruCache;
 use nix::sched::{CpuSet, sched_setaffinity};
 use quinn::Endpoint;
 use tokio::{
@@ -36,7 +34,10 @@ use crate::{
         repeats::{Repeated, Repeats},
     },
     host,
-    http::connection::{self, Arrival},
+    http::{
+        connection::{self, Arrival},
+        date::Dates,
+    },
     identity::{Identity, token::Cache},
     policy::{
         Reason,
@@ -64,13 +65,6 @@ const HANDSHAKE_LINES_PER_S: u32 = 50;
 
 /// Idle upstream connections are looked over this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-/// A good client is told of again after this: often enough to be remembered, seldom enough to cost
-/// nothing.
-const VOUCH_EVERY: Duration = Duration::from_secs(60);
-
-/// Good clients that one worker remembers having told of.
-const VOUCHED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("is not 0");
 
 /// What the process is doing; workers and connections follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -202,6 +196,8 @@ pub struct Worker {
     pub tokens: RefCell<Cache>,
     /// The way to the upstreams.
     pub forwarder: Forwarder,
+    /// What answers are dated with, where no library does it.
+    pub dates: RefCell<Dates>,
     log_buffer: RefCell<Vec<u8>>,
     consumers: RefCell<HashMap<String, Consumer, lru::DefaultHasher>>,
     connections: Cell<u64>,
@@ -213,7 +209,7 @@ pub struct Worker {
     handshake_lines: Cell<u32>,
     handshake_lines_suppressed: Cell<u64>,
     repeats: RefCell<Repeats>,
-    vouched: RefCell<LruCache<(Source, u64), Instant>>,
+    vouched: RefCell<vouch::Told>,
 }
 
 /// Starts a worker's thread.
@@ -336,6 +332,7 @@ impl Worker {
             metrics: RefCell::new(WorkerMetrics::new(0)),
             tokens: RefCell::new(Cache::new(shared.token_cache_entries, shared.token_cache_ttl)),
             forwarder: Forwarder::default(),
+            dates: RefCell::default(),
             log_buffer: RefCell::default(),
             consumers: RefCell::default(),
             connections: Cell::new(0),
@@ -345,7 +342,7 @@ impl Worker {
             handshake_lines: Cell::new(0),
             handshake_lines_suppressed: Cell::new(0),
             repeats: RefCell::default(),
-            vouched: RefCell::new(LruCache::new(VOUCHED_MAX)),
+            vouched: RefCell::default(),
             shared,
         }
     }
@@ -582,15 +579,11 @@ impl Worker {
     /// once in a while.
     pub fn vouch(&self, arrival: &Arrival, identity: &Identity<'_>, now: Instant) {
         let Some(who) = vouch::who(identity) else { return };
-        let (source, arrived) = (arrival.source, arrived(arrival));
+        let voucher = Voucher { source: arrival.source, who, at: now, arrived: arrived(arrival) };
         let mut vouched = self.vouched.borrow_mut();
-        let is_told = |at: &Instant| now.saturating_duration_since(*at) < VOUCH_EVERY;
-        if vouched.get(&(source, who)).is_some_and(is_told) {
-            return;
-        }
         // A full queue: its next request will do.
-        if self.shared.vouchers.try_send(Voucher { source, who, at: now, arrived }).is_ok() {
-            vouched.put((source, who), now);
+        if vouched.is_news(&voucher) && self.shared.vouchers.try_send(voucher).is_ok() {
+            vouched.note(&voucher);
         }
     }
 

@@ -85,7 +85,7 @@ pub struct Evidence {
 }
 
 /// How a client's packets come here, which decides where it can be kept out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arrived {
     /// From its own address.
     Directly,

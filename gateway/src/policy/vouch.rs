@@ -29,6 +29,13 @@ const HALF_LIFE: Duration = Duration::from_secs(600);
 /// A word that weighs less is forgotten.
 const WEIGHT_MIN: f64 = 0.125;
 
+/// A good client is told of again after this: often enough to be remembered, seldom enough to cost
+/// nothing.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Sources that one worker remembers having told of: at 250 octets each a megabyte.
+const TOLD_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("is not 0");
+
 /// A client that was proven and let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Voucher {
@@ -52,10 +59,53 @@ pub fn who(identity: &Identity<'_>) -> Option<u64> {
     Some(hasher.finish())
 }
 
+/// Clients of one source, each with when it was seen.
+type Seen = [Option<(u64, Instant)>; GOOD_MAX];
+
+/// Whom a worker has told of, so that a good client costs a message once in a while and not with each
+/// request, and a crowd of them behind one address no more than count there.
+#[derive(Debug)]
+pub struct Told {
+    sources: LruCache<(Source, Arrived), Seen>,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Told { sources: LruCache::new(TOLD_MAX) }
+    }
+}
+
+impl Told {
+    /// Whether there is something to tell: neither of this client was told lately, nor of as many others
+    /// at its source as count.
+    pub fn is_news(&mut self, voucher: &Voucher) -> bool {
+        let Voucher { source, who, at, arrived } = *voucher;
+        let is_fresh = |told: Instant| at.saturating_duration_since(told) < TELL_EVERY;
+        let Some(told) = self.sources.get(&(source, arrived)) else { return true };
+        match told.iter().flatten().find(|(other, _)| *other == who) {
+            Some((_, told)) => !is_fresh(*told),
+            None => !told.iter().all(|entry| entry.is_some_and(|(_, told)| is_fresh(told))),
+        }
+    }
+
+    /// It was told.
+    pub fn note(&mut self, voucher: &Voucher) {
+        let Voucher { source, who, at, arrived } = *voucher;
+        let told = self.sources.get_or_insert_mut((source, arrived), || [None; GOOD_MAX]);
+        let known = |entry: &Option<(u64, Instant)>| entry.is_some_and(|(other, _)| other == who);
+        let place = told.iter().position(known);
+        let place =
+            place.or_else(|| (0..GOOD_MAX).min_by_key(|place| told[*place].map(|(_, at)| at)));
+        if let Some(place) = place {
+            told[place] = Some((who, at));
+        }
+    }
+}
+
 /// Sources and the good clients behind them.
 #[derive(Debug)]
 pub struct Vouchers {
-    sources: LruCache<Source, [Option<(u64, Instant)>; GOOD_MAX]>,
+    sources: LruCache<Source, Seen>,
 }
 
 impl Default for Vouchers {
@@ -84,7 +134,7 @@ impl Vouchers {
     /// it was seen.
     pub fn kept(&self, sources_max: usize, now: Instant) -> Vec<(Source, Vec<(u64, Duration)>)> {
         let ago = |(who, at): (u64, Instant)| (who, now.saturating_duration_since(at));
-        let kept = |(source, seen): (&Source, &[Option<(u64, Instant)>; GOOD_MAX])| {
+        let kept = |(source, seen): (&Source, &Seen)| {
             (*source, seen.iter().flatten().copied().map(ago).collect())
         };
         self.sources.iter().take(sources_max).map(kept).collect()
@@ -162,6 +212,35 @@ mod tests {
         }
         let good = vouchers.good(source(1), start + Duration::from_secs(1));
         assert!(good <= GOOD_MAX as f64 && good > GOOD_MAX as f64 - 0.1, "{good}");
+    }
+
+    #[test]
+    fn of_a_crowd_behind_one_address_only_as_many_are_told_as_count() {
+        let start = time::monotonic();
+        let mut told = Told::default();
+        let mut tell = |last: u8, who: u64, later_s: u64, arrived: Arrived| {
+            let at = start + Duration::from_secs(later_s);
+            let voucher = Voucher { source: source(last), who, at, arrived };
+            let is_news = told.is_news(&voucher);
+            if is_news {
+                told.note(&voucher);
+            }
+            is_news
+        };
+        for (last, who, later_s, arrived, expected) in [
+            (1, 0, 0, Arrived::Directly, true),
+            (1, 0, 59, Arrived::Directly, false),
+            (1, 0, 59, Arrived::ThroughProxy, true),
+            (1, 0, 60, Arrived::Directly, true),
+            (2, 0, 60, Arrived::Directly, true),
+        ] {
+            let found = tell(last, who, later_s, arrived);
+            assert_eq!(found, expected, "{last} {who} {later_s} {arrived:?}");
+        }
+        let mut tell_crowd =
+            |later_s| (0..1_000).filter(|who| tell(3, *who, later_s, Arrived::Directly)).count();
+        assert_eq!([tell_crowd(0), tell_crowd(59)], [GOOD_MAX, 0]);
+        assert_eq!(tell_crowd(60), GOOD_MAX);
     }
 
     #[test]

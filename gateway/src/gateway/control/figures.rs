@@ -2,10 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Control, Reason, Snapshot, packet_row, xdp_status};
+use super::{
+    Control,
+    status::{packet_row, xdp_status},
+};
 use crate::{
-    admin::page::{self, Bans, Certificate, Figures, Handshakes, Xdp},
+    admin::{
+        page::{self, Bans, Certificate, Figures, Handshakes, Xdp},
+        socket::CountRow,
+    },
     config::Config,
+    policy::Reason,
+    snapshot::Snapshot,
     time,
 };
 
@@ -43,11 +51,7 @@ impl Control {
                 counts.get(reason).copied().unwrap_or_default()
             };
             let count = of(&counted.refusals) + of(&counted.handshake_failures);
-            (count > 0).then(|| super::CountRow {
-                name: reason.word().to_owned(),
-                count,
-                per_s: 0.0,
-            })
+            (count > 0).then(|| CountRow { name: reason.word().to_owned(), count, per_s: 0.0 })
         });
         Figures {
             at_s: time::monotonic().saturating_duration_since(self.started_at).as_secs_f64(),

@@ -100,7 +100,8 @@ impl Control {
         let held = listeners.sockets_held();
         let copies = held.map(|(at, socket)| (at, socket.try_clone().map(OwnedFd::from)));
         let doors = self.doors.offered();
-        let given = takeover::offer(copies, datagrams.into_iter(), quic_keys, doors)
+        let issuer_keys = self.issuer_keys.borrow().kept(time::monotonic());
+        let given = takeover::offer(copies, datagrams.into_iter(), quic_keys, issuer_keys, doors)
             .map_err(|error| format!("the sockets cannot be given: {error}"))?;
         succession.is_under_way = true;
         succession.kernel_given = self.kernel.borrow_mut().take().is_some();

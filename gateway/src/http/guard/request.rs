@@ -214,6 +214,13 @@ pub struct Held<B> {
     ticket: Ticket,
 }
 
+impl<B> Held<B> {
+    /// It is the client that is waited for now: its answer's head goes before there is a body.
+    pub fn is_taken(&self) {
+        self.ticket.running.download.borrow_mut().waits(time::monotonic());
+    }
+}
+
 impl<B: Body + Unpin> Body for Held<B> {
     type Data = B::Data;
     type Error = B::Error;

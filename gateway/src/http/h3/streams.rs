@@ -2,19 +2,21 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    mem::MaybeUninit,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use h3::{
     error::Code,
     quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf},
 };
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use tokio::io::ReadBuf;
 
 use super::{
     frames::{Fault, Frames, integer},
@@ -23,9 +25,6 @@ use super::{
 
 /// Octets read at once: a few datagrams, and what an upstream connection writes at once.
 const READ_BYTES: usize = 16 * 1024;
-
-/// Less room than this in what was allocated for reading is not worth another read.
-const READ_MIN_BYTES: usize = 2 * 1024;
 
 /// The type of the client's control stream (RFC 9114 section 6.2.1).
 const CONTROL: u64 = 0x0;
@@ -41,6 +40,8 @@ pub(super) struct Accepted {
     pub(super) resolved: Rc<Cell<bool>>,
     /// What is wrong with the names of its head's fields.
     pub(super) misuse: Rc<Cell<Option<Misuse>>>,
+    /// The way back, which the library has too.
+    pub(super) back: Sender,
 }
 
 /// A connection.
@@ -113,7 +114,8 @@ impl quic::Connection<Bytes> for Connection {
         let send = Sender::new(send, resolved.clone());
         let misuse = Rc::default();
         let receive = Receiver::of_request(receive, Rc::clone(&misuse));
-        *self.accepted.borrow_mut() = Some(Accepted { abandoned, resolved, misuse });
+        let back = send.clone();
+        *self.accepted.borrow_mut() = Some(Accepted { abandoned, resolved, misuse, back });
         Poll::Ready(Ok(Both { send, receive }))
     }
 
@@ -246,8 +248,6 @@ pub(super) struct Receiver {
     reading: Reading,
     /// Read and not looked at yet.
     chunk: Bytes,
-    /// Zeros, to be read into.
-    room: BytesMut,
     /// Of a request: the names of its fields, while they come, and where what is wrong with them is told.
     names: Option<(Section, Rc<Cell<Option<Misuse>>>)>,
 }
@@ -275,16 +275,17 @@ impl Receiver {
     }
 
     fn new(quinn: quinn::RecvStream, reading: Reading) -> Receiver {
-        Receiver { quinn, reading, chunk: Bytes::new(), room: BytesMut::new(), names: None }
+        Receiver { quinn, reading, chunk: Bytes::new(), names: None }
     }
 
     /// Fills `chunk`; it stays empty at the end of the stream.
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        if self.room.len() < READ_MIN_BYTES {
-            self.room = BytesMut::zeroed(READ_BYTES);
-        }
-        let read = ready!(self.quinn.poll_read(context, &mut self.room)).map_err(read_error)?;
-        self.chunk = self.room.split_to(read).freeze();
+        // Copied into memory of just its size: most requests are one short head, and what quinn keeps is
+        // a whole datagram for each piece of one.
+        let mut room = [MaybeUninit::uninit(); READ_BYTES];
+        let mut room = ReadBuf::uninit(&mut room);
+        ready!(self.quinn.poll_read_buf(context, &mut room)).map_err(read_error)?;
+        self.chunk = Bytes::copy_from_slice(room.filled());
         Poll::Ready(Ok(()))
     }
 
@@ -401,8 +402,11 @@ impl Drop for Receiver {
     }
 }
 
-/// What is sent to a client on one stream.
-pub(super) struct Sender {
+/// What is sent to a client on one stream. Clones are the same stream.
+#[derive(Clone)]
+pub(super) struct Sender(Rc<RefCell<Sending>>);
+
+struct Sending {
     quinn: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
     /// Ended one way or the other.
@@ -412,49 +416,71 @@ pub(super) struct Sender {
 
 impl Sender {
     fn new(quinn: quinn::SendStream, resolved: Rc<Cell<bool>>) -> Sender {
-        Sender { quinn, writing: None, ended: false, resolved }
+        let sending = Sending { quinn, writing: None, ended: false, resolved };
+        Sender(Rc::new(RefCell::new(sending)))
+    }
+
+    /// Writes whole frames, behind what the library has written.
+    ///
+    /// # Errors
+    /// The client does not want them, or is gone.
+    pub(super) async fn write(&self, frames: Bytes) -> Result<(), WriteError> {
+        let mut rest = [frames];
+        while !rest[0].is_empty() {
+            poll_fn(|context| {
+                let quinn = &mut self.0.borrow_mut().quinn;
+                // All that it knows between two looks is in the stream itself.
+                pin!(quinn.write_chunks(&mut rest)).poll(context)
+            })
+            .await?;
+        }
+        Ok(())
     }
 }
 
 impl quic::SendStream<Bytes> for Sender {
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        if let Some(data) = &mut self.writing {
+        let sending = &mut *self.0.borrow_mut();
+        if let Some(data) = &mut sending.writing {
             while data.has_remaining() {
-                let written = Pin::new(&mut self.quinn).poll_write(context, data.chunk());
+                let written = Pin::new(&mut sending.quinn).poll_write(context, data.chunk());
                 data.advance(ready!(written).map_err(write_error)?);
             }
         }
-        self.writing = None;
+        sending.writing = None;
         Poll::Ready(Ok(()))
     }
 
     fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
-        if self.writing.is_some() {
+        let writing = &mut self.0.borrow_mut().writing;
+        if writing.is_some() {
             let text = "written before it was ready".to_owned();
             return Err(lost(ConnectionErrorIncoming::InternalError(text)));
         }
-        self.writing = Some(data.into());
+        *writing = Some(data.into());
         Ok(())
     }
 
     fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        self.ended = true;
-        let finished = self.quinn.finish();
+        let sending = &mut *self.0.borrow_mut();
+        sending.ended = true;
+        let finished = sending.quinn.finish();
         Poll::Ready(finished.map_err(|error| StreamErrorIncoming::Unknown(Box::new(error))))
     }
 
     fn reset(&mut self, code: u64) {
-        self.ended = true;
+        let sending = &mut *self.0.borrow_mut();
+        sending.ended = true;
         // It fails when it has ended already.
-        let _ = self.quinn.reset(number(code));
+        let _ = sending.quinn.reset(number(code));
     }
 
     fn send_id(&self) -> StreamId {
-        id(self.quinn.id())
+        id(self.0.borrow().quinn.id())
     }
 }
 
-impl Drop for Sender {
+impl Drop for Sending {
     /// What was given up half way must not look whole, which is what quinn would make of it.
     fn drop(&mut self) {
         if !self.ended && self.resolved.get() {

@@ -264,12 +264,6 @@ impl TokenError {
             Self::NotBound { issuer } => genuine("cnf_missing", issuer),
         }
     }
-
-    /// True when the verdict hangs on the clock, so that a log line should add how far the clock
-    /// may be wrong.
-    pub fn depends_on_clock(&self) -> bool {
-        matches!(self, Self::Expired { .. } | Self::NotYetValid { .. })
-    }
 }
 
 impl fmt::Display for TokenError {

@@ -64,6 +64,12 @@ impl Refresh {
         Self { rules, is_asking: false, next: now, ..self }
     }
 
+    /// The same with an answer that somebody else got at that moment, and with a question due.
+    #[must_use]
+    pub fn answered_at(self, answered: Instant) -> Self {
+        Self { answered: Some(answered), ..self }
+    }
+
     /// Whether to ask now.
     pub fn is_due(&self, now: Instant) -> bool {
         !self.is_asking && now >= self.next_question()

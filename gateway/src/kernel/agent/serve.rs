@@ -278,7 +278,10 @@ impl Carrier<'_> {
         let kernel = self.kernel.as_mut().ok_or(KernelError::NotStarted)?;
         Ok(match request {
             Request::Apply(settings) => Answer::Notices(in_words(kernel.apply(&settings)?)),
-            Request::Enforce(enforce) => Answer::Done(kernel.set_enforce(enforce)?),
+            Request::Enforce(enforce) => {
+                kernel.set_enforce(enforce);
+                Answer::Done(())
+            }
             Request::Ban(bans) => Answer::Banned(kernel.ban(&bans)),
             Request::Unban(sources) => Answer::Number(kernel.unban(&sources)?),
             Request::SetClass(ClassChange { source, class, lasts }) => {
