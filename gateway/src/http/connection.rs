@@ -23,7 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::UnixTime;
-use tokio::{net::TcpStream, sync::watch};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::watch};
 use tokio_rustls::server::TlsStream;
 
 use super::{
@@ -42,7 +42,10 @@ use crate::{
         certificate::{CertificateError, Peer},
         principal::Mapped,
     },
-    net::worker::{Phase, Worker},
+    net::{
+        admission::Denied,
+        worker::{Phase, Worker},
+    },
     policy::{Reason, Refusal, refusal::certificate_reason},
     snapshot::Snapshot,
     time,
@@ -74,6 +77,15 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 
 /// What may come meanwhile: a sender at 100 Mbit/s that looks for an answer only at its end.
 const LINGER_MAX_BYTES: usize = 25 << 20;
+
+/// From the last word to a client that floods until its connection ends, and what may come meanwhile: one
+/// that is merely mistaken reads why; one that goes on hears nothing.
+const FLOOD_LINGER_MAX: Duration = Duration::from_millis(500);
+const FLOOD_LINGER_MAX_BYTES: usize = 256 << 10;
+
+/// GOAWAY with ENHANCE_YOUR_CALM (RFC 9113 sections 6.8 and 7). What was served before is not told apart:
+/// any stream may have been.
+const CALM_DOWN: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0x0b];
 
 /// Read at a time: nobody waits for it to be fast.
 const LINGER_PIECE_BYTES: usize = 2048;
@@ -277,8 +289,14 @@ impl Connection {
     pub(super) fn is_banned(&self) -> bool {
         let admission = &self.worker.shared.admission;
         let version = admission.bans_version();
-        version != self.bans_seen.replace(version)
-            && admission.is_banned(self.arrival.source, time::monotonic())
+        if version == self.bans_seen.replace(version) {
+            return false;
+        }
+        let (arrival, now) = (&self.arrival, time::monotonic());
+        let is_through_proxy = arrival.via.is_some();
+        admission.is_banned(arrival.source, now)
+            || is_through_proxy
+                && admission.check_networks(arrival.address, now) == Err(Denied::Banned)
     }
 }
 
@@ -370,10 +388,16 @@ fn go_on(
             .enable_connect_protocol();
         let gathered = Gathered::new(stream);
         let inner = builder.serve_connection(TokioIo::new(gathered.clone()), service);
-        let mut served = Box::pin(Http2 { inner, gathered, turns: Turns::default() });
+        let turns = Turns::default();
+        let mut served = Box::pin(Http2 { inner, gathered: gathered.clone(), turns });
         Box::pin(async move {
             // GOAWAY tells a client in time, first for all streams and then with the last one.
             drive(&connection, served.as_mut(), Phase::Draining, &mut news).await;
+            drop(served);
+            if connection.watch.flood().is_some() {
+                // In memory of its own, of which a connection that is served needs none.
+                Box::pin(calm_down(&connection, gathered)).await;
+            }
             connection.tunnels.close();
         })
     } else {
@@ -392,7 +416,8 @@ fn go_on(
             drop(served);
             if let Some(stream) = left {
                 // In memory of its own, of which a connection that is served needs none.
-                Box::pin(linger(&connection, stream.stream().get_ref().0)).await;
+                let stream = stream.stream().get_ref().0;
+                Box::pin(linger(&connection, stream, LINGER_MAX, LINGER_MAX_BYTES)).await;
             }
             connection.tunnels.close();
         })
@@ -537,10 +562,10 @@ async fn drive(
 /// Lets the client read its last answer: both ends of what is sent were told, and what it goes on to
 /// send is thrown away until it closes. A close with octets unread would reset the connection, and the
 /// answer would be lost on its way (RFC 9112 section 9.6).
-async fn linger(connection: &Connection, stream: &TcpStream) {
+async fn linger(connection: &Connection, stream: &TcpStream, within: Duration, bytes_max: usize) {
     let mut phase = connection.arrival.phase.clone();
     let closed = async {
-        let mut left = LINGER_MAX_BYTES;
+        let mut left = bytes_max;
         let mut piece = [0; LINGER_PIECE_BYTES];
         while left > 0 && stream.readable().await.is_ok() {
             match stream.try_read(&mut piece) {
@@ -552,8 +577,23 @@ async fn linger(connection: &Connection, stream: &TcpStream) {
         }
     };
     tokio::select! {
-        _over = tokio::time::timeout(LINGER_MAX, closed) => {}
+        _over = tokio::time::timeout(within, closed) => {}
         _now = later_phase(&mut phase, Phase::Closing) => {}
+    }
+}
+
+/// Tells a client that floods why its connection ends, if it takes that at once.
+async fn calm_down(connection: &Connection, gathered: Gathered<Guarded<TlsStream<TcpStream>>>) {
+    // Streams that end beside it are gone with the connection; were one left, it would end in silence.
+    let Some((mut stream, mut last)) = gathered.into_parts() else { return };
+    last.extend_from_slice(&CALM_DOWN);
+    let said = async {
+        stream.write_all(&last).await?;
+        stream.shutdown().await
+    };
+    if let Ok(Ok(())) = tokio::time::timeout(FLOOD_LINGER_MAX, said).await {
+        let stream = stream.stream().get_ref().0;
+        linger(connection, stream, FLOOD_LINGER_MAX, FLOOD_LINGER_MAX_BYTES).await;
     }
 }
 

@@ -50,6 +50,13 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         !self.0.borrow().waiting.is_empty()
     }
 
+    /// The stream and what still waits, once nobody else has it.
+    pub fn into_parts(self) -> Option<(S, Vec<u8>)> {
+        let Gathering { stream, mut waiting, written } = Rc::into_inner(self.0)?.into_inner();
+        waiting.drain(..written);
+        Some((stream, waiting))
+    }
+
     /// Lets go what waits.
     pub fn send(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().send(context)
