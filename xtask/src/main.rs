@@ -48,7 +48,7 @@ cargo xtask perf cores [--check|--write]
                                        for, beside those that are kept; `check` does it too
 cargo xtask fuzz [TARGET…] [--seconds N | --smoke] [--replay FILE]
                                        any bytes for whatever reads bytes from outside, a target for each CPU
-                                       at once; 60 s each, or with --smoke inputs that are always the same
+                                       at once; 60 s each, with --smoke always from the same beginning
 cargo xtask package [deb|rpm|tar…] [--verify] [--boot] [--binary FILE]
                                        what users install, into target/package; --verify builds it twice and
                                        compares; --boot lives through its life on a Debian system (root)

@@ -11,7 +11,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::{fs::MetadataExt as _, net::UnixDatagram},
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ const FIELDS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Journal {
     socket: UnixDatagram,
+    path: PathBuf,
 }
 
 impl Journal {
@@ -50,7 +51,7 @@ impl Journal {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
         socket.set_write_timeout(Some(SEND_MAX))?;
-        Ok(Journal { socket })
+        Ok(Journal { socket, path: path.to_owned() })
     }
 
     /// Writes complete lines, each a JSON object; as text for people with `is_text`.
@@ -63,7 +64,7 @@ impl Journal {
             let entry = entry(&rest[..end], is_text);
             if self.socket.send(&entry).is_err() {
                 // A journal that was started anew has another socket at the same place.
-                let again = Journal::at(Path::new(SOCKET)).and_then(|journal| {
+                let again = Journal::at(&self.path).and_then(|journal| {
                     journal.socket.send(&entry)?;
                     Ok(journal)
                 });
@@ -242,5 +243,21 @@ mod tests {
             let length = daemon.recv(&mut datagram).unwrap();
             assert_eq!(&datagram[..length], entry(LINE.as_bytes(), false));
         }
+
+        // Started anew, at the same place.
+        drop(daemon);
+        std::fs::remove_file(&path).unwrap();
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        assert_eq!(journal.write(lines.as_bytes(), false), Ok(()));
+        for _ in 0..2 {
+            let length = daemon.recv(&mut datagram).unwrap();
+            assert_eq!(&datagram[..length], entry(LINE.as_bytes(), false));
+        }
+
+        // And gone.
+        drop(daemon);
+        assert_eq!(journal.write(lines.as_bytes(), false), Err(lines.as_bytes()));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(journal.write(lines.as_bytes(), false), Err(lines.as_bytes()));
     }
 }
