@@ -42,7 +42,7 @@ cargo xtask perf [SCENARIO…] [--json] [--quick] [--rounds N]
                                        measures against others, and keeps the results (root); mtls,
                                        token-hot, token-many, token-cold, handshake, latency, idle, reload,
                                        scale, host, xdp, flood; without one, all of them
-cargo xtask perf --readme FILE…        has perf/README.md quote results that were kept
+cargo xtask perf --readme FILE…        has both README.md quote results that were kept
 cargo xtask perf cores [--check|--write]
                                        instructions and allocations of what every packet and request pays
                                        for, beside those that are kept; `check` does it too

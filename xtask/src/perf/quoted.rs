@@ -14,7 +14,7 @@ use super::statistics::Figure;
 use crate::cargo::root;
 
 /// Where the table stands.
-const DOCUMENT: &str = "perf/README.md";
+const DOCUMENTS: [&str; 2] = ["README.md", "perf/README.md"];
 /// What it is from.
 const RESULT: &str = "perf/results/published.json";
 /// Around the table.
@@ -156,10 +156,10 @@ fn with_table(text: &str, table: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
-/// Keeps results as the one that is published, and writes its table into the document.
+/// Keeps results as the one that is published, and writes its table into the documents.
 ///
 /// # Errors
-/// When a file is no result or was not to be quoted, or the document has no place for the table.
+/// When a file is no result or was not to be quoted, or a document has no place for the table.
 pub fn publish(files: &[PathBuf]) -> Result<()> {
     let mut documents = Vec::new();
     for file in files {
@@ -180,11 +180,13 @@ pub fn publish(files: &[PathBuf]) -> Result<()> {
     let result = root().join(RESULT);
     fs::write(&result, format!("{document:#}\n"))
         .with_context(|| format!("cannot write {}", result.display()))?;
-    let path = root().join(DOCUMENT);
-    let text = read(&path)?;
-    fs::write(&path, with_table(&text, &table(&document))?)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("perf: {RESULT} is quoted in {DOCUMENT}");
+    for name in DOCUMENTS {
+        let path = root().join(name);
+        let text = read(&path)?;
+        fs::write(&path, with_table(&text, &table(&document))?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    eprintln!("perf: {RESULT} is quoted in {}", DOCUMENTS.join(" and "));
     Ok(())
 }
 
@@ -236,15 +238,17 @@ fn of_several(runs: &[Value]) -> Option<Value> {
     Some(row)
 }
 
-/// That the document quotes the result that is kept.
+/// That the documents quote the result that is kept.
 ///
 /// # Errors
 /// When it does not.
 pub fn check() -> Result<()> {
     let document = serde_json::from_str(&read(&root().join(RESULT))?).context(RESULT)?;
-    let text = read(&root().join(DOCUMENT))?;
-    if with_table(&text, &table(&document))? != text {
-        bail!("{DOCUMENT} does not quote {RESULT}: cargo xtask perf --readme {RESULT}");
+    for name in DOCUMENTS {
+        let text = read(&root().join(name))?;
+        if with_table(&text, &table(&document))? != text {
+            bail!("{name} does not quote {RESULT}: cargo xtask perf --readme {RESULT}");
+        }
     }
     Ok(())
 }
@@ -258,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_quotes_the_result_that_is_kept() {
+    fn the_documents_quote_the_result_that_is_kept() {
         check().unwrap();
     }
 
