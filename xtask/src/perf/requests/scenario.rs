@@ -160,13 +160,13 @@ impl Scenario {
             Scenario::Mtls => vec![
                 Case { target: Some(0.8), ..plain },
                 Case { protocol: "h2", target: Some(1.0), ..plain },
-                Case { protocol: "h3", target: Some(0.8), ..plain },
+                Case { protocol: "h3", target: Some(0.75), ..plain },
             ],
             Scenario::TokenHot => vec![
                 token("h1", rs256, 1, 0.6),
                 token("h1", es256, 1, 0.6),
                 token("h2", rs256, 1, 0.55),
-                token("h3", rs256, 1, 0.7),
+                token("h3", rs256, 1, 0.6),
             ],
             Scenario::TokenMany => vec![token("h1", rs256, MANY, 0.55)],
             Scenario::TokenCold => {
