@@ -149,7 +149,7 @@ pub struct Limit {
 
 impl Limit {
     /// The rates for one who asks, and the name of the tier that they are of.
-    fn rates_of(&self, address: IpAddr, identity: &Identity<'_>) -> (&[Rate], Option<&Arc<str>>) {
+    fn rates_of(&self, address: IpAddr, identity: &Identity) -> (&[Rate], Option<&Arc<str>>) {
         match self.tiers.iter().find(|tier| tier.fits(address, identity)) {
             Some(tier) => (&tier.rates, Some(&tier.name)),
             None => (&self.rates, None),
@@ -169,7 +169,7 @@ impl Limit {
 }
 
 impl Tier {
-    fn fits(&self, address: IpAddr, identity: &Identity<'_>) -> bool {
+    fn fits(&self, address: IpAddr, identity: &Identity) -> bool {
         let matches = |patterns: &[Pattern], name: Option<&str>| {
             patterns.is_empty()
                 || name.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name)))
@@ -424,7 +424,7 @@ impl<'a> Counting<'a> {
     pub(super) fn charge(
         &self,
         route: &Route,
-        identity: &Identity<'_>,
+        identity: &Identity,
         verdicts: &mut Vec<Verdict>,
     ) -> Result<(), Refusal> {
         let by_identity = |limiter: &&Limiter| !limiter.limit.key.is_source();
@@ -437,7 +437,7 @@ impl<'a> Counting<'a> {
         &self,
         limiters: impl Iterator<Item = &'b Limiter>,
         route: &'b Route,
-        identity: &'b Identity<'_>,
+        identity: &'b Identity,
         is_proven: bool,
         verdicts: &mut Vec<Verdict>,
     ) -> Result<(), Refusal>
@@ -473,7 +473,7 @@ impl<'a> Counting<'a> {
         &self,
         limiter: &'b Limiter,
         route: &'b Route,
-        identity: &'b Identity<'_>,
+        identity: &'b Identity,
     ) -> Due<'b> {
         let (rates, tier) = limiter.limit.rates_of(self.address, identity);
         let subject = limiter.limit.key.subject(self.address, &route.name, identity);
