@@ -22,7 +22,10 @@ use aws_lc_rs::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use gateway::{
-    http::headers::{self, Origin},
+    http::{
+        headers,
+        introduction::{Introductions, Origin},
+    },
     identity::token::{Algorithm, Cache, Issuers, KeySet, TokenRules, verify},
     policy::{
         admit,
@@ -366,8 +369,9 @@ fn header_rewrite(calls: u32) -> u64 {
     };
     let mut all = vec![fields(); (calls + WARM_UP) as usize];
     let mut next = all.iter_mut();
+    let mut introductions = Introductions::default();
     run(calls, &mut || {
         let fields = next.next().expect("one for each call");
-        headers::to_upstream(black_box(fields), black_box(&permit), origin);
+        headers::to_upstream(black_box(fields), black_box(&permit), origin, &mut introductions);
     })
 }

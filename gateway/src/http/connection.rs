@@ -270,13 +270,13 @@ impl Connection {
     }
 
     /// The certificate with its owner, by the rules of this snapshot.
-    pub fn certified(&self, snapshot: &Snapshot) -> Option<Certified<'_>> {
-        let peer = self.peer.as_deref()?;
+    pub fn certified(&self, snapshot: &Snapshot) -> Option<Certified> {
+        let peer = self.peer.as_ref()?;
         let mut mapped = self.mapped.borrow_mut();
         if mapped.0 != snapshot.generation {
             *mapped = (snapshot.generation, Some(snapshot.identities.map(peer)));
         }
-        Some(Certified::new(peer, mapped.1.clone()?))
+        Some(Certified::new(peer.clone(), mapped.1.clone()?))
     }
 
     /// What its owner was called when that was last looked at.

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
-use http::{HeaderMap, Request, Response, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderName, Request, Response, Uri, header, request::Parts};
 use http_body::Body as _;
 
 use super::{
@@ -11,7 +11,8 @@ use super::{
     connection::Connection,
     expect,
     guard::{Running, Upload},
-    headers::{self, Origin},
+    headers,
+    introduction::Origin,
     quota,
     upgrade::{self, Asked},
 };
@@ -19,6 +20,7 @@ use crate::{
     admin::audit::{CertificateFields, TokenFields},
     identity::{
         Identity,
+        principal::Principal,
         token::{Claims, Clock, TokenError},
     },
     net::worker::{Phase, Worker},
@@ -47,10 +49,8 @@ struct Record {
     /// `None`: none was found.
     route: Option<Arc<str>>,
     upstream: Option<Arc<str>>,
-    principal: Option<String>,
-    client_id: Option<String>,
-    tenant: Option<String>,
-    auth_method: &'static str,
+    /// Who was proven so far.
+    identity: Identity,
     bytes_in: Rc<Cell<u64>>,
     auth: Duration,
     upstream_wait: Option<Duration>,
@@ -187,7 +187,10 @@ async fn serve(
         request_id: &record.request_id,
     };
     let is_expected = expect::is_expected(&parts.headers);
-    headers::to_upstream(&mut parts.headers, &permit, origin);
+    {
+        let introductions = &mut worker.introductions.borrow_mut();
+        headers::to_upstream(&mut parts.headers, &permit, origin, introductions);
+    }
     if let Some(target) = target {
         parts.uri = target?;
     }
@@ -270,7 +273,8 @@ pub(super) fn identify(
 
 impl Record {
     fn new(connection: &Connection, parts: &Parts, started: Instant, access_log: bool) -> Record {
-        let offered = parts.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+        let offered = parts.headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let number = connection.next_request();
         let request_id = match offered {
             Some(offered) if headers::is_request_id(offered) => offered.to_owned(),
@@ -283,10 +287,7 @@ impl Record {
             uri: parts.uri.clone(),
             route: None,
             upstream: None,
-            principal: None,
-            client_id: None,
-            tenant: None,
-            auth_method: "none",
+            identity: Identity::anonymous(),
             bytes_in: Rc::default(),
             auth: Duration::ZERO,
             upstream_wait: None,
@@ -297,11 +298,8 @@ impl Record {
     }
 
     /// Takes note of who was proven so far.
-    fn know(&mut self, identity: &Identity<'_>) {
-        self.principal = identity.principal().map(|principal| principal.name().to_owned());
-        self.client_id = identity.client_id().map(str::to_owned);
-        self.tenant = identity.tenant().map(str::to_owned);
-        self.auth_method = identity.method();
+    fn know(&mut self, identity: &Identity) {
+        self.identity = identity.clone();
     }
 
     /// Counts the request now, and writes its line when the answer's body has ended.
@@ -314,7 +312,7 @@ impl Record {
         let worker = connection.worker.clone();
         let status = response.status().as_u16();
         {
-            let consumer = worker.consumer(self.client_id.as_deref());
+            let consumer = worker.consumer(self.identity.client_id());
             let ended = self.answered.unwrap_or_else(time::monotonic);
             let took = ended.saturating_duration_since(self.started);
             let mut metrics = worker.metrics.borrow_mut();
@@ -369,10 +367,10 @@ impl Record {
                 .maybe("sni", connection.server_name.as_deref())
                 .field("tls_version", tls::VERSION)
                 .maybe("certificate", peer.map(CertificateFields::of))
-                .maybe("principal", self.principal.as_deref())
-                .maybe("client_id", self.client_id.as_deref())
-                .maybe("tenant", self.tenant.as_deref())
-                .field("auth_method", self.auth_method)
+                .maybe("principal", self.identity.principal().map(Principal::name))
+                .maybe("client_id", self.identity.client_id())
+                .maybe("tenant", self.identity.tenant())
+                .field("auth_method", self.identity.method())
                 .field("route", self.route.as_deref().unwrap_or(NO_ROUTE))
                 .field("method", self.method.as_str())
                 .field("path", self.uri.path())

@@ -3,12 +3,10 @@
 //! Towards the upstream: hop-by-hop fields go (RFC 9110 section 7.6.1), every field by which an
 //! upstream could learn who is asking goes in any spelling, and then what was proven is written.
 
-use std::{io::Write as _, net::IpAddr, ops::Range};
-
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use crate::{identity::Identity, policy::Permit};
+use super::introduction::{Introductions, Origin};
+use crate::policy::Permit;
 
 /// Fields by which an upstream could learn who is asking or what is asked for, beside what was judged,
 /// in their canonical spelling: lower case, `-` for every sign. The client's own never reach it.
@@ -96,40 +94,74 @@ const NOT_IN_TRAILERS: [HeaderName; 16] = [
     header::WWW_AUTHENTICATE,
 ];
 
-/// What the connection and the request contribute to the forwarding fields.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
-    /// The client's address.
-    pub source: IpAddr,
-    /// The host as the client named it.
-    pub host: Option<&'a str>,
-    /// The request's id.
-    pub request_id: &'a str,
-}
-
 /// Makes a client's fields into those for the upstream.
-pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_>) {
-    let takes_trailers = takes_trailers(headers);
-    remove_hop_by_hop(headers);
-    remove_identity(headers);
-    if takes_trailers {
-        // The one value that crosses, named in `Connection` because it is for the next hop only
-        // (RFC 9110 section 10.1.4).
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+pub fn to_upstream(
+    headers: &mut HeaderMap,
+    permit: &Permit<'_>,
+    origin: Origin<'_>,
+    introductions: &mut Introductions,
+) {
+    let found = Found::among(headers);
+    if found.is_hop_by_hop {
+        let takes_trailers = takes_trailers(headers);
+        remove_hop_by_hop(headers);
+        if takes_trailers {
+            // The one value that crosses, named in `Connection` because it is for the next hop only
+            // (RFC 9110 section 10.1.4).
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
     }
-    if !permit.route().pass_authorization {
+    for name in found.doomed {
+        headers.remove(name);
+    }
+    if found.is_authorized && !permit.route().pass_authorization {
         headers.remove(header::AUTHORIZATION);
     }
-    headers.remove(header::EXPECT);
-    join_cookies(headers);
-    if headers.contains_key(header::TRAILER) {
+    if found.is_expecting {
+        headers.remove(header::EXPECT);
+    }
+    if found.is_cookie {
+        join_cookies(headers);
+    }
+    if found.is_announcing {
         announce_trailers(headers);
     }
-    let mut fields = Fields::new();
-    write_identity(&mut fields, permit.identity());
-    write_origin(&mut fields, origin);
-    fields.write(headers);
+    introductions.write(headers, permit.identity(), origin);
+}
+
+/// What of a client's fields does not cross as it is: one look at each name, where most heads have
+/// nothing of it, is cheaper than asking for each that might be there.
+#[derive(Default)]
+struct Found {
+    is_hop_by_hop: bool,
+    is_authorized: bool,
+    is_expecting: bool,
+    is_announcing: bool,
+    is_cookie: bool,
+    doomed: Vec<HeaderName>,
+}
+
+impl Found {
+    fn among(headers: &HeaderMap) -> Found {
+        let mut found = Found::default();
+        for name in headers.keys() {
+            if *name == header::AUTHORIZATION {
+                found.is_authorized = true;
+            } else if *name == header::EXPECT {
+                found.is_expecting = true;
+            } else if *name == header::TRAILER {
+                found.is_announcing = true;
+            } else if *name == header::COOKIE {
+                found.is_cookie = true;
+            } else if HOP_BY_HOP.contains(name) {
+                found.is_hop_by_hop = true;
+            } else if is_doomed(name.as_str()) {
+                found.doomed.push(name.clone());
+            }
+        }
+        found
+    }
 }
 
 /// Makes an upstream's fields into those for the client.
@@ -213,8 +245,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Over HTTP/2 there is none of them, and over HTTP/1.1 seldom; looking at the names that are there is
-    // cheaper than asking for each that might be.
+    // Over HTTP/2 there is none of them, and over HTTP/1.1 seldom.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;
     }
@@ -278,138 +309,6 @@ pub fn is_identity(name: &str) -> bool {
     };
     IDENTITY.iter().any(|known| known.len() == name.len() && begins(known))
         || IDENTITY_PREFIXES.iter().any(|known| begins(known))
-}
-
-fn write_identity(fields: &mut Fields, identity: &Identity<'_>) {
-    fields.put(const { HeaderName::from_static("x-auth-method") }, Some(identity.method()));
-    if let Some(peer) = identity.peer() {
-        fields.put(const { HeaderName::from_static("x-client-cn") }, peer.common_name());
-        fields.put(const { HeaderName::from_static("x-client-serial") }, Some(peer.serial()));
-        fields.put(const { HeaderName::from_static("x-client-verify") }, Some("SUCCESS"));
-    }
-    if let Some(claims) = identity.claims() {
-        fields.put(const { HeaderName::from_static("x-user-id") }, claims.subject());
-        fields.put(const { HeaderName::from_static("x-user-email") }, claims.email());
-        let scopes = claims.scopes().iter().map(String::as_str);
-        fields.put_list(const { HeaderName::from_static("x-user-scopes") }, scopes, " ");
-    }
-    fields.put(const { HeaderName::from_static("x-tenant-id") }, identity.tenant());
-    fields.put_list(const { HeaderName::from_static("x-user-roles") }, identity.roles(), ",");
-    fields.put(const { HeaderName::from_static("x-client-id") }, identity.client_id());
-    fields.put(const { HeaderName::from_static("x-forwarded-user") }, identity.user());
-}
-
-/// Octets of the longest address: an IPv6 address with an IPv4 address at its end.
-const ADDRESS_MAX_BYTES: usize = 45;
-
-/// The address as text, which is kept in `room`.
-fn address_text(address: IpAddr, room: &mut [u8; ADDRESS_MAX_BYTES]) -> &str {
-    let mut rest = &mut room[..];
-    // What does not fit does not exist.
-    let _fits = write!(rest, "{address}");
-    let left = rest.len();
-    str::from_utf8(&room[..ADDRESS_MAX_BYTES - left]).unwrap_or_default()
-}
-
-fn write_origin(fields: &mut Fields, origin: Origin<'_>) {
-    let mut text = [0; ADDRESS_MAX_BYTES];
-    let source = address_text(origin.source, &mut text);
-    fields.put(const { HeaderName::from_static("x-request-id") }, Some(origin.request_id));
-    fields.put(const { HeaderName::from_static("x-forwarded-for") }, Some(source));
-    fields.put(const { HeaderName::from_static("x-forwarded-proto") }, Some("https"));
-    fields.put(const { HeaderName::from_static("x-forwarded-host") }, origin.host);
-    // RFC 7239 section 6: an IPv6 address is quoted and bracketed.
-    let [before, after] = match origin.source {
-        IpAddr::V4(_) => ["for=", ""],
-        IpAddr::V6(_) => ["for=\"[", "]\""],
-    };
-    let name = const { HeaderName::from_static("forwarded") };
-    match origin.host {
-        Some(host) => {
-            let parts = [before, source, after, ";host=\"", host, "\";proto=https"];
-            fields.put_parts(name, &parts);
-        }
-        None => fields.put_parts(name, &[before, source, after, ";proto=https"]),
-    }
-}
-
-/// Fields that are written for the upstream, all values in one piece of memory: values of their own would
-/// cost a dozen allocations each time they are made, and again when a request is kept for a second
-/// attempt.
-///
-/// A value that cannot stand in a header is left out, never altered: an upstream must not read another
-/// identity than the one that was proven.
-#[derive(Debug, Default)]
-struct Fields {
-    text: Vec<u8>,
-    /// Which part of the text is the value of which field.
-    places: Vec<(HeaderName, Range<usize>)>,
-}
-
-impl Fields {
-    /// With room for the usual ones.
-    fn new() -> Fields {
-        Fields { text: Vec::with_capacity(512), places: Vec::with_capacity(16) }
-    }
-
-    fn put(&mut self, name: HeaderName, value: Option<&str>) {
-        if let Some(value) = value {
-            self.put_parts(name, &[value]);
-        }
-    }
-
-    /// The parts make one value.
-    fn put_parts(&mut self, name: HeaderName, parts: &[&str]) {
-        if !parts.iter().all(|part| is_plain(part)) {
-            return;
-        }
-        let start = self.text.len();
-        for part in parts {
-            self.text.extend_from_slice(part.as_bytes());
-        }
-        self.places.push((name, start..self.text.len()));
-    }
-
-    /// An entry that would read as two (a role with a comma in it) is left out, as what cannot stand in
-    /// a header is.
-    fn put_list<'v>(
-        &mut self,
-        name: HeaderName,
-        values: impl Iterator<Item = &'v str>,
-        separator: &str,
-    ) {
-        let start = self.text.len();
-        let mut is_first = true;
-        for value in values.filter(|value| is_plain(value) && !value.contains(separator)) {
-            if !is_first {
-                self.text.extend_from_slice(separator.as_bytes());
-            }
-            is_first = false;
-            self.text.extend_from_slice(value.as_bytes());
-        }
-        if !is_first {
-            self.places.push((name, start..self.text.len()));
-        }
-    }
-
-    fn write(self, headers: &mut HeaderMap) {
-        // Once, for it grows by doubling and is sorted in anew each time.
-        headers.reserve(self.places.len());
-        let text = Bytes::from(self.text);
-        for (name, place) in self.places {
-            // Printable ASCII is a value.
-            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(place)) {
-                headers.insert(name, value);
-            }
-        }
-    }
-}
-
-/// Printable ASCII only. Beyond it readers differ: some take the octets for Latin-1, and some that cut
-/// characters to one octet would see a line break (RFC 9110 section 5.5).
-fn is_plain(value: &str) -> bool {
-    // Without a way out in between it is done for many octets at a time.
-    value.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }
 
 /// Whether a client's own request id may be kept: it is repeated in logs and in the answer.
@@ -502,7 +401,9 @@ mod tests {
             host: Some("a.example"),
             request_id: "r-1234567",
         };
-        permitted(false, |permit| to_upstream(&mut headers, permit, origin));
+        permitted(false, |permit| {
+            to_upstream(&mut headers, permit, origin, &mut Introductions::default())
+        });
         let mut left: Vec<String> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -534,7 +435,9 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("te", te.parse().unwrap());
             headers.insert("trailer", trailer.parse().unwrap());
-            permitted(false, |permit| to_upstream(&mut headers, permit, origin));
+            permitted(false, |permit| {
+                to_upstream(&mut headers, permit, origin, &mut Introductions::default())
+            });
             let text = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(text("te"), expected_te, "{te}");
             assert_eq!(text("connection"), expected_te.map(|_| "te"), "{te}");
@@ -555,7 +458,9 @@ mod tests {
         for cookie in ["a=1", "b=2; c=3", "d=\u{e9}"] {
             headers.append("cookie", HeaderValue::from_bytes(cookie.as_bytes()).unwrap());
         }
-        permitted(false, |permit| to_upstream(&mut headers, permit, origin));
+        permitted(false, |permit| {
+            to_upstream(&mut headers, permit, origin, &mut Introductions::default())
+        });
         let cookies: Vec<&[u8]> =
             headers.get_all("cookie").iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(cookies, ["a=1; b=2; c=3; d=\u{e9}".as_bytes()]);
@@ -594,27 +499,11 @@ mod tests {
             headers.insert("authorization", "Bearer secret".parse().unwrap());
             let origin =
                 Origin { source: [192, 0, 2, 1].into(), host: None, request_id: "r-1234567" };
-            permitted(pass, |permit| to_upstream(&mut headers, permit, origin));
+            permitted(pass, |permit| {
+                to_upstream(&mut headers, permit, origin, &mut Introductions::default())
+            });
             assert_eq!(headers.contains_key("authorization"), pass);
         }
-    }
-
-    #[test]
-    fn no_value_reads_as_another() {
-        let mut fields = Fields::new();
-        let name = HeaderName::from_static;
-        let roles = ["a", "b,admin", "c\r\nx", "d"];
-        fields.put_list(name("x-user-roles"), roles.into_iter(), ",");
-        fields.put_list(name("x-user-scopes"), ["read", "write all"].into_iter(), " ");
-        fields.put_list(name("x-nothing"), ["a,b"].into_iter(), ",");
-        fields.put(name("x-client-cn"), Some("M\u{fc}ller"));
-        fields.put(name("x-user-id"), Some("a\r\nx-user-roles: admin"));
-        let mut headers = HeaderMap::new();
-        fields.write(&mut headers);
-        assert!(!headers.contains_key("x-nothing"));
-        assert_eq!(headers["x-user-roles"], "a,d");
-        assert_eq!(headers["x-user-scopes"], "read");
-        assert_eq!(headers.len(), 2);
     }
 
     #[test]

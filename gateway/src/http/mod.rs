@@ -11,5 +11,6 @@ pub mod guard;
 pub mod h3;
 pub mod headers;
 mod http1;
+pub mod introduction;
 pub mod quota;
 pub mod upgrade;

@@ -15,20 +15,20 @@ use self::{
 
 /// A client certificate with whom the rules call its owner.
 #[derive(Clone, Debug)]
-pub struct Certified<'a> {
-    peer: &'a Peer,
+pub struct Certified {
+    peer: Arc<Peer>,
     mapped: Mapped,
 }
 
-impl<'a> Certified<'a> {
+impl Certified {
     /// Joins a proven certificate and what [`principal::Rules::map`] said of it.
-    pub fn new(peer: &'a Peer, mapped: Mapped) -> Certified<'a> {
+    pub fn new(peer: Arc<Peer>, mapped: Mapped) -> Certified {
         Certified { peer, mapped }
     }
 
     /// The certificate.
-    pub fn peer(&self) -> &'a Peer {
-        self.peer
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Its owner.
@@ -44,29 +44,29 @@ impl<'a> Certified<'a> {
 /// verifier of the handshake, a [`Principal`] from the rules, [`Claims`] from the verification of the
 /// token.
 #[derive(Clone, Debug)]
-pub struct Identity<'a> {
-    certificate: Option<Certified<'a>>,
+pub struct Identity {
+    certificate: Option<Certified>,
     claims: Option<Arc<Claims>>,
 }
 
-impl<'a> Identity<'a> {
+impl Identity {
     /// Joins what was proven.
-    pub fn new(certificate: Option<Certified<'a>>, claims: Option<Arc<Claims>>) -> Identity<'a> {
+    pub fn new(certificate: Option<Certified>, claims: Option<Arc<Claims>>) -> Identity {
         Identity { certificate, claims }
     }
 
     /// Nobody.
-    pub fn anonymous() -> Identity<'static> {
+    pub fn anonymous() -> Identity {
         Identity { certificate: None, claims: None }
     }
 
     /// The client certificate with its owner.
-    pub fn certificate(&self) -> Option<&Certified<'a>> {
+    pub fn certificate(&self) -> Option<&Certified> {
         self.certificate.as_ref()
     }
 
     /// The client certificate.
-    pub fn peer(&self) -> Option<&'a Peer> {
+    pub fn peer(&self) -> Option<&Peer> {
         self.certificate.as_ref().map(Certified::peer)
     }
 
@@ -78,6 +78,25 @@ impl<'a> Identity<'a> {
     /// The token's claims.
     pub fn claims(&self) -> Option<&Claims> {
         self.claims.as_deref()
+    }
+
+    /// Whether both are the same pieces of evidence, and not only alike: what was said of one holds for
+    /// the other.
+    pub fn is_same(&self, other: &Identity) -> bool {
+        let peer = |of: &Identity| of.certificate.as_ref().map(|of| Arc::as_ptr(&of.peer));
+        let claims = |of: &Identity| of.claims.as_ref().map(Arc::as_ptr);
+        let owner = |of: &Identity| {
+            of.certificate
+                .as_ref()
+                .map(|of| of.mapped.as_ref().map(Arc::as_ptr).map_err(Arc::as_ptr))
+        };
+        peer(self) == peer(other) && claims(self) == claims(other) && owner(self) == owner(other)
+    }
+
+    /// A number that goes with the pieces of evidence and says nothing of them; many have none but 0.
+    pub fn place(&self) -> usize {
+        let peer = self.certificate.as_ref().map_or(0, |of| Arc::as_ptr(&of.peer).addr());
+        peer ^ self.claims.as_ref().map_or(0, |claims| Arc::as_ptr(claims).addr())
     }
 
     /// By what it was proven: the value of `X-Auth-Method`.

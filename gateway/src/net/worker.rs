@@ -37,6 +37,7 @@ use crate::{
     http::{
         connection::{self, Arrival},
         date::Dates,
+        introduction::Introductions,
     },
     identity::{Identity, token::Cache},
     policy::{
@@ -210,6 +211,8 @@ pub struct Worker {
     handshake_lines_suppressed: Cell<u64>,
     repeats: RefCell<Repeats>,
     vouched: RefCell<vouch::Told>,
+    /// What upstreams are told of clients that ask again and again.
+    pub introductions: RefCell<Introductions>,
 }
 
 /// Starts a worker's thread.
@@ -282,6 +285,7 @@ async fn serve(
             }
             _ = sweep.tick() => {
                 worker.forwarder.sweep();
+                worker.introductions.borrow_mut().sweep();
                 worker.report_suppressed();
                 let repeated = worker.repeats.borrow_mut().take(time::monotonic());
                 worker.report_repeated(&repeated);
@@ -343,6 +347,7 @@ impl Worker {
             handshake_lines_suppressed: Cell::new(0),
             repeats: RefCell::default(),
             vouched: RefCell::default(),
+            introductions: RefCell::default(),
             shared,
         }
     }
@@ -577,7 +582,7 @@ impl Worker {
 
     /// Tells the ledger that a proven client was let in, without waiting; of each client at an address
     /// once in a while.
-    pub fn vouch(&self, arrival: &Arrival, identity: &Identity<'_>, now: Instant) {
+    pub fn vouch(&self, arrival: &Arrival, identity: &Identity, now: Instant) {
         let Some(who) = vouch::who(identity) else { return };
         let voucher = Voucher { source: arrival.source, who, at: now, arrived: arrived(arrival) };
         let mut vouched = self.vouched.borrow_mut();

@@ -47,7 +47,7 @@ impl Demands {
     pub(super) fn admit(
         &self,
         source: IpAddr,
-        certificate: Option<&Certified<'_>>,
+        certificate: Option<&Certified>,
         now: UnixTime,
     ) -> Result<(), Refusal> {
         if !self.sources.is_empty() && !self.sources.iter().any(|net| net.contains(&source)) {
@@ -72,7 +72,7 @@ impl Demands {
     ///
     /// # Errors
     /// What is asked for and is not there.
-    pub(super) fn judge(&self, identity: &Identity<'_>) -> Result<(), Refusal> {
+    pub(super) fn judge(&self, identity: &Identity) -> Result<(), Refusal> {
         let claims = identity.claims();
         if self.token && claims.is_none() {
             return Err(Refusal::MissingToken);
@@ -136,7 +136,7 @@ mod tests {
         },
     };
 
-    static PEER: LazyLock<Peer> = LazyLock::new(|| Peer::for_test("alice"));
+    static PEER: LazyLock<Arc<Peer>> = LazyLock::new(|| Arc::new(Peer::for_test("alice")));
 
     /// Monday 2026-03-02, 12:00 UTC.
     const MONDAY_NOON_S: u64 = 1_772_452_800;
@@ -149,7 +149,7 @@ mod tests {
         Of { name: &'static str, roles: Vec<&'static str>, tenant: Option<&'static str> },
     }
 
-    fn certified(certificate: &Certificate) -> Option<Certified<'static>> {
+    fn certified(certificate: &Certificate) -> Option<Certified> {
         let mapped = match certificate {
             Certificate::None => return None,
             Certificate::Unmapped => Err(Arc::new(Unmapped::NoRule { names: String::new() })),
@@ -157,7 +157,7 @@ mod tests {
                 Ok(Arc::new(Principal::for_test(name, roles, *tenant)))
             }
         };
-        Some(Certified::new(&PEER, mapped))
+        Some(Certified::new(PEER.clone(), mapped))
     }
 
     fn of(name: &'static str, roles: &[&'static str]) -> Certificate {

@@ -30,19 +30,19 @@ use crate::identity::{Certified, Identity, token::Claims};
 #[derive(Debug)]
 pub struct Admitted<'a> {
     route: &'a Route,
-    certificate: Option<Certified<'a>>,
+    certificate: Option<Certified>,
 }
 
 /// An admitted request with everything that was proven of who makes it.
 #[derive(Debug)]
 pub struct Candidate<'a> {
     route: &'a Route,
-    identity: Identity<'a>,
+    identity: Identity,
 }
 
 impl<'a> Candidate<'a> {
     /// Who was proven.
-    pub fn identity(&self) -> &Identity<'a> {
+    pub fn identity(&self) -> &Identity {
         &self.identity
     }
 }
@@ -51,7 +51,7 @@ impl<'a> Candidate<'a> {
 #[derive(Debug)]
 pub struct Permit<'a> {
     route: &'a Route,
-    identity: Identity<'a>,
+    identity: Identity,
 }
 
 impl<'a> Permit<'a> {
@@ -61,7 +61,7 @@ impl<'a> Permit<'a> {
     }
 
     /// Who was proven.
-    pub fn identity(&self) -> &Identity<'a> {
+    pub fn identity(&self) -> &Identity {
         &self.identity
     }
 }
@@ -74,7 +74,7 @@ impl<'a> Permit<'a> {
 pub fn admit<'a>(
     route: &'a Route,
     arrived: &Arrived,
-    certificate: Option<Certified<'a>>,
+    certificate: Option<Certified>,
     now: UnixTime,
 ) -> Result<Admitted<'a>, Refusal> {
     route.demands.admit(arrived.address(), certificate.as_ref(), now)?;
@@ -97,7 +97,7 @@ impl<'a> Admitted<'a> {
 pub fn recheck(
     route: &Route,
     address: IpAddr,
-    certificate: Option<Certified<'_>>,
+    certificate: Option<Certified>,
     now: UnixTime,
     claims: impl FnOnce() -> Result<Option<Arc<Claims>>, Refusal>,
 ) -> Result<(), Refusal> {

@@ -52,7 +52,7 @@ pub struct Voucher {
 
 /// A number for a proven client with its user; `None` for who was not proven. Whoever finds two clients
 /// with one number has one voice less.
-pub fn who(identity: &Identity<'_>) -> Option<u64> {
+pub fn who(identity: &Identity) -> Option<u64> {
     let client = identity.client_id()?;
     let mut hasher = DefaultHasher::new();
     (client, identity.user()).hash(&mut hasher);

@@ -150,7 +150,7 @@ impl Sites {
 
     /// Whether two names are served by the same site.
     pub fn are_one(&self, name: Option<&str>, other: Option<&str>) -> bool {
-        self.index(name) == self.index(other)
+        name == other || self.index(name) == self.index(other)
     }
 
     fn index(&self, name: Option<&str>) -> usize {

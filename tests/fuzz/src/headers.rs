@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use gateway::{
-    http::headers::{Origin, is_request_id, to_upstream},
+    http::{
+        headers::{is_request_id, to_upstream},
+        introduction::{Introductions, Origin},
+    },
     policy::{
         admit,
         authorize::Demands,
@@ -74,7 +77,8 @@ pub(crate) fn headers(bytes: &[u8]) {
     let permit = permit(admitted.join(None), &counting, &mut verdicts).unwrap();
     let request_id = "request-1";
     assert!(is_request_id(request_id));
-    to_upstream(&mut headers, &permit, Origin { source, host: Some("a.example"), request_id });
+    let origin = Origin { source, host: Some("a.example"), request_id };
+    to_upstream(&mut headers, &permit, origin, &mut Introductions::default());
     for (name, value) in &headers {
         let canonical: String = name
             .as_str()

@@ -149,7 +149,7 @@ pub struct Limit {
 
 impl Limit {
     /// The rates for one who asks, and the name of the tier that they are of.
-    fn rates_of(&self, address: IpAddr, identity: &Identity<'_>) -> (&[Rate], Option<&Arc<str>>) {
+    fn rates_of(&self, address: IpAddr, identity: &Identity) -> (&[Rate], Option<&Arc<str>>) {
         match self.tiers.iter().find(|tier| tier.fits(address, identity)) {
             Some(tier) => (&tier.rates, Some(&tier.name)),
             None => (&self.rates, None),
@@ -169,7 +169,7 @@ impl Limit {
 }
 
 impl Tier {
-    fn fits(&self, address: IpAddr, identity: &Identity<'_>) -> bool {
+    fn fits(&self, address: IpAddr, identity: &Identity) -> bool {
         let matches = |patterns: &[Pattern], name: Option<&str>| {
             patterns.is_empty()
                 || name.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name)))
@@ -424,7 +424,7 @@ impl<'a> Counting<'a> {
     pub(super) fn charge(
         &self,
         route: &Route,
-        identity: &Identity<'_>,
+        identity: &Identity,
         verdicts: &mut Vec<Verdict>,
     ) -> Result<(), Refusal> {
         let by_identity = |limiter: &&Limiter| !limiter.limit.key.is_source();
@@ -435,52 +435,68 @@ impl<'a> Counting<'a> {
 
     fn take<'b>(
         &self,
-        limiters: impl Iterator<Item = &'b Limiter>,
+        mut limiters: impl Iterator<Item = &'b Limiter>,
         route: &'b Route,
-        identity: &'b Identity<'_>,
+        identity: &'b Identity,
         is_proven: bool,
         verdicts: &mut Vec<Verdict>,
     ) -> Result<(), Refusal>
     where
         'a: 'b,
     {
+        let (first, second) = (limiters.next(), limiters.next());
+        let Some(first) = first else { return Ok(()) };
+        // Nearly always there is one; a list is made of several only.
+        let Some(second) = second else {
+            let due = [self.due(first, route, identity)];
+            return match first.limit.mode {
+                Mode::Enforce => enforce(&due, is_proven, verdicts),
+                Mode::Observe => {
+                    observe(&due, verdicts);
+                    Ok(())
+                }
+            };
+        };
         let mut enforced = Vec::new();
         let mut observed = Vec::new();
-        for limiter in limiters {
+        for limiter in [first, second].into_iter().chain(limiters) {
             let due = self.due(limiter, route, identity);
             match limiter.limit.mode {
                 Mode::Enforce => enforced.push(due),
                 Mode::Observe => observed.push(due),
             }
         }
-        if let Err(refusing) = take_all(&enforced) {
-            verdicts.extend(
-                enforced.iter().enumerate().map(|(index, due)| {
-                    due.verdict((index == refusing).then_some(Decision::Refused))
-                }),
-            );
-            return Err(over_limit(&enforced, refusing, is_proven));
-        }
-        verdicts.extend(enforced.iter().map(|due| due.verdict(Some(due.passed()))));
-        for due in &observed {
-            let decision = if due.take() { due.passed() } else { Decision::WouldRefuse };
-            verdicts.push(due.verdict(Some(decision)));
-        }
+        enforce(&enforced, is_proven, verdicts)?;
+        observe(&observed, verdicts);
         Ok(())
     }
 
-    fn due<'b>(
-        &self,
-        limiter: &'b Limiter,
-        route: &'b Route,
-        identity: &'b Identity<'_>,
-    ) -> Due<'b> {
+    fn due<'b>(&self, limiter: &'b Limiter, route: &'b Route, identity: &'b Identity) -> Due<'b> {
         let (rates, tier) = limiter.limit.rates_of(self.address, identity);
         let subject = limiter.limit.key.subject(self.address, &route.name, identity);
         let now_ns = limiter.table.clock_ns(self.now);
         let tag = limiter.table.tag(&subject);
         let place = limiter.table.place(tag, &limiter.guard_ns, now_ns);
         Due { limiter, rates, tier, tag, subject, place, now_ns }
+    }
+}
+
+/// Takes from limits that hold.
+fn enforce(dues: &[Due<'_>], is_proven: bool, verdicts: &mut Vec<Verdict>) -> Result<(), Refusal> {
+    if let Err(refusing) = take_all(dues) {
+        let decision = |index| (index == refusing).then_some(Decision::Refused);
+        verdicts.extend(dues.iter().enumerate().map(|(index, due)| due.verdict(decision(index))));
+        return Err(over_limit(dues, refusing, is_proven));
+    }
+    verdicts.extend(dues.iter().map(|due| due.verdict(Some(due.passed()))));
+    Ok(())
+}
+
+/// Takes from limits that are only looked at.
+fn observe(dues: &[Due<'_>], verdicts: &mut Vec<Verdict>) {
+    for due in dues {
+        let decision = if due.take() { due.passed() } else { Decision::WouldRefuse };
+        verdicts.push(due.verdict(Some(decision)));
     }
 }
 

@@ -58,7 +58,7 @@ impl Key {
         self,
         address: IpAddr,
         route: &'a str,
-        identity: &'a Identity<'_>,
+        identity: &'a Identity,
     ) -> Subject<'a> {
         let source = || network(address, ADDRESS);
         let named = |found: Option<(&'a str, &'a str)>, of: fn(&'a str, &'a str) -> Subject<'a>| {
@@ -84,14 +84,14 @@ impl Key {
 
 /// The client and who says so: the issuer of its token, or nobody but the certificate. Two issuers
 /// may each have a client of one name.
-fn client<'a>(identity: &'a Identity<'_>) -> Option<(&'a str, &'a str)> {
+fn client(identity: &Identity) -> Option<(&str, &str)> {
     let of_token =
         identity.claims().and_then(|claims| Some((claims.issuer(), claims.client_id()?)));
     of_token.or_else(|| identity.principal().map(of_certificate))
 }
 
 /// The principal and who says so, as in [`client`].
-pub(super) fn principal<'a>(identity: &'a Identity<'_>) -> Option<(&'a str, &'a str)> {
+pub(super) fn principal<'a>(identity: &'a Identity) -> Option<(&'a str, &'a str)> {
     let subject = |claims: &'a Claims| Some((claims.issuer(), claims.subject()?));
     identity.principal().map(of_certificate).or_else(|| identity.claims().and_then(subject))
 }
