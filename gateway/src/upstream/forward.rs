@@ -25,8 +25,11 @@ use super::{
 };
 use crate::{
     config::UpstreamProtocol,
-    http::body::{Body, RequestBody},
-    policy::{Permit, Refusal},
+    http::{
+        body::{Body, RequestBody},
+        introduction::Introduced,
+    },
+    policy::Refusal,
     time,
 };
 
@@ -51,6 +54,7 @@ struct Account {
 /// One request, for as many attempts as it takes.
 struct Attempts<'a> {
     upstream: &'a Upstream,
+    introduced: &'a Introduced<'a>,
     purpose: Purpose,
     /// As an HTTP/1.1 server is asked.
     head: Parts,
@@ -65,7 +69,8 @@ enum Sent {
 }
 
 impl Forwarder {
-    /// Sends the request. It takes the [`Permit`], so that nothing unauthorized gets here.
+    /// Sends the request. It takes what the upstream is told of the client, which is made of a permit, so
+    /// that nothing unauthorized gets here.
     ///
     /// It is sent again only where [`is_safe`] says so and the budget has something left.
     ///
@@ -74,7 +79,7 @@ impl Forwarder {
     pub async fn forward(
         &self,
         upstream: &Upstream,
-        _permit: &Permit<'_>,
+        introduced: &Introduced<'_>,
         purpose: Purpose,
         request: Request<RequestBody>,
         now: Instant,
@@ -82,7 +87,7 @@ impl Forwarder {
         let (mut head, body) = request.into_parts();
         origin_form(&mut head);
         let body = Source::new(body, now);
-        let attempts = Attempts { upstream, purpose, head, body };
+        let attempts = Attempts { upstream, introduced, purpose, head, body };
         self.send_somewhere(&attempts, now).await
     }
 
@@ -357,13 +362,16 @@ impl Attempts<'_> {
         match line {
             Line::Http1(connection) => {
                 let sending = async {
-                    let response = connection.ask(&self.head, outgoing).await?;
+                    let response =
+                        connection.ask(&self.head, Some(self.introduced), outgoing).await?;
                     Ok(response.map(|()| Arriving::Http1))
                 };
                 self.answer(sending, now).await
             }
             Line::Http2(stream) => {
-                let request = Request::from_parts(http2_form(&self.head, self.upstream), outgoing);
+                let mut head = http2_form(&self.head, self.upstream);
+                self.introduced.write(&mut head.headers);
+                let request = Request::from_parts(head, outgoing);
                 let mut sender = stream.sender();
                 let sending = async {
                     let sent = sender.try_send_request(request).await;

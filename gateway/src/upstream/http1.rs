@@ -33,7 +33,7 @@ use super::{
     outgoing::Outgoing,
     retry::{Fate, Lost},
 };
-use crate::http::{body::BodyError, expect::Gate};
+use crate::http::{body::BodyError, expect::Gate, introduction::Introduced};
 
 /// Read at a time: most answers are shorter.
 const READ_BYTES: usize = 8 * 1024;
@@ -153,13 +153,18 @@ impl Connection {
         Upgraded { stream: self.stream, first: self.buffer.freeze() }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request, with what the server is told of the client, and waits for the head of its answer.
     ///
     /// # Errors
     /// What is certain about it when it failed.
-    pub async fn ask(&mut self, head: &Parts, body: Outgoing) -> Result<Response<()>, Lost> {
+    pub async fn ask(
+        &mut self,
+        head: &Parts,
+        introduced: Option<&Introduced<'_>>,
+        body: Outgoing,
+    ) -> Result<Response<()>, Lost> {
         let gate = head.extensions.get::<Gate>().cloned();
-        let begun = self.begin(head, body);
+        let begun = self.begin(head, introduced, body);
         begun.map_err(|broken| self.lost(&broken))?;
         poll_fn(|context| {
             if let Poll::Ready(Err(broken)) = self.poll_send(context) {
@@ -181,14 +186,19 @@ impl Connection {
         Lost { fate, detail: broken.to_string() }
     }
 
-    fn begin(&mut self, head: &Parts, body: Outgoing) -> Result<(), Broken> {
+    fn begin(
+        &mut self,
+        head: &Parts,
+        introduced: Option<&Introduced<'_>>,
+        body: Outgoing,
+    ) -> Result<(), Broken> {
         let body = (!body.is_end_stream()).then_some(body);
         let hint = body.as_ref().map(|body| body.size_hint());
         let sending = &mut self.sending;
         sending.is_begun = false;
         sending.written = 0;
         let text = &mut sending.output.text;
-        let framing = write_head(text, &head.method, &head.uri, &head.headers, hint.as_ref())?;
+        let framing = write_head(text, head, introduced, hint.as_ref())?;
         sending.framing = Some(framing);
         sending.body = body;
         self.method = head.method.clone();
@@ -372,3 +382,6 @@ impl Sending {
         *end = &end[count - of_text - of_piece..];
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,10 @@ use super::{Broken, body::Decoder, request::stated_length};
 /// Fields of a head, and of trailers: as many as hyper takes of a server.
 pub const FIELDS_MAX: usize = 100;
 
+/// Room for what most heads have and what is added to them on the way, and for those of a client's next
+/// request, which hyper puts in the same place: growing costs more than room.
+const FIELDS_USUAL: usize = 24;
+
 /// Octets of a head, interim answers aside: as over HTTP/2.
 pub const HEAD_MAX_BYTES: usize = 128 * 1024;
 
@@ -76,7 +80,7 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Answer>, Br
         response.extensions_mut().insert(reason);
     }
     let headers = response.headers_mut();
-    headers.reserve(count);
+    headers.reserve(count.max(FIELDS_USUAL));
     for (name, value) in &spans[..count] {
         let (name, value) = field(&head, *name, *value)?;
         headers.append(name, value);

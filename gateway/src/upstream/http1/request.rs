@@ -3,10 +3,11 @@
 use std::io::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, header, request::Parts};
 use http_body::{Frame, SizeHint};
 
 use super::Broken;
+use crate::http::introduction::Introduced;
 
 /// A piece of a body that is at most so long is copied behind what is written before it; a longer one is
 /// written from where it is.
@@ -46,28 +47,31 @@ impl Output {
     }
 }
 
-/// Writes a request's head. Of its fields all go as they are but those that say where its body ends,
+/// Writes a request's head, with what the server is told of the client. Of its fields all go as they are but those that say where its body ends,
 /// which is said here, once.
 ///
 /// # Errors
 /// [`Broken::Request`]: its `Content-Length` is none.
 pub fn write_head(
     text: &mut Vec<u8>,
-    method: &Method,
-    target: &Uri,
-    headers: &HeaderMap,
+    head: &Parts,
+    introduced: Option<&Introduced<'_>>,
     body: Option<&SizeHint>,
 ) -> Result<Framing, Broken> {
+    let headers = &head.headers;
     let framing = framing(headers, body)?;
-    text.extend_from_slice(method.as_str().as_bytes());
+    text.extend_from_slice(head.method.as_str().as_bytes());
     text.push(b' ');
-    let target = target.path_and_query().map_or("/", |target| target.as_str());
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     text.extend_from_slice(target.as_bytes());
     text.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in headers {
         if *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING {
             write_field(text, name.as_str(), value.as_bytes());
         }
+    }
+    if let Some(introduced) = introduced {
+        introduced.write_lines(text);
     }
     match framing {
         // A client that says that there is nothing is passed on with that: some servers ask for it.
