@@ -11,7 +11,7 @@ use crate::http::introduction::Introduced;
 
 /// A piece of a body that is at most so long is copied behind what is written before it; a longer one is
 /// written from where it is.
-const COPIED_MAX_BYTES: usize = 4 * 1024;
+pub const COPIED_MAX_BYTES: usize = 4 * 1024;
 
 /// How a request says where its body ends (RFC 9112 section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,8 +185,13 @@ impl Framing {
         match std::mem::replace(self, Framing::None) {
             Framing::None | Framing::Length(0) => Ok(()),
             Framing::Length(_) => Err(Broken::Request("less than was stated")),
-            Framing::Chunked => {
+            Framing::Chunked if output.takes_more() => {
                 output.text.extend_from_slice(b"0\r\n\r\n");
+                Ok(())
+            }
+            Framing::Chunked => {
+                // Behind the chunk that is still to be written, whose line break it begins with.
+                output.end = b"\r\n0\r\n\r\n";
                 Ok(())
             }
         }

@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{
     answer::{FIELDS_MAX, HEAD_MAX_BYTES},
+    request::COPIED_MAX_BYTES,
     *,
 };
 
@@ -344,11 +345,19 @@ fn a_body_is_as_long_as_was_stated() {
     let mut trailers = http::HeaderMap::new();
     trailers.insert("x-checksum", HeaderValue::from_static("1"));
     let trailers = || Frame::trailers(trailers.clone());
+    const LONG: &str = match str::from_utf8(&[b'x'; 5_000]) {
+        Ok(text) => text,
+        Err(_) => "",
+    };
+    let chunked = format!("1\r\na\r\n1388\r\n{LONG}\r\n0\r\n\r\n");
+    let plain = format!("a{LONG}");
     for (framing, frames, expected) in [
         (Framing::Length(3), vec![data("ab"), data(""), data("c")], Some("abc")),
         (Framing::Length(3), vec![data("ab")], None),
         (Framing::Length(3), vec![data("abcd")], None),
         (Framing::Length(1), vec![data("a"), trailers()], Some("a")),
+        (Framing::Length(5_001), vec![data("a"), data(LONG)], Some(&plain)),
+        (Framing::Chunked, vec![data("a"), data(LONG)], Some(&chunked)),
         (Framing::None, vec![], Some("")),
         (Framing::None, vec![data("a")], None),
         (Framing::Chunked, vec![], Some("0\r\n\r\n")),
@@ -373,19 +382,14 @@ fn a_body_is_as_long_as_was_stated() {
     }
 }
 
-/// Parts of answers, good and bad.
-fn part() -> impl Strategy<Value = Vec<u8>> {
-    let words = prop_oneof![
-        4 => Just("HTTP/1.1 200 OK\r\n"),
-        1 => Just("HTTP/1.0 200 OK\r\n"),
-        1 => Just("HTTP/1.1 204 No Content\r\n"),
-        1 => Just("HTTP/1.1 100 Continue\r\n\r\n"),
-        1 => Just("HTTP/1.1 404 nowhere to be seen\r\n"),
-        3 => Just("content-length: 5\r\n"),
+/// Lines of a head, good and bad.
+fn line() -> impl Strategy<Value = &'static str> {
+    prop_oneof![
+        4 => Just("content-length: 5\r\n"),
         1 => Just("content-length: 5, 5\r\n"),
         1 => Just("Content-Length: 05\r\n"),
         1 => Just("content-length: 7\r\n"),
-        3 => Just("Transfer-Encoding: chunked\r\n"),
+        4 => Just("Transfer-Encoding: chunked\r\n"),
         1 => Just("transfer-encoding: gzip\r\n"),
         1 => Just("transfer-encoding: chunked, chunked\r\n"),
         1 => Just("connection: close\r\n"),
@@ -393,15 +397,23 @@ fn part() -> impl Strategy<Value = Vec<u8>> {
         1 => Just("x-a: 1\r\nx-a: 2\n"),
         1 => Just("x-b:\t\u{e9} \r\n"),
         1 => Just("x-c: a\r\n\tfolded\r\n"),
-        4 => Just("\r\n"),
-        2 => Just("5\r\nhello\r\n"),
+        1 => Just("x-d : 1\r\n"),
+    ]
+}
+
+/// What may follow a head.
+fn part() -> impl Strategy<Value = Vec<u8>> {
+    let words = prop_oneof![
+        4 => Just("5\r\nhello\r\n"),
         1 => Just("5 ; a=b\r\nhello\r\n"),
         1 => Just("00000005\r\nhello\r\n"),
-        2 => Just("0\r\n\r\n"),
-        1 => Just("0\r\nx-t: 1\r\n\r\n"),
-        2 => Just("hello"),
+        4 => Just("0\r\n\r\n"),
+        2 => Just("0\r\nx-t: 1\r\n\r\n"),
+        4 => Just("hello"),
+        1 => Just("\r\n"),
         1 => Just("\n"),
         1 => Just(" "),
+        1 => Just("HTTP/1.1 200 OK\r\n"),
     ];
     prop_oneof![
         20 => words.prop_map(|word| word.as_bytes().to_vec()),
@@ -409,12 +421,24 @@ fn part() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Answers of such parts, most of them with a head that is one.
+/// Answers of such parts.
 fn octets() -> impl Strategy<Value = Vec<u8>> {
-    (any::<bool>(), proptest::collection::vec(part(), 0..10)).prop_map(|(begins, parts)| {
-        let begin: &[u8] = if begins { b"HTTP/1.1 200 OK\r\n" } else { b"" };
-        [begin.to_vec(), parts.concat()].concat()
-    })
+    let status = prop_oneof![
+        8 => Just("HTTP/1.1 200 OK\r\n"),
+        2 => Just("HTTP/1.0 200 OK\r\n"),
+        1 => Just("HTTP/1.1 204 No Content\r\n"),
+        1 => Just("HTTP/1.1 304\r\n"),
+        1 => Just("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 nowhere to be seen\r\n"),
+        1 => Just(""),
+    ];
+    let lines = proptest::collection::vec(line(), 0..4);
+    let parts = proptest::collection::vec(part(), 0..5);
+    (status, lines, proptest::bool::weighted(0.9), parts).prop_map(
+        |(status, lines, ends, parts)| {
+            let end: &[u8] = if ends { b"\r\n" } else { b"" };
+            [status.as_bytes(), lines.concat().as_bytes(), end, &parts.concat()].concat()
+        },
+    )
 }
 
 fn method() -> impl Strategy<Value = Method> {
@@ -448,6 +472,33 @@ proptest! {
         let each: Vec<&[u8]> = octets.chunks(1).collect();
         let (parts, each_is_kept) = ours(&each, &method);
         prop_assert_eq!((parts, each_is_kept), (whole, whole_is_kept));
+    }
+
+    /// Whatever its frames are and whenever there is room for one.
+    #[test]
+    fn a_body_in_chunks_reads_as_it_was(
+        lengths in proptest::collection::vec(
+            prop_oneof![0_usize..20, COPIED_MAX_BYTES - 2..COPIED_MAX_BYTES + 2, 8_000_usize..9_000],
+            0..8,
+        ),
+        drains in any::<u64>(),
+    ) {
+        let mut framing = Framing::Chunked;
+        let (mut output, mut sent, mut whole) = (Output::default(), Vec::new(), Vec::new());
+        for (number, length) in lengths.iter().enumerate() {
+            if !Framing::has_room(&output) || drains >> number & 1 == 1 {
+                sent.extend(written(&std::mem::take(&mut output)));
+            }
+            let data = Bytes::from(vec![number as u8; *length]);
+            whole.extend_from_slice(&data);
+            framing.write(Frame::data(data), &mut output).unwrap();
+        }
+        framing.end(&mut output).unwrap();
+        sent.extend(written(&output));
+        let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        let (read, is_kept) = ours(&[head, &sent], &Method::GET);
+        prop_assert_eq!(read.map(|read| read.body), Ok(whole));
+        prop_assert!(is_kept);
     }
 
     /// However much of it the socket takes at a time.
