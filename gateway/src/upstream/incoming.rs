@@ -67,13 +67,27 @@ impl UpstreamBody {
         idle_timeout: Duration,
         moved_at: Instant,
     ) -> UpstreamBody {
-        UpstreamBody { arriving, lease: Some(lease), sent, idle_timeout, moved_at, alarm: None }
+        let lease = Some(lease);
+        let mut body = UpstreamBody { arriving, lease, sent, idle_timeout, moved_at, alarm: None };
+        body.leave_the_rest();
+        body
     }
 
     /// The connection as what it has become, and what is to be held meanwhile.
     pub fn into_upgraded(mut self) -> Option<(Upgraded, Lease)> {
         let mut lease = self.lease.take()?;
         Some((lease.take_upgraded()?, lease))
+    }
+
+    /// Where the client has its whole answer before its request was sent to the end, the server may still
+    /// want the rest: it is sent beside what follows.
+    fn leave_the_rest(&mut self) {
+        let is_early = |connection: &Connection| connection.is_answered() && !connection.is_sent();
+        if self.lease.as_ref().and_then(Lease::http1_ref).is_some_and(is_early)
+            && let Some(lease) = self.lease.take()
+        {
+            tokio::task::spawn_local(lease.send_rest(self.idle_timeout));
+        }
     }
 
     fn poll_arriving(
@@ -90,13 +104,7 @@ impl UpstreamBody {
                     return Poll::Ready(None);
                 };
                 let frame = ready!(connection.poll_frame(context));
-                if connection.is_answered()
-                    && !connection.is_sent()
-                    && let Some(lease) = self.lease.take()
-                {
-                    // The client has its answer, and the server may still want the rest.
-                    tokio::task::spawn_local(lease.send_rest(self.idle_timeout));
-                }
+                self.leave_the_rest();
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
         }
