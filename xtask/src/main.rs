@@ -17,6 +17,7 @@ mod mission;
 mod package;
 mod perf;
 mod process;
+mod sanitized;
 mod setup;
 mod test;
 mod unpacked;
@@ -35,6 +36,8 @@ cargo xtask test --soak LENGTH [--seed N]
                                        faults of all kinds for that long (30m), and good clients beside them,
                                        in rounds with a seed each: N, N + 1, …; a table in the end; a round
                                        once more: --soak 60s --seed ITS-SEED (root)
+cargo xtask test --sanitized [NAME…]   unit tests and those of the whole product that suit, built with a
+                                       sanitizer of memory, leaks too, into target/sanitized (root)
 cargo xtask vm-test [--product] [--refresh] [KERNEL…]
                                        the XDP program, or the whole product, in emulated machines with
                                        Debian's kernels 5.10, 6.1 and 6.12

@@ -12,7 +12,7 @@ use crate::{
     cargo::{cargo, run_and_read, rustc},
     fuzz,
     harness::{clock, netns, process},
-    setup,
+    sanitized, setup,
 };
 
 /// Runs the tests that take minutes and nearly all descriptors a process may have.
@@ -49,6 +49,9 @@ const SOAK_ARGUMENTS: [&str; 9] = [
 const SOAK_SECONDS_VARIABLE: &str = "PORTCULLIS_SOAK_SECONDS";
 const SOAK_SEED_VARIABLE: &str = "PORTCULLIS_SOAK_SEED";
 
+/// Builds and runs with a sanitizer in every process.
+const SANITIZED: &str = "--sanitized";
+
 /// How the test binaries come to the privileges that namespaces and BPF need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Privilege {
@@ -61,7 +64,7 @@ enum Privilege {
 const SECOND_CHANCES_MAX: usize = 3;
 
 /// Installs what is missing, then runs all tests of the workspace, and the fuzzer on what it always tries;
-/// `rest` goes to `cargo test` alone, unless it asks for the crowd or a long rehearsal.
+/// `rest` goes to `cargo test` alone, unless it asks for the crowd, a long rehearsal or a sanitizer.
 ///
 /// # Errors
 /// When a test fails, or privileges are missing where every test must run (`CI` is set).
@@ -91,7 +94,7 @@ pub fn test(rest: &[String]) -> Result<()> {
         Privilege::Sudo => {
             eprintln!("the tests need root for network namespaces and BPF: asking sudo");
             setup::mount_bpffs()?;
-            variables.push((runner_variable()?, "sudo --preserve-env".to_owned()));
+            variables.push((variable_of(&host()?, "RUNNER"), "sudo --preserve-env".to_owned()));
         }
         Privilege::None if env::var_os("CI").is_some() => {
             bail!("the tests need root for network namespaces and BPF, and there is no sudo");
@@ -99,6 +102,11 @@ pub fn test(rest: &[String]) -> Result<()> {
         Privilege::None => eprintln!(
             "neither root nor sudo: tests that need network namespaces and BPF will say NOT RUN"
         ),
+    }
+    if let [first, names @ ..] = rest
+        && first == SANITIZED
+    {
+        return sanitized::test(names, &variables, &host()?);
     }
     let tests = || {
         let mut command = cargo();
@@ -162,7 +170,7 @@ fn again(mut command: Command, failed: &[String]) -> Result<()> {
 }
 
 /// The test that a line of the test runner's output says has failed.
-fn failure(line: &str) -> Option<String> {
+pub(crate) fn failure(line: &str) -> Option<String> {
     result(line, "FAILED")
 }
 
@@ -189,15 +197,16 @@ fn privilege() -> Privilege {
     }
 }
 
-/// The variable that names cargo's runner for this machine's own target.
-fn runner_variable() -> Result<String> {
+/// This machine's own target.
+fn host() -> Result<String> {
     let version = process::succeed(rustc().arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(runner_of(host.context("rustc -vV names no host")?))
+    Ok(host.context("rustc -vV names no host")?.to_owned())
 }
 
-fn runner_of(target: &str) -> String {
-    format!("CARGO_TARGET_{}_RUNNER", target.to_uppercase().replace(['-', '.'], "_"))
+/// The variable by which cargo is told something about a target.
+pub(crate) fn variable_of(target: &str, what: &str) -> String {
+    format!("CARGO_TARGET_{}_{what}", target.to_uppercase().replace(['-', '.'], "_"))
 }
 
 #[cfg(test)]
@@ -244,7 +253,7 @@ mod tests {
     #[test]
     fn cargos_variable_is_spelled_as_cargo_wants() {
         assert_eq!(
-            runner_of("x86_64-unknown-linux-gnu"),
+            variable_of("x86_64-unknown-linux-gnu", "RUNNER"),
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"
         );
     }

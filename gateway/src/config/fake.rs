@@ -151,3 +151,34 @@ pub(super) fn lines(findings: &[super::Finding]) -> Vec<String> {
 pub(super) fn problem_lines(problems: &Problems) -> Vec<String> {
     problems.iter().map(|f| format!("{}:{}: {}", f.line(), f.column(), f.text())).collect()
 }
+
+/// Everything that must be written, and an interface.
+pub(super) const SMALL: &str = r#"[[listener]]
+name = "edge"
+address = "[::]:8443"
+[listener.tls]
+certificate = "tls/server.pem"
+private_key = "tls/server.key"
+client_ca = "tls/clients-ca.pem"
+[[issuer]]
+name = "corp"
+issuer = "https://idp.example.com"
+audiences = ["orders-api"]
+jwks_file = "jwks.json"
+[[upstream]]
+name = "orders"
+servers = ["http://192.0.2.9:9001"]
+[[route]]
+name = "orders"
+path = "/orders"
+upstream = "orders"
+require = ["certificate", "token"]
+[xdp]
+interfaces = ["eth0"]
+"#;
+
+/// With a part of it replaced, which must be there.
+pub(super) fn small(from: &str, to: &str) -> String {
+    assert!(SMALL.contains(from), "{from}");
+    SMALL.replace(from, to)
+}

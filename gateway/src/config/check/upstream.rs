@@ -1,11 +1,15 @@
 //! `[[upstream]]`: servers, what is spoken to them, and the files of their TLS.
 
-use std::path::Path;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use super::{
     super::{HealthProbe, Upstream, UpstreamTls, file, material, section::At},
     Check, MATERIAL_MAX_BYTES,
     file::File,
+    listener::{canonical, overlap},
 };
 
 /// `ca` that is no file: the authorities of the operating system.
@@ -45,6 +49,25 @@ impl Check<'_> {
             health,
             tls: if is_tls? { Some(tls) } else { None },
         })
+    }
+
+    /// An upstream that is one of the listeners would go round for ever.
+    fn not_ourselves(&self, server: &At<super::super::Endpoint>, listeners: &[file::Listener]) {
+        let Ok(ip) = server.value.host.parse::<IpAddr>() else { return };
+        let address = canonical(&SocketAddr::new(ip, server.value.port));
+        let ours = |listener: &SocketAddr| {
+            let local = address.ip().is_loopback() && overlap(listener, &address);
+            local || canonical(listener) == address
+        };
+        let addresses = listeners.iter().filter_map(|listener| listener.address.as_ref());
+        if let Some(listener) = addresses.into_iter().find(|listener| ours(&listener.value)) {
+            let line = self.report.line_of(listener.place);
+            let text = format!(
+                "upstream.servers has {address}, which is the gateway's own listener ({line}); \
+                 name the server behind it"
+            );
+            self.contradiction(server.place, text);
+        }
     }
 
     /// A request must not go over TLS now and in the clear the next time.

@@ -570,5 +570,14 @@ proptest! {
                 prop_assert!((further + 1) as f64 <= most, "{} in {:?}", further + 1, *last - *first);
             }
         }
+
+        // Asked four times as often as one may come in, so that none that is due waits: the burst, and of
+        // 499 quarters each whole one.
+        let limiters = Limiters::new(&[limit("a", Key::ClientId, &[rate])], start);
+        let let_in = (0..500)
+            .map(|number| start + Duration::from_nanos((rate.bucket.cost_ns * number).div_ceil(4)))
+            .filter(|now| ask(&limiters, &route, &alice, *now).is_ok())
+            .count();
+        prop_assert_eq!(let_in, burst as usize + 499 / 4);
     }
 }
