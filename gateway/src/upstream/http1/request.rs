@@ -108,7 +108,7 @@ fn framing(headers: &HeaderMap, body: Option<&SizeHint>) -> Result<Framing, Brok
 
 /// The one number that all `Content-Length` fields state (RFC 9110 section 8.6); an error where they state
 /// different ones or something else.
-pub fn stated_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
+pub(super) fn stated_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
     let mut stated = None;
     for value in headers.get_all(header::CONTENT_LENGTH) {
         for number in value.as_bytes().split(|byte| *byte == b',') {
