@@ -17,7 +17,7 @@ use super::{
     guard::{Running, Upload},
     h3, headers,
 };
-use crate::upstream::incoming::UpstreamBody;
+use crate::upstream::{http1::stream::Upgraded, incoming::UpstreamBody, pool::Lease};
 
 /// Why a body broke off; whoever passes it on breaks off too.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -51,6 +51,14 @@ impl Body {
     /// What it is; nobody hears of its end.
     pub(super) fn into_content(mut self) -> Content {
         std::mem::replace(&mut self.content, Content::Full(None))
+    }
+
+    /// An upstream's connection that has become something else.
+    pub(super) fn into_upgraded(self) -> Option<(Upgraded, Lease)> {
+        match self.into_content() {
+            Content::Upstream(body) => body.into_upgraded(),
+            Content::Full(_) => None,
+        }
     }
 
     fn new(content: Content) -> Body {

@@ -187,10 +187,8 @@ async fn serve(
         request_id: &record.request_id,
     };
     let is_expected = expect::is_expected(&parts.headers);
-    {
-        let introductions = &mut worker.introductions.borrow_mut();
-        headers::to_upstream(&mut parts.headers, &permit, origin, introductions);
-    }
+    headers::to_upstream(&mut parts.headers, &permit);
+    let introduced = worker.introductions.borrow_mut().of(&permit, origin);
     if let Some(target) = target {
         parts.uri = target?;
     }
@@ -209,7 +207,8 @@ async fn serve(
         let wait = expect::pass_on(&mut request);
         request.body_mut().after(wait);
     }
-    let outcome = worker.forwarder.forward(upstream, &permit, purpose, request, authorized).await;
+    let outcome =
+        worker.forwarder.forward(upstream, &introduced, purpose, request, authorized).await;
     let answered = time::monotonic();
     record.upstream_wait = Some(answered.saturating_duration_since(authorized));
     record.answered = Some(answered);

@@ -28,17 +28,23 @@ pub fn is_expected(headers: &HeaderMap) -> bool {
         .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Opens when the upstream has said that it wants the body.
-#[derive(Default)]
-struct Gate {
+/// Opens when the upstream has said that it wants the body. With the request's extensions it gets to whom
+/// the upstream says it.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
     is_open: AtomicBool,
     waiting: Mutex<Option<Waker>>,
 }
 
 impl Gate {
-    fn open(&self) {
-        self.is_open.store(true, Ordering::Release);
-        if let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    /// The upstream wants the body.
+    pub fn open(&self) {
+        self.0.is_open.store(true, Ordering::Release);
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = waiting.take() {
             waiting.wake();
         }
     }
@@ -46,7 +52,7 @@ impl Gate {
 
 /// A body's wait.
 pub struct Wait {
-    gate: Arc<Gate>,
+    gate: Gate,
     silence: Pin<Box<Sleep>>,
 }
 
@@ -54,9 +60,9 @@ impl Wait {
     /// Ends when `gate` opens, or when nothing has been heard for too long.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         // Registered before looking, so that an opening in between is not missed.
-        *self.gate.waiting.lock().unwrap_or_else(PoisonError::into_inner) =
+        *self.gate.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(context.waker().clone());
-        if self.gate.is_open.load(Ordering::Acquire) {
+        if self.gate.0.is_open.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
         self.silence.as_mut().poll(context)
@@ -67,7 +73,8 @@ impl Wait {
 pub fn pass_on<B>(request: &mut Request<B>) -> Wait {
     let expectation = http::HeaderValue::from_static("100-continue");
     request.headers_mut().insert(header::EXPECT, expectation);
-    let gate = Arc::new(Gate::default());
+    let gate = Gate::default();
+    request.extensions_mut().insert(gate.clone());
     let opened = gate.clone();
     hyper::ext::on_informational(request, move |answer| {
         if answer.status() == StatusCode::CONTINUE {
@@ -98,7 +105,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             for opens in [true, false] {
-                let gate = Arc::new(Gate::default());
+                let gate = Gate::default();
                 let silence = Duration::from_millis(if opens { 60_000 } else { 20 });
                 let mut wait = Wait { gate: gate.clone(), silence: Box::pin(sleep(silence)) };
                 let first = std::future::poll_fn(|context| Poll::Ready(wait.poll(context))).await;

@@ -5,7 +5,6 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::introduction::{Introductions, Origin};
 use crate::policy::Permit;
 
 /// Fields by which an upstream could learn who is asking or what is asked for, beside what was judged,
@@ -94,13 +93,9 @@ const NOT_IN_TRAILERS: [HeaderName; 16] = [
     header::WWW_AUTHENTICATE,
 ];
 
-/// Makes a client's fields into those for the upstream.
-pub fn to_upstream(
-    headers: &mut HeaderMap,
-    permit: &Permit<'_>,
-    origin: Origin<'_>,
-    introductions: &mut Introductions,
-) {
+/// Leaves of a client's fields what crosses. What the upstream is told of the client comes to it by
+/// [`super::introduction`].
+pub fn to_upstream(headers: &mut HeaderMap, permit: &Permit<'_>) {
     let found = Found::among(headers);
     if found.is_hop_by_hop {
         let takes_trailers = takes_trailers(headers);
@@ -127,7 +122,6 @@ pub fn to_upstream(
     if found.is_announcing {
         announce_trailers(headers);
     }
-    introductions.write(headers, permit.identity(), origin);
 }
 
 /// What of a client's fields does not cross as it is: one look at each name, where most heads have
@@ -322,13 +316,22 @@ pub fn is_request_id(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{
-        admit,
-        authorize::Demands,
-        limit::{Counting, Limiters},
-        permit,
-        route::Route,
+    use crate::{
+        http::introduction::{Introductions, Origin},
+        policy::{
+            admit,
+            authorize::Demands,
+            limit::{Counting, Limiters},
+            permit,
+            route::Route,
+        },
     };
+
+    /// All that the upstream gets.
+    fn forwarded(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_>) {
+        to_upstream(headers, permit);
+        Introductions::default().of(permit, origin).write(headers);
+    }
 
     #[test]
     fn identity_fields_are_known_in_every_spelling() {
@@ -401,9 +404,7 @@ mod tests {
             host: Some("a.example"),
             request_id: "r-1234567",
         };
-        permitted(false, |permit| {
-            to_upstream(&mut headers, permit, origin, &mut Introductions::default())
-        });
+        permitted(false, |permit| forwarded(&mut headers, permit, origin));
         let mut left: Vec<String> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -435,9 +436,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("te", te.parse().unwrap());
             headers.insert("trailer", trailer.parse().unwrap());
-            permitted(false, |permit| {
-                to_upstream(&mut headers, permit, origin, &mut Introductions::default())
-            });
+            permitted(false, |permit| forwarded(&mut headers, permit, origin));
             let text = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(text("te"), expected_te, "{te}");
             assert_eq!(text("connection"), expected_te.map(|_| "te"), "{te}");
@@ -458,9 +457,7 @@ mod tests {
         for cookie in ["a=1", "b=2; c=3", "d=\u{e9}"] {
             headers.append("cookie", HeaderValue::from_bytes(cookie.as_bytes()).unwrap());
         }
-        permitted(false, |permit| {
-            to_upstream(&mut headers, permit, origin, &mut Introductions::default())
-        });
+        permitted(false, |permit| forwarded(&mut headers, permit, origin));
         let cookies: Vec<&[u8]> =
             headers.get_all("cookie").iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(cookies, ["a=1; b=2; c=3; d=\u{e9}".as_bytes()]);
@@ -499,9 +496,7 @@ mod tests {
             headers.insert("authorization", "Bearer secret".parse().unwrap());
             let origin =
                 Origin { source: [192, 0, 2, 1].into(), host: None, request_id: "r-1234567" };
-            permitted(pass, |permit| {
-                to_upstream(&mut headers, permit, origin, &mut Introductions::default())
-            });
+            permitted(pass, |permit| forwarded(&mut headers, permit, origin));
             assert_eq!(headers.contains_key("authorization"), pass);
         }
     }

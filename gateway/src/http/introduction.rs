@@ -4,12 +4,12 @@
 //! for those that follow. What was said of one is never said of another: it is found by the very pieces
 //! of evidence that it was made of.
 
-use std::{io::Write as _, net::IpAddr, ops::Range};
+use std::{io::Write as _, net::IpAddr, ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::identity::Identity;
+use crate::{identity::Identity, policy::Permit};
 
 /// Places that one client's introduction may be at; of more clients that meet there the one that was
 /// made first gives way.
@@ -19,7 +19,7 @@ const WAYS: usize = 4;
 /// at the same time keep theirs; of more some are introduced anew each time, as all were without this.
 const SETS: usize = 64;
 
-/// Octets of the values of one that is kept: four times what they usually have. A host may be as long as
+/// Octets of the lines of one that is kept: four times what they usually have. A host may be as long as
 /// a head.
 const KEPT_MAX_BYTES: usize = 2048;
 
@@ -40,7 +40,44 @@ struct Introduction {
     identity: Identity,
     source: IpAddr,
     host: Option<String>,
+    /// As lines of HTTP/1.1.
+    lines: Bytes,
+    /// The same: names, and values that are parts of the lines.
     fields: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What an upstream is told of a client with one of its requests. [`Introductions::of`] makes it of what a
+/// permit proves.
+#[derive(Clone, Debug)]
+pub struct Introduced<'a> {
+    introduction: Rc<Introduction>,
+    request_id: &'a str,
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+impl Introduced<'_> {
+    /// Writes it among fields of which none has those names.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        let fields = &self.introduction.fields;
+        // Once, for it grows by doubling and is sorted in anew each time.
+        headers.reserve(fields.len() + 1);
+        for (name, value) in fields {
+            headers.insert(name, value.clone());
+        }
+        // A request's id is checked or ours, so it is a value.
+        if let Ok(id) = HeaderValue::from_str(self.request_id) {
+            headers.insert(REQUEST_ID, id);
+        }
+    }
+
+    /// Writes it as lines of HTTP/1.1.
+    pub fn write_lines(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(&self.introduction.lines);
+        text.extend_from_slice(b"x-request-id: ");
+        text.extend_from_slice(self.request_id.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
 }
 
 impl Introduction {
@@ -48,11 +85,13 @@ impl Introduction {
         let mut fields = Fields::new();
         write_identity(&mut fields, identity);
         write_origin(&mut fields, origin);
+        let (lines, fields) = fields.into_values();
         Introduction {
             identity: identity.clone(),
             source: origin.source,
             host: origin.host.map(str::to_owned),
-            fields: fields.into_values(),
+            lines,
+            fields,
         }
     }
 
@@ -60,22 +99,6 @@ impl Introduction {
         self.identity.is_same(identity)
             && self.source == origin.source
             && self.host.as_deref() == origin.host
-    }
-
-    fn text_bytes(&self) -> usize {
-        self.fields.iter().map(|(_, value)| value.len()).sum()
-    }
-
-    fn write(&self, headers: &mut HeaderMap, request_id: &str) {
-        // Once, for it grows by doubling and is sorted in anew each time.
-        headers.reserve(self.fields.len() + 1);
-        for (name, value) in &self.fields {
-            headers.insert(name, value.clone());
-        }
-        // A request's id is checked or ours, so it is a value.
-        if let Ok(id) = HeaderValue::from_str(request_id) {
-            headers.insert(const { HeaderName::from_static("x-request-id") }, id);
-        }
     }
 }
 
@@ -95,27 +118,32 @@ struct Set {
 
 #[derive(Debug)]
 struct Way {
-    introduction: Introduction,
+    introduction: Rc<Introduction>,
     is_used: bool,
 }
 
 impl Introductions {
-    /// Writes what is to be said of this client and this request, whatever stood there of those names.
-    pub fn write(&mut self, headers: &mut HeaderMap, identity: &Identity, origin: Origin<'_>) {
+    /// What is to be said of a client with a request that it may make.
+    pub fn of<'a>(&mut self, permit: &Permit<'_>, origin: Origin<'a>) -> Introduced<'a> {
+        self.of_identity(permit.identity(), origin)
+    }
+
+    fn of_identity<'a>(&mut self, identity: &Identity, origin: Origin<'a>) -> Introduced<'a> {
+        let request_id = origin.request_id;
         if self.sets.is_empty() {
             self.sets.resize_with(SETS, Set::default);
         }
-        let Some(set) = self.sets.get_mut(place(identity, origin.source)) else { return };
-        match set.find(identity, origin) {
-            Some(introduction) => introduction.write(headers, origin.request_id),
-            None => {
-                let introduction = Introduction::new(identity, origin);
-                introduction.write(headers, origin.request_id);
-                if introduction.text_bytes() <= KEPT_MAX_BYTES {
-                    set.keep(introduction);
-                }
-            }
+        let mut set = self.sets.get_mut(place(identity, origin.source));
+        if let Some(introduction) = set.as_mut().and_then(|set| set.find(identity, origin)) {
+            return Introduced { introduction, request_id };
         }
+        let introduction = Rc::new(Introduction::new(identity, origin));
+        if introduction.lines.len() <= KEPT_MAX_BYTES
+            && let Some(set) = set
+        {
+            set.keep(introduction.clone());
+        }
+        Introduced { introduction, request_id }
     }
 
     /// Forgets those that were not needed since this was called last: who has gone is not kept in memory.
@@ -129,14 +157,14 @@ impl Introductions {
 }
 
 impl Set {
-    fn find(&mut self, identity: &Identity, origin: Origin<'_>) -> Option<&Introduction> {
+    fn find(&mut self, identity: &Identity, origin: Origin<'_>) -> Option<Rc<Introduction>> {
         let mut ways = self.ways.iter_mut().flatten();
         let way = ways.find(|way| way.introduction.is_of(identity, origin))?;
         way.is_used = true;
-        Some(&way.introduction)
+        Some(way.introduction.clone())
     }
 
-    fn keep(&mut self, introduction: Introduction) {
+    fn keep(&mut self, introduction: Rc<Introduction>) {
         self.ways[self.next] = Some(Way { introduction, is_used: true });
         self.next = (self.next + 1) % WAYS;
     }
@@ -207,7 +235,7 @@ fn write_origin(fields: &mut Fields, origin: Origin<'_>) {
     }
 }
 
-/// Fields that are written for the upstream, all values in one piece of memory: values of their own would
+/// Fields that are written for the upstream, all lines in one piece of memory: values of their own would
 /// cost a dozen allocations.
 ///
 /// A value that cannot stand in a header is left out, never altered: an upstream must not read another
@@ -222,7 +250,20 @@ struct Fields {
 impl Fields {
     /// With room for the usual ones.
     fn new() -> Fields {
-        Fields { text: Vec::with_capacity(512), places: Vec::with_capacity(16) }
+        Fields { text: Vec::with_capacity(768), places: Vec::with_capacity(16) }
+    }
+
+    /// Begins a line; gives where it begins, and where its value does.
+    fn begin(&mut self, name: &HeaderName) -> (usize, usize) {
+        let begun = self.text.len();
+        self.text.extend_from_slice(name.as_str().as_bytes());
+        self.text.extend_from_slice(b": ");
+        (begun, self.text.len())
+    }
+
+    fn end(&mut self, name: HeaderName, start: usize) {
+        self.places.push((name, start..self.text.len()));
+        self.text.extend_from_slice(b"\r\n");
     }
 
     fn put(&mut self, name: HeaderName, value: Option<&str>) {
@@ -236,11 +277,11 @@ impl Fields {
         if !parts.iter().all(|part| is_plain(part)) {
             return;
         }
-        let start = self.text.len();
+        let (_, start) = self.begin(&name);
         for part in parts {
             self.text.extend_from_slice(part.as_bytes());
         }
-        self.places.push((name, start..self.text.len()));
+        self.end(name, start);
     }
 
     /// An entry that would read as two (a role with a comma in it) is left out, as what cannot stand in
@@ -251,7 +292,7 @@ impl Fields {
         values: impl Iterator<Item = &'v str>,
         separator: &str,
     ) {
-        let start = self.text.len();
+        let (begun, start) = self.begin(&name);
         let mut is_first = true;
         for value in values.filter(|value| is_plain(value) && !value.contains(separator)) {
             if !is_first {
@@ -260,18 +301,21 @@ impl Fields {
             is_first = false;
             self.text.extend_from_slice(value.as_bytes());
         }
-        if !is_first {
-            self.places.push((name, start..self.text.len()));
+        if is_first {
+            self.text.truncate(begun);
+        } else {
+            self.end(name, start);
         }
     }
 
-    fn into_values(self) -> Vec<(HeaderName, HeaderValue)> {
+    fn into_values(self) -> (Bytes, Vec<(HeaderName, HeaderValue)>) {
         let text = Bytes::from(self.text);
         let value = |(name, place)| {
             // Printable ASCII is a value.
             Some((name, HeaderValue::from_maybe_shared(text.slice(place)).ok()?))
         };
-        self.places.into_iter().filter_map(value).collect()
+        let fields = self.places.into_iter().filter_map(value).collect();
+        (text, fields)
     }
 }
 
@@ -293,12 +337,18 @@ mod tests {
 
     /// What an upstream is told, by those who know some clients already.
     fn told(by: &mut Introductions, identity: &Identity, origin: Origin<'_>) -> Vec<String> {
-        let mut headers = HeaderMap::new();
-        by.write(&mut headers, identity, origin);
+        let (mut headers, mut lines) = (HeaderMap::new(), Vec::new());
+        let introduced = by.of_identity(identity, origin);
+        introduced.write(&mut headers);
+        introduced.write_lines(&mut lines);
         let text =
             |(name, value): (_, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
         let mut told: Vec<String> = headers.iter().map(text).collect();
         told.sort();
+        let lines = String::from_utf8(lines).unwrap();
+        let mut lines: Vec<&str> = lines.split_terminator("\r\n").collect();
+        lines.sort_unstable();
+        assert_eq!(lines, told, "both ways the same is said");
         told
     }
 
@@ -379,7 +429,7 @@ mod tests {
         fields.put_list(name("x-nothing"), ["a,b"].into_iter(), ",");
         fields.put(name("x-client-cn"), Some("M\u{fc}ller"));
         fields.put(name("x-user-id"), Some("a\r\nx-user-roles: admin"));
-        let headers: HeaderMap = fields.into_values().into_iter().collect();
+        let headers: HeaderMap = fields.into_values().1.into_iter().collect();
         assert!(!headers.contains_key("x-nothing"));
         assert_eq!(headers["x-user-roles"], "a,d");
         assert_eq!(headers["x-user-scopes"], "read");

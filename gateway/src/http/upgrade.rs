@@ -34,6 +34,7 @@ use crate::{
     identity::token::Clock,
     policy::{Refusal, facts::Facts, recheck},
     time,
+    upstream::http1::stream::Upgraded,
 };
 
 /// What is joined to a key before it is digested (RFC 6455 section 1.3).
@@ -170,9 +171,11 @@ impl Asked {
         if !is_websocket || accepted.is_none_or(|value| *value != accept(&self.key)) {
             return failed("switches to something else than the WebSocket that was asked for");
         }
-        let upstream = hyper::upgrade::on(&mut response);
+        let upstream = std::mem::replace(response.body_mut(), Body::full(Bytes::new()));
         // Held for its place at the server.
-        let held = std::mem::replace(response.body_mut(), Body::full(Bytes::new()));
+        let Some((upstream, held)) = upstream.into_upgraded() else {
+            return failed("switches protocols where it cannot");
+        };
         if self.http2.is_some() {
             *response.status_mut() = StatusCode::OK;
             response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
@@ -191,7 +194,7 @@ impl Asked {
         Ok(response)
     }
 
-    async fn run(&self, connection: &Connection, client: Client, upstream: OnUpgrade) {
+    async fn run(&self, connection: &Connection, client: Client, upstream: Upgraded) {
         let begun_at = time::monotonic();
         connection.worker.metrics.borrow_mut().tunnels_open += 1;
         let traffic = Traffic::since(begun_at);
@@ -221,14 +224,14 @@ impl Asked {
         &self,
         connection: &Connection,
         client: Client,
-        upstream: OnUpgrade,
+        upstream: Upgraded,
         traffic: &Traffic,
     ) -> &'static str {
         let mut news = connection.worker.shared.news.clone();
         news.mark_unchanged();
         let both = async {
             let (client, first) = client.stream().await?;
-            Some((client, first, TokioIo::new(upstream.await.ok()?)))
+            Some((client, first, upstream))
         };
         let joined = tokio::select! {
             joined = tokio::time::timeout(self.idle_timeout, both) => joined.ok().flatten(),

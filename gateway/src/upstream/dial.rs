@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     Upstream,
+    http1::{Connection, stream::Stream},
     outgoing::Outgoing,
     server::Server,
     tls::{self, ClientTls},
@@ -43,7 +44,7 @@ pub enum Purpose {
 /// A connection that requests can be sent on.
 pub enum Dialled {
     /// One request at a time.
-    Http1(http1::SendRequest<Outgoing>),
+    Http1(Box<Connection>),
     /// Many.
     Http2(http2::SendRequest<Outgoing>),
 }
@@ -103,13 +104,23 @@ async fn dial_patiently(
     // Requests are written whole; waiting for more to fill a segment only delays them.
     stream.set_nodelay(true).map_err(DialError::Connect)?;
     let wants_http2 = upstream.protocol == UpstreamProtocol::Http2 && purpose == Purpose::Requests;
-    let Some(tls) = &upstream.tls else { return speak(stream, wants_http2).await };
+    let Some(tls) = &upstream.tls else {
+        return if wants_http2 {
+            speak_http2(stream).await
+        } else {
+            Ok(Dialled::Http1(Box::new(Connection::new(Stream::Plain(stream)))))
+        };
+    };
     let stream = secure(stream, server, tls, purpose).await?;
     let agreed_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
     if wants_http2 && !agreed_http2 {
         return Err(DialError::NotHttp2);
     }
-    speak(stream, agreed_http2).await
+    if agreed_http2 {
+        speak_http2(stream).await
+    } else {
+        Ok(Dialled::Http1(Box::new(Connection::new(Stream::Tls(Box::new(stream))))))
+    }
 }
 
 async fn secure(
@@ -128,30 +139,22 @@ async fn secure(
 
 /// The connection's own task ends with it, which closes when its last sender is dropped. Its errors
 /// reach the exchange through the sender.
-async fn speak<S>(stream: S, is_http2: bool) -> Result<Dialled, DialError>
+async fn speak_http2<S>(stream: S) -> Result<Dialled, DialError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let io = TokioIo::new(stream);
-    if is_http2 {
-        let (sender, connection) = http2::Builder::new(Local)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_header_list_size(FIELD_LIST_MAX_BYTES)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_EVERY)
-            .handshake(io)
-            .await
-            .map_err(DialError::Http)?;
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
-        return Ok(Dialled::Http2(sender));
-    }
-    let (sender, connection) = http1::handshake(io).await.map_err(DialError::Http)?;
+    let (sender, connection) = http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(FIELD_LIST_MAX_BYTES)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(DialError::Http)?;
     tokio::task::spawn_local(async move {
-        let _ = connection.with_upgrades().await;
+        let _ = connection.await;
     });
-    Ok(Dialled::Http1(sender))
+    Ok(Dialled::Http2(sender))
 }

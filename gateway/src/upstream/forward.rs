@@ -10,7 +10,6 @@ use std::{
 };
 
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
-use hyper::body::Incoming;
 use lru::DefaultHasher;
 
 use super::{
@@ -18,16 +17,19 @@ use super::{
     balance::{self, Candidate, NoneWell},
     dial::{DialError, Purpose, dial},
     health::{Outcome, Standing, Verdict},
-    incoming::UpstreamBody,
+    incoming::{Arriving, UpstreamBody},
     outgoing::{Outgoing, Source},
     pool::{CutBodies, Key, Line, Pool},
-    retry::{Budget, Fate, is_safe},
+    retry::{Budget, Fate, Lost, is_safe},
     server::{Place, Server},
 };
 use crate::{
     config::UpstreamProtocol,
-    http::body::{Body, RequestBody},
-    policy::{Permit, Refusal},
+    http::{
+        body::{Body, RequestBody},
+        introduction::Introduced,
+    },
+    policy::Refusal,
     time,
 };
 
@@ -52,6 +54,7 @@ struct Account {
 /// One request, for as many attempts as it takes.
 struct Attempts<'a> {
     upstream: &'a Upstream,
+    introduced: &'a Introduced<'a>,
     purpose: Purpose,
     /// As an HTTP/1.1 server is asked.
     head: Parts,
@@ -60,13 +63,14 @@ struct Attempts<'a> {
 
 /// How an attempt ended.
 enum Sent {
-    Answered(Box<Response<Incoming>>),
-    Lost { fate: Fate, detail: String },
+    Answered(Box<Response<Arriving>>),
+    Lost(Lost),
     Late(Refusal),
 }
 
 impl Forwarder {
-    /// Sends the request. It takes the [`Permit`], so that nothing unauthorized gets here.
+    /// Sends the request. It takes what the upstream is told of the client, which is made of a permit, so
+    /// that nothing unauthorized gets here.
     ///
     /// It is sent again only where [`is_safe`] says so and the budget has something left.
     ///
@@ -75,7 +79,7 @@ impl Forwarder {
     pub async fn forward(
         &self,
         upstream: &Upstream,
-        _permit: &Permit<'_>,
+        introduced: &Introduced<'_>,
         purpose: Purpose,
         request: Request<RequestBody>,
         now: Instant,
@@ -83,7 +87,7 @@ impl Forwarder {
         let (mut head, body) = request.into_parts();
         origin_form(&mut head);
         let body = Source::new(body, now);
-        let attempts = Attempts { upstream, purpose, head, body };
+        let attempts = Attempts { upstream, introduced, purpose, head, body };
         self.send_somewhere(&attempts, now).await
     }
 
@@ -213,13 +217,13 @@ impl Forwarder {
                     return Ok(Err(refusal_of(&error, upstream)));
                 }
             };
-            let (fate, detail) = match attempts.send(&mut line, now).await {
+            let Lost { fate, detail } = match attempts.send(&mut line, now).await {
                 Sent::Answered(response) => {
                     let answered_at = time::monotonic();
                     server.observe(Outcome::Answered, answered_at);
                     attempts.body.leave();
                     let lease = self.pool.lend(line, key, upstream.name.clone(), place);
-                    let (mut parts, incoming) = response.into_parts();
+                    let (mut parts, arriving) = response.into_parts();
                     // Nobody asked for another protocol, so nothing may follow such a head.
                     if parts.status == StatusCode::SWITCHING_PROTOCOLS
                         && attempts.purpose == Purpose::Requests
@@ -231,7 +235,7 @@ impl Forwarder {
                     parts.version = Version::HTTP_11;
                     let sent = attempts.body.clone();
                     let idle_timeout = upstream.idle_timeout;
-                    let body = UpstreamBody::new(incoming, lease, sent, idle_timeout, answered_at);
+                    let body = UpstreamBody::new(arriving, lease, sent, idle_timeout, answered_at);
                     return Ok(Ok(Response::from_parts(parts, Body::upstream(body))));
                 }
                 Sent::Late(refusal) => {
@@ -240,7 +244,7 @@ impl Forwarder {
                     }
                     return Err(refusal);
                 }
-                Sent::Lost { fate, detail } => (fate, detail),
+                Sent::Lost(lost) => lost,
             };
             self.pool.forget(key, &line);
             // A connection that was closed while it lay idle says nothing about its server.
@@ -356,13 +360,24 @@ impl Attempts<'_> {
     async fn send(&self, line: &mut Line, now: Instant) -> Sent {
         let outgoing = self.body.attempt();
         match line {
-            Line::Http1(sender) => {
-                let request = Request::from_parts(self.head.clone(), outgoing);
-                self.answer(sender.try_send_request(request), now).await
+            Line::Http1(connection) => {
+                let sending = async {
+                    let response =
+                        connection.ask(&self.head, Some(self.introduced), outgoing).await?;
+                    Ok(response.map(|()| Arriving::Http1))
+                };
+                self.answer(sending, now).await
             }
             Line::Http2(stream) => {
-                let request = Request::from_parts(http2_form(&self.head, self.upstream), outgoing);
-                self.answer(stream.sender().try_send_request(request), now).await
+                let mut head = http2_form(&self.head, self.upstream);
+                self.introduced.write(&mut head.headers);
+                let request = Request::from_parts(head, outgoing);
+                let mut sender = stream.sender();
+                let sending = async {
+                    let sent = sender.try_send_request(request).await;
+                    sent.map(|response| response.map(Arriving::Http2)).map_err(lost)
+                };
+                self.answer(sending, now).await
             }
         }
     }
@@ -371,12 +386,7 @@ impl Attempts<'_> {
     /// the answer.
     async fn answer(
         &self,
-        sending: impl Future<
-            Output = Result<
-                Response<Incoming>,
-                hyper::client::conn::TrySendError<Request<Outgoing>>,
-            >,
-        >,
+        sending: impl Future<Output = Result<Response<Arriving>, Lost>>,
         begun_at: Instant,
     ) -> Sent {
         let mut sending = pin!(sending);
@@ -390,12 +400,7 @@ impl Attempts<'_> {
             let until = from + waited;
             match tokio::time::timeout_at(until.into(), &mut sending).await {
                 Ok(Ok(response)) => return Sent::Answered(Box::new(response)),
-                Ok(Err(mut error)) => {
-                    let was_returned = error.take_message().is_some();
-                    let error = error.into_error();
-                    let fate = if was_returned { Fate::NotSent } else { fate(&error) };
-                    return Sent::Lost { fate, detail: chain(&error) };
-                }
+                Ok(Err(lost)) => return Sent::Lost(lost),
                 // Something may have moved meanwhile.
                 Err(_) if until < body.moved_at() + waited => {}
                 Err(_) if !body.has_ended() && body.is_waited_for() => {
@@ -405,6 +410,14 @@ impl Attempts<'_> {
             }
         }
     }
+}
+
+/// What is certain about a request that an HTTP/2 connection did not carry to its answer.
+fn lost(mut error: hyper::client::conn::TrySendError<Request<Outgoing>>) -> Lost {
+    let was_returned = error.take_message().is_some();
+    let error = error.into_error();
+    let fate = if was_returned { Fate::NotSent } else { fate(&error) };
+    Lost { fate, detail: chain(&error) }
 }
 
 /// What is certain about a request whose connection or stream failed.

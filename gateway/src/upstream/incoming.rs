@@ -5,7 +5,7 @@ use std::{
     fmt,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -14,12 +14,25 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::{outgoing::Source, pool::Lease};
+use super::{
+    http1::{Connection, stream::Upgraded},
+    outgoing::Source,
+    pool::Lease,
+};
 use crate::{http::body::BodyError, time};
+
+/// What an answer's body comes over.
+#[derive(Debug)]
+pub enum Arriving {
+    /// The connection that was lent to its request.
+    Http1,
+    /// A stream of a connection that others use too.
+    Http2(Incoming),
+}
 
 /// The body of an upstream's answer.
 pub struct UpstreamBody {
-    incoming: Incoming,
+    arriving: Arriving,
     lease: Option<Lease>,
     /// The request's body, which may still be under way.
     sent: Rc<Source>,
@@ -48,13 +61,53 @@ impl std::error::Error for Stalled {}
 impl UpstreamBody {
     /// The body of an answer that began at `moved_at`.
     pub fn new(
-        incoming: Incoming,
+        arriving: Arriving,
         lease: Lease,
         sent: Rc<Source>,
         idle_timeout: Duration,
         moved_at: Instant,
     ) -> UpstreamBody {
-        UpstreamBody { incoming, lease: Some(lease), sent, idle_timeout, moved_at, alarm: None }
+        let lease = Some(lease);
+        let mut body = UpstreamBody { arriving, lease, sent, idle_timeout, moved_at, alarm: None };
+        body.leave_the_rest();
+        body
+    }
+
+    /// The connection as what it has become, and what is to be held meanwhile.
+    pub fn into_upgraded(mut self) -> Option<(Upgraded, Lease)> {
+        let mut lease = self.lease.take()?;
+        Some((lease.take_upgraded()?, lease))
+    }
+
+    /// Where the client has its whole answer before its request was sent to the end, the server may still
+    /// want the rest: it is sent beside what follows.
+    fn leave_the_rest(&mut self) {
+        let is_early = |connection: &Connection| connection.is_answered() && !connection.is_sent();
+        if self.lease.as_ref().and_then(Lease::http1_ref).is_some_and(is_early)
+            && let Some(lease) = self.lease.take()
+        {
+            tokio::task::spawn_local(lease.send_rest(self.idle_timeout));
+        }
+    }
+
+    fn poll_arriving(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.arriving {
+            Arriving::Http2(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(context));
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Arriving::Http1 => {
+                let Some(connection) = self.lease.as_mut().and_then(Lease::http1) else {
+                    return Poll::Ready(None);
+                };
+                let frame = ready!(connection.poll_frame(context));
+                self.leave_the_rest();
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
     }
 
     /// Ready when nothing has moved for too long.
@@ -82,7 +135,7 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+        let Poll::Ready(frame) = self.poll_arriving(context) else {
             return self.poll_alarm(context).map(|stalled| {
                 if let Some(lease) = &self.lease {
                     lease.count_cut("stalled");
@@ -99,16 +152,28 @@ impl Body for UpstreamBody {
             }
             None => drop(self.lease.take()),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         // Once the end is known without polling again, `poll_frame` is not called any more: the
         // lease then goes back when this is dropped, see `Lease`.
-        self.incoming.is_end_stream()
+        match &self.arriving {
+            Arriving::Http1 => {
+                let connection = self.lease.as_ref().and_then(Lease::http1_ref);
+                connection.is_none_or(Connection::is_answered)
+            }
+            Arriving::Http2(incoming) => incoming.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.arriving {
+            Arriving::Http1 => {
+                let connection = self.lease.as_ref().and_then(Lease::http1_ref);
+                connection.map_or(SizeHint::with_exact(0), Connection::size_hint)
+            }
+            Arriving::Http2(incoming) => incoming.size_hint(),
+        }
     }
 }

@@ -9,6 +9,7 @@ pub mod balance;
 pub mod dial;
 pub mod forward;
 pub mod health;
+pub mod http1;
 pub mod incoming;
 pub mod outgoing;
 pub mod pool;

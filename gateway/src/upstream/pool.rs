@@ -5,16 +5,18 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
+    future::poll_fn,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use lru::DefaultHasher;
 
 use super::{
     dial::{Dialled, Purpose},
+    http1::{Connection, stream::Upgraded},
     outgoing::Outgoing,
     server::Place,
 };
@@ -58,7 +60,7 @@ struct Lines {
 }
 
 struct Idle {
-    sender: http1::SendRequest<Outgoing>,
+    connection: Box<Connection>,
     since: Instant,
     tls: u64,
 }
@@ -80,7 +82,7 @@ impl Shared {
 /// A connection, as one request has it.
 pub enum Line {
     /// Its own.
-    Http1(http1::SendRequest<Outgoing>),
+    Http1(Box<Connection>),
     /// With others.
     Http2(Stream),
 }
@@ -120,14 +122,14 @@ impl Pool {
                 return Some(Line::http2(shared.clone()));
             }
         }
-        while let Some(candidate) = lines.idle.pop() {
+        while let Some(mut candidate) = lines.idle.pop() {
             if now.saturating_duration_since(candidate.since) > IDLE_FOR {
                 // Older ones lie below it.
                 lines.idle.clear();
                 return None;
             }
-            if candidate.tls == key.tls && candidate.sender.is_ready() {
-                return Some(Line::Http1(candidate.sender));
+            if candidate.tls == key.tls && candidate.connection.is_open() {
+                return Some(Line::Http1(candidate.connection));
             }
         }
         None
@@ -145,9 +147,9 @@ impl Pool {
         let mut lines = self.lines.borrow_mut();
         let lines = lines.entry(key.server).or_default();
         match dialled {
-            Dialled::Http1(sender) => {
+            Dialled::Http1(connection) => {
                 lines.speaks_http2 &= purpose == Purpose::Upgrade;
-                Line::Http1(sender)
+                Line::Http1(connection)
             }
             Dialled::Http2(sender) => {
                 lines.speaks_http2 = true;
@@ -177,8 +179,8 @@ impl Pool {
     /// Closes what has been idle for too long, and forgets servers that have nothing left.
     pub fn sweep(&self, now: Instant) {
         self.lines.borrow_mut().retain(|_, lines| {
-            lines.idle.retain(|idle| {
-                now.saturating_duration_since(idle.since) <= IDLE_FOR && !idle.sender.is_closed()
+            lines.idle.retain_mut(|idle| {
+                now.saturating_duration_since(idle.since) <= IDLE_FOR && idle.connection.is_open()
             });
             lines.shared.retain(|shared| {
                 let unused = now.saturating_duration_since(shared.used_at.get());
@@ -196,13 +198,14 @@ impl Pool {
 
     fn put(&self, key: Key, line: Line) {
         // A shared one stays where it is.
-        if let Line::Http1(sender) = line
-            && sender.is_ready()
+        if let Line::Http1(mut connection) = line
+            && connection.is_reusable()
         {
+            connection.rest();
             let mut lines = self.lines.borrow_mut();
             let idle = &mut lines.entry(key.server).or_default().idle;
             if idle.len() < IDLE_MAX {
-                idle.push(Idle { sender, since: time::monotonic(), tls: key.tls });
+                idle.push(Idle { connection, since: time::monotonic(), tls: key.tls });
             }
         }
     }
@@ -230,6 +233,39 @@ impl Drop for Stream {
 }
 
 impl Lease {
+    /// The connection, where it is the request's own.
+    pub fn http1(&mut self) -> Option<&mut Connection> {
+        match &mut self.line {
+            Some(Line::Http1(connection)) => Some(connection),
+            _ => None,
+        }
+    }
+
+    /// The same, to look at.
+    pub fn http1_ref(&self) -> Option<&Connection> {
+        match &self.line {
+            Some(Line::Http1(connection)) => Some(connection),
+            _ => None,
+        }
+    }
+
+    /// The connection as what it has become, where it is the request's own; the place stays.
+    pub fn take_upgraded(&mut self) -> Option<Upgraded> {
+        match self.line.take()? {
+            Line::Http1(connection) => Some(connection.into_upgraded()),
+            Line::Http2(_) => None,
+        }
+    }
+
+    /// Sends what is left of a request that was answered before its end, for so long at most.
+    pub async fn send_rest(mut self, patience: Duration) {
+        if let Some(connection) = self.http1() {
+            let sent = poll_fn(|context| connection.poll_send(context));
+            // Nobody waits for it: a connection on which it fails is not used again.
+            let _ = tokio::time::timeout(patience, sent).await;
+        }
+    }
+
     /// Takes note that the answer broke off.
     pub fn count_cut(&self, how: &'static str) {
         *self.pool.cut.borrow_mut().entry((self.upstream.clone(), how)).or_default() += 1;
@@ -237,8 +273,8 @@ impl Lease {
 }
 
 impl Drop for Lease {
-    /// hyper reports an HTTP/1.1 connection ready once the response has been read to its end and may
-    /// be followed by another. One that was given up half way is not, and closes here.
+    /// An HTTP/1.1 connection is reusable once both request and answer have ended as they said. One that
+    /// was given up half way is not, and closes here.
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             self.pool.put(self.key, line);

@@ -148,20 +148,22 @@ async fn ask(upstream: &Upstream, health: &HealthProbe, server: &Server) -> Resu
             .map_err(|error| error.to_string())
     };
     let authority = authority(server.endpoint());
-    let response = match dialled.map_err(|error| error.to_string())? {
-        Dialled::Http1(mut sender) => {
+    let status = match dialled.map_err(|error| error.to_string())? {
+        Dialled::Http1(mut connection) => {
             let mut request = request(health.path.clone(), Version::HTTP_11)?;
             let host = authority.parse().map_err(|_| "the host is no field value".to_owned())?;
             request.headers_mut().insert(header::HOST, host);
-            sender.send_request(request).await
+            let (head, body) = request.into_parts();
+            connection.ask(&head, None, body).await.map_err(|lost| lost.detail)?.status()
         }
         Dialled::Http2(mut sender) => {
             let scheme = if upstream.tls.is_some() { "https" } else { "http" };
             let target = format!("{scheme}://{authority}{}", health.path);
-            sender.send_request(request(target, Version::HTTP_2)?).await
+            let sent = sender.send_request(request(target, Version::HTTP_2)?).await;
+            sent.map_err(|error| error.to_string())?.status()
         }
     };
-    match response.map_err(|error| error.to_string())?.status() {
+    match status {
         status if status.is_success() || status.is_redirection() => Ok(()),
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
             Err(format!("answered {status}; is health.path the right one?"))

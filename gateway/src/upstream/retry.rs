@@ -27,6 +27,15 @@ pub enum Fate {
     Unknown,
 }
 
+/// A request that got no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// What is certain about it.
+    pub fate: Fate,
+    /// Why, for the log.
+    pub detail: String,
+}
+
 /// Whether sending it again can do no harm that was not asked for.
 ///
 /// A body that was begun cannot be sent again: it was not kept. What may have been carried out is

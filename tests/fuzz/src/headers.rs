@@ -78,7 +78,8 @@ pub(crate) fn headers(bytes: &[u8]) {
     let request_id = "request-1";
     assert!(is_request_id(request_id));
     let origin = Origin { source, host: Some("a.example"), request_id };
-    to_upstream(&mut headers, &permit, origin, &mut Introductions::default());
+    to_upstream(&mut headers, &permit);
+    Introductions::default().of(&permit, origin).write(&mut headers);
     for (name, value) in &headers {
         let canonical: String = name
             .as_str()

@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
 mod agent;
+mod answer;
 mod certificate;
 mod clock;
 mod config;
@@ -31,12 +32,18 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "agent",
         reads: "messages between the daemon and its agent",
         max_bytes: 1_024,
         run: agent::agent,
+    },
+    Target {
+        name: "answer",
+        reads: "what a server answers over HTTP/1.1, in one piece and in many",
+        max_bytes: 2_048,
+        run: answer::answer,
     },
     Target {
         name: "token",
