@@ -33,6 +33,24 @@ pub struct Switches {
     pub involuntary: u64,
 }
 
+/// Ticks in which threads were found in the program, or in the kernel on its behalf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticks {
+    /// In the program.
+    pub program: u64,
+    /// In the kernel.
+    pub kernel: u64,
+}
+
+impl Ticks {
+    /// Of the time between these two the part in the kernel; 0 where no tick fell in between.
+    pub fn kernel_share(self, before: Ticks) -> f64 {
+        let kernel = self.kernel.saturating_sub(before.kernel) as f64;
+        let all = self.program.saturating_sub(before.program) as f64 + kernel;
+        if all == 0.0 { 0.0 } else { kernel / all }
+    }
+}
+
 impl Processors {
     /// Those of these processes.
     ///
@@ -57,6 +75,18 @@ impl Processors {
                 sum.voluntary += one.voluntary;
                 sum.involuntary += one.involuntary;
             }
+        }
+        sum
+    }
+
+    /// What the kernel's tick found all of them at so far.
+    pub fn ticks(&self) -> Ticks {
+        let mut sum = Ticks::default();
+        for id in &self.process_ids {
+            let told = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            let one = ticks(&told);
+            sum.program += one.program;
+            sum.kernel += one.kernel;
         }
         sum
     }
@@ -86,9 +116,27 @@ fn switches(status: &str) -> Switches {
     }
 }
 
+/// Of one process: `utime` and `stime` of `stat` in proc(5), the twelfth and thirteenth behind the name,
+/// which may have blanks and brackets of its own.
+fn ticks(stat: &str) -> Ticks {
+    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+    let mut figures = behind.split_whitespace().skip(11).map(|word| word.parse().unwrap_or(0));
+    Ticks { program: figures.next().unwrap_or(0), kernel: figures.next().unwrap_or(0) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_are_read_behind_the_name() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 2 0 0 0 310 440 1 2 20 0";
+        let after = ticks(stat);
+        assert_eq!(after, Ticks { program: 310, kernel: 440 });
+        assert_eq!(ticks(""), Ticks::default());
+        assert_eq!(after.kernel_share(Ticks { program: 300, kernel: 410 }), 0.75);
+        assert_eq!(after.kernel_share(after), 0.0);
+    }
 
     #[test]
     fn switches_are_read_from_a_threads_status() {

@@ -19,6 +19,8 @@ pub struct Told {
     pub cpu_us_low: f64,
     /// The same over all of the time.
     pub cpu_us_mean: f64,
+    /// The part of `cpu_us_low` in the kernel, by what its tick found over all of the time.
+    pub kernel_us: f64,
     /// From the moment it was meant to be asked to the whole answer, in microseconds.
     pub latency: Latency,
     /// How often the server's threads gave the processor up by themselves, for each answer.

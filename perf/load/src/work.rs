@@ -169,6 +169,7 @@ async fn look(
     let start = clock::now();
     let answered_before = tally.answered.get();
     let switches_before = processors.switches();
+    let ticks_before = processors.ticks();
     let mut before = Stretch { answered: answered_before, used: processors.used()? };
     let mut stretches = Vec::new();
     while start.elapsed() < lasts {
@@ -190,6 +191,7 @@ async fn look(
     (told.voluntary_per_request, told.involuntary_per_request) = (voluntary, involuntary);
     told.elapsed_s = start.elapsed().as_secs_f64();
     (told.cpu_us_low, told.cpu_us_mean) = cpu_us(&stretches);
+    told.kernel_us = told.cpu_us_low * processors.ticks().kernel_share(ticks_before);
     Ok(())
 }
 

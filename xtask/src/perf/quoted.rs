@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::statistics::Figure;
+use super::{requests::KERNEL_PART, statistics::Figure};
 use crate::cargo::root;
 
 /// Where the table stands.
@@ -126,10 +126,16 @@ fn table(document: &Value) -> String {
         let _infallible = writeln!(table, "{name}: {}.", text(version));
     }
     table.push_str("\n| | ours | others | to the best | meant to be |\n|---|---:|---|---:|---|\n");
-    let rows = document["rows"].as_array().into_iter().flatten();
-    for line in rows.filter_map(Line::of) {
-        let peers: Vec<String> =
-            line.peers.iter().map(|(name, figure)| format!("{name} {}", number(*figure))).collect();
+    let rows = document["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for (row, line) in rows.iter().filter_map(|row| Some((row, Line::of(row)?))) {
+        let kernel = kernel_part(rows, row);
+        let in_kernel = |figure: &Value| {
+            figure.as_f64().map_or(String::new(), |figure| format!(" ({})", number(figure)))
+        };
+        let peer = |(name, figure): &(String, f64)| {
+            format!("{name} {}{}", number(*figure), in_kernel(&kernel["peers"][name]))
+        };
+        let peers: Vec<String> = line.peers.iter().map(peer).collect();
         let missed = match line.held {
             Some(true) => "",
             Some(false) => ": missed",
@@ -137,16 +143,28 @@ fn table(document: &Value) -> String {
         };
         let _infallible = writeln!(
             table,
-            "| {} | {} {} | {} | {} | {} |",
+            "| {} | {} {}{} | {} | {} | {} |",
             line.what,
             number(line.ours),
             line.unit,
+            in_kernel(&kernel["ours"]),
             peers.join(", "),
             line.ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
             line.target.map_or("–".to_owned(), |target| format!("{target}{missed}")),
         );
     }
     table
+}
+
+/// Of a row about a server's time the one that says how much of it was in the kernel, or nothing.
+fn kernel_part<'rows>(rows: &'rows [Value], row: &Value) -> &'rows Value {
+    let is_time = row["metric"].as_str().is_some_and(|name| name.starts_with("server_cpu"));
+    let same = |other: &&Value| {
+        is_time
+            && other["metric"] == KERNEL_PART
+            && ["scenario", "protocol", "variant"].iter().all(|name| row[*name] == other[*name])
+    };
+    rows.iter().find(same).unwrap_or(&Value::Null)
 }
 
 /// The document with that table between its marks.
@@ -277,6 +295,9 @@ mod tests {
                  "unit": "us", "ours": 12.34, "peers": {"nginx": 20.0, "envoy": 15.0},
                  "ratio_to_best": 0.82, "target": 0.8, "held": false},
                 {"scenario": "mtls", "metric": "requests_per_s", "ours": 1.0},
+                {"scenario": "mtls", "protocol": "h2", "variant": "", "metric": KERNEL_PART, "ours": 1.0},
+                {"scenario": "mtls", "protocol": "h1", "variant": "", "metric": KERNEL_PART,
+                 "unit": "us", "ours": 7.89, "peers": {"nginx": 11.0}},
                 {"scenario": "flood", "protocol": "udp4", "metric": "core_ns_per_packet", "unit": "ns",
                  "ours": 0.0, "peers": {}, "ratio_to_best": null, "date": "d2",
                  "targets": [{"target": "a", "held": true}, {"target": "b", "held": null}]},
@@ -289,7 +310,7 @@ mod tests {
              Measured d2, commit 01234567+changes, 3 rounds.\n\
              nginx: v.\n\n\
              | | ours | others | to the best | meant to be |\n|---|---:|---|---:|---|\n\
-             | mtls h1 | 12.3 us | envoy 15.0, nginx 20.0 | 0.82 | ≤ 0.8: missed |\n\
+             | mtls h1 | 12.3 us (7.89) | envoy 15.0, nginx 20.0 (11.0) | 0.82 | ≤ 0.8: missed |\n\
              | flood udp4: core ns per packet | 0 ns |  | – | a; b: not measured |\n"
         );
     }

@@ -19,6 +19,8 @@ mod scenario;
 mod servers;
 mod sid;
 
+pub use rows::KERNEL_PART;
+
 use std::{
     fs,
     path::PathBuf,

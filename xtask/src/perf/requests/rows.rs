@@ -29,14 +29,19 @@ const fn judged(name: &'static str, unit: &'static str, pointer: &'static str) -
     Metric { is_judged: true, ..metric(name, unit, pointer) }
 }
 
+/// The part of a server's time that it spends in the kernel.
+pub const KERNEL_PART: &str = "of_it_in_the_kernel";
+
 fn metrics(work: Work) -> Vec<Metric> {
     match work {
         Work::Closed => vec![
             judged("server_cpu_us_per_request", "us", "/cpu_us_low"),
+            metric(KERNEL_PART, "us", "/kernel_us"),
             metric("requests_per_s", "1/s", ""),
         ],
         Work::Handshakes { .. } => vec![
             judged("server_cpu_us_per_handshake", "us", "/cpu_us_low"),
+            metric(KERNEL_PART, "us", "/kernel_us"),
             metric("handshakes_per_s", "1/s", ""),
         ],
         Work::Rate(_) => vec![
@@ -240,7 +245,7 @@ mod tests {
 
     #[test]
     fn less_is_better_only_where_it_is() {
-        let [cpu, rate] = &measured(true).rows()[..] else { panic!("two figures") };
+        let [cpu, _kernel, rate] = &measured(true).rows()[..] else { panic!("two figures") };
         let said = cpu.document();
         assert_eq!(said["ours"], 11.0);
         assert_eq!(said["spread"], json!([10.5, 11.5]));
