@@ -93,10 +93,15 @@ impl Limit {
     #[inline(always)]
     pub const fn step(&self, full_at_ns: u64, now_ns: u64) -> Step {
         let ahead_ns = full_at_ns.wrapping_sub(now_ns) as i64;
-        if ahead_ns < 0 {
-            Step::Restart(now_ns.wrapping_add(self.cost_ns))
-        } else if ahead_ns as u64 > self.tolerance_ns {
+        // Nothing is further ahead than a signed number tells.
+        let tolerance_ns = match self.tolerance_ns {
+            long if long > i64::MAX as u64 => i64::MAX,
+            tolerance_ns => tolerance_ns as i64,
+        };
+        if ahead_ns > tolerance_ns {
             Step::Refuse
+        } else if ahead_ns < 0 {
+            Step::Restart(now_ns.wrapping_add(self.cost_ns))
         } else {
             Step::Charge(self.cost_ns)
         }

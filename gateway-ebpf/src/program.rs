@@ -374,8 +374,9 @@ fn below<const N: usize>(number: u64) -> usize {
             options(nostack, nomem, pure),
         );
     }
-    // No number is beyond it; the remainder says so to the compiler.
-    number as usize % N
+    // SAFETY: the mask is one less than `N`, a power of two.
+    unsafe { core::hint::assert_unchecked(number < N as u64) };
+    number as usize
 }
 
 /// A trie's key that only prefixes of this very address match.

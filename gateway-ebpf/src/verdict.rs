@@ -184,7 +184,7 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
     // Written out once for what nearly every packet is, so that nobody asks later what it was, and once
     // for the rest: each more would cost the kernel's verifier as much again.
     if let Some(flow) = packet::plain_ipv4(frame) {
-        return judge_flow(frame, &flow, tables, now_ns);
+        return judge_flow::<true, F, T>(frame, &flow, tables, now_ns);
     }
     let parsed = match packet::plain_ipv6(frame) {
         Some(flow) => Parsed::Flow(flow),
@@ -193,12 +193,13 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
     match parsed {
         Parsed::NotIp => Outcome::NotIp,
         Parsed::Malformed => Outcome::Malformed,
-        Parsed::Flow(flow) => judge_flow(frame, &flow, tables, now_ns),
+        Parsed::Flow(flow) => judge_flow::<false, F, T>(frame, &flow, tables, now_ns),
     }
 }
 
+/// A packet; `PLAIN` where its headers are those that nearly every packet has.
 #[inline(always)]
-fn judge_flow<F: Frame + ?Sized, T: Tables>(
+fn judge_flow<const PLAIN: bool, F: Frame + ?Sized, T: Tables>(
     frame: &F,
     flow: &Flow,
     tables: &T,
@@ -214,13 +215,13 @@ fn judge_flow<F: Frame + ?Sized, T: Tables>(
         Target::Fragment | Target::Unreadable => {}
     }
     let marks = tables.marks(flow.address);
-    let outcome = judge_guarded(frame, flow, marks, tables, now_ns);
+    let outcome = judge_guarded::<PLAIN, F, T>(frame, flow, marks, tables, now_ns);
     if outcome.drops() && tables.is_exempt(flow.address, marks) { Outcome::Exempt } else { outcome }
 }
 
 /// A packet that is, or may be, for a guarded port.
 #[inline(always)]
-fn judge_guarded<F: Frame + ?Sized, T: Tables>(
+fn judge_guarded<const PLAIN: bool, F: Frame + ?Sized, T: Tables>(
     frame: &F,
     flow: &Flow,
     marks: u8,
@@ -244,6 +245,12 @@ fn judge_guarded<F: Frame + ?Sized, T: Tables>(
         Listed::Nowhere => {}
         Listed::Banned => return Outcome::Banned,
         Listed::Denied => return Outcome::Denied,
+    }
+    // Written out once more for what nearly every packet is: everybody's limits hold, and no connection
+    // is asked for. The verifier comes by here once.
+    if PLAIN && doublings == 0 && !flow.opens {
+        let prices = Prices { opens: false, doublings: 0, tables };
+        return judge_limited(frame, source, hash, &prices, now_ns);
     }
     // Whatever way led here, from here on it is one.
     let opens = forgotten(u64::from(flow.opens), now_ns) != 0;
@@ -612,6 +619,45 @@ mod tests {
         let both = Fixed { bytes, packets: ONE, ..Fixed::default() };
         judge(frame.as_slice(), &both, 0);
         assert_eq!(judge(frame.as_slice(), &both, 0), Outcome::OverLimit);
+    }
+
+    #[test]
+    fn plain_packets_are_judged_as_those_with_a_tag_are() {
+        let few = Limit { cost_ns: 1_000, tolerance_ns: 2_000 };
+        let two_frames = Limit { cost_ns: OCTETS << 32, tolerance_ns: 104 << 32 };
+        let (ack, syn) = (0x10, 0x02);
+        let mut outcomes = BTreeSet::new();
+        for (packets, bytes) in [
+            (MANY, Limit::NONE),
+            (few, Limit::NONE),
+            (MANY, two_frames),
+            (few, two_frames),
+            (Limit::NONE, two_frames),
+            (Limit::NONE, Limit::NONE),
+        ] {
+            let [plain, tagged] =
+                [(); 2].map(|()| Fixed { packets, bytes, connections: ONE, ..Fixed::default() });
+            for (step, flags) in [ack, ack, syn, ack, syn, ack, ack, syn].into_iter().enumerate() {
+                let now_ns = 300 * step as u64;
+                let mut frame = tcp_with(8443, flags);
+                let mut with_tag = frame.clone();
+                with_tag.splice(12..12, [0x81, 0, 0, 7]);
+                frame.resize(with_tag.len(), 0);
+                let outcome = judge(frame.as_slice(), &plain, now_ns);
+                assert_eq!(outcome, judge(with_tag.as_slice(), &tagged, now_ns));
+                assert_eq!(plain.charged(), tagged.charged());
+                outcomes.insert(outcome);
+            }
+        }
+        assert_eq!(
+            outcomes,
+            BTreeSet::from([
+                Outcome::WithinLimit,
+                Outcome::OverLimit,
+                Outcome::OverConnections,
+                Outcome::OverBytes,
+            ])
+        );
     }
 
     #[test]
