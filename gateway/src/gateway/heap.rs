@@ -23,14 +23,18 @@ const LOOKS_AFTER_CHANGE: u32 = 3;
 /// can be seen from outside.
 const LOOKS_LEFT_OUT_MAX: u32 = 5;
 
-/// What is occupied beyond what is in use and is not worth the work: program, stacks, and room that the
-/// next connections will want.
-const SPARE_BYTES: usize = 24 << 20;
+/// What is occupied beyond what is in use and is not worth the work: stacks, and room that the next
+/// connections will want.
+const SPARE_BYTES: usize = 8 << 20;
+
+/// The same beside much that is in use: of each connection that rests, holes between its parts stay that
+/// nobody else fits in.
+const SPARE_SHARE: usize = 16;
 
 /// The process' memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reading {
-    /// Octets in pages that the process occupies.
+    /// Octets in pages that the process occupies, without those of files: the program itself.
     resident_bytes: usize,
     /// Octets that were asked for and not given back.
     used_bytes: usize,
@@ -68,7 +72,8 @@ impl Heap {
     /// Whether giving back is worth it: what is too small or too scattered to go stays, and is not tried
     /// again and again.
     fn is_worth(&self, now: Reading) -> bool {
-        now.spare_bytes() > SPARE_BYTES.max(now.used_bytes / 4).max(self.kept_bytes * 3 / 2)
+        now.spare_bytes()
+            > SPARE_BYTES.max(now.used_bytes / SPARE_SHARE).max(self.kept_bytes * 3 / 2)
     }
 
     fn gave_back(&mut self, now: Reading) {
@@ -116,9 +121,12 @@ fn look(mut heap: Heap) -> Heap {
 mod allocator {
     pub(super) fn resident_bytes() -> Option<usize> {
         let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-        let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
+        // proc_pid_statm(5): pages in memory are the second figure, those of them that files back the third.
+        let mut figures = statm.split(' ').skip(1).map(str::parse::<usize>);
+        let (resident, of_files) = (figures.next()?.ok()?, figures.next()?.ok()?);
+        let pages = resident.saturating_sub(of_files);
         let page_bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-        Some(pages * usize::try_from(page_bytes).ok()?)
+        pages.checked_mul(usize::try_from(page_bytes).ok()?)
     }
 
     pub(super) fn used_bytes() -> Option<usize> {
@@ -157,10 +165,11 @@ mod tests {
     #[test]
     fn memory_is_given_back_when_much_is_neither_used_nor_stuck() {
         for (resident, used, kept, expected) in [
-            (30, 10, 0, false),   // a daemon that has just started
+            (14, 7, 0, false),    // a daemon that has just started
             (690, 20, 0, true),   // after a crowd
             (690, 650, 0, false), // a crowd
-            (370, 300, 0, false), // it comes and goes
+            (690, 640, 0, true),  // whose handshakes have left their memory behind
+            (310, 300, 0, false), // it comes and goes
             (400, 200, 0, true),
             (400, 200, 190, false), // scattered: it did not go the last time
             (600, 200, 190, true),  // and now there is more

@@ -169,6 +169,10 @@ impl Connection {
         let gate = head.extensions.get::<Gate>().cloned();
         let begun = self.begin(head, introduced, body);
         begun.map_err(|broken| self.lost(&broken))?;
+        // Until everybody on this worker had a turn: requests that are ready at the same time then leave one
+        // right after the other, and the servers are woken once for all of them, not once for each. A
+        // worker with nothing else to do comes back at once.
+        tokio::task::yield_now().await;
         poll_fn(|context| {
             if let Poll::Ready(Err(broken)) = self.poll_send(context) {
                 // A server that wants no more may have said why before it closed.

@@ -11,6 +11,7 @@ use super::{
     request::COPIED_MAX_BYTES,
     *,
 };
+use crate::{http::body::RequestBody, time, upstream::outgoing::Source};
 
 /// An answer as it was understood: its status, its fields, its body, its trailers.
 #[derive(Debug, PartialEq, Eq)]
@@ -396,6 +397,38 @@ fn a_body_is_as_long_as_was_stated() {
         let told = ended.ok().map(|()| String::from_utf8(written(&output)).unwrap());
         assert_eq!(told.as_deref(), expected, "{shown}");
     }
+}
+
+#[tokio::test]
+async fn who_is_ready_already_has_a_turn_before_a_request_is_written() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    // Asked without the runtime, so that what was written is seen at once.
+    let server = listener.accept().await.unwrap().0.into_std().unwrap();
+    let mut connection = Connection::new(Stream::Plain(near));
+    let head = http::Request::get("/a").body(()).unwrap().into_parts().0;
+    let turns = std::rc::Rc::new(Cell::new(0));
+    let (seen, counts) = (turns.clone(), turns.clone());
+    let asking = async move {
+        tokio::task::spawn_local(async move { counts.set(counts.get() + 1) });
+        let body = Source::new(RequestBody::empty(), time::monotonic()).attempt();
+        let spare = Cell::default();
+        let mut asking = pin!(connection.ask(&head, None, body, &spare));
+        poll_fn(|context| {
+            assert!(asking.as_mut().poll(context).is_pending(), "there is no answer yet");
+            if matches!(server.peek(&mut [0]), Ok(1)) {
+                return Poll::Ready(seen.get());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await
+    };
+    let local = tokio::task::LocalSet::new();
+    let asking = local.run_until(asking);
+    let asking = tokio::time::timeout(std::time::Duration::from_secs(30), asking);
+    assert_eq!(asking.await.expect("it is written"), 1, "turns of others by then");
+    assert_eq!(turns.get(), 1);
 }
 
 /// Lines of a head, good and bad.
