@@ -2,10 +2,10 @@
 //! requests, over whatever they come.
 
 use std::{
-    cell::Cell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -17,7 +17,10 @@ use super::{
     guard::{Running, Upload},
     h3, headers,
 };
-use crate::upstream::{http1::stream::Upgraded, incoming::UpstreamBody, pool::Lease};
+use crate::{
+    time,
+    upstream::{http1::stream::Upgraded, incoming::UpstreamBody, pool::Lease},
+};
 
 /// Why a body broke off; whoever passes it on breaks off too.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -70,6 +73,26 @@ impl Body {
         self.finished = Some(Box::new(finished));
         self
     }
+
+    /// The next part of it, where the time is known already.
+    pub fn poll_frame_at(
+        &mut self,
+        context: &mut Context<'_>,
+        now: Instant,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match &mut self.content {
+            Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Upstream(body) => ready!(body.poll_frame(context, now)),
+        };
+        let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
+        if let Some(data) = frame.data_ref() {
+            self.passed_bytes += data.len() as u64;
+        }
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::trailers_to_client(trailers);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
 }
 
 impl Drop for Body {
@@ -88,18 +111,7 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = match &mut self.content {
-            Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context)),
-        };
-        let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
-        if let Some(data) = frame.data_ref() {
-            self.passed_bytes += data.len() as u64;
-        }
-        if let Some(trailers) = frame.trailers_mut() {
-            headers::trailers_to_client(trailers);
-        }
-        Poll::Ready(Some(Ok(frame)))
+        self.poll_frame_at(context, time::monotonic())
     }
 
     fn is_end_stream(&self) -> bool {
@@ -178,7 +190,8 @@ impl HttpBody for Arriving {
 pub struct RequestBody {
     /// `None`: there is none.
     arriving: Option<Arriving>,
-    passed_bytes: Rc<Cell<u64>>,
+    /// The request that it is of, where what passes is counted.
+    running: Option<Rc<Running>>,
     /// Sees whether the client keeps up.
     upload: Option<Upload>,
     /// Not read before that is over.
@@ -186,18 +199,14 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// Counts what passes into `passed_bytes`.
-    pub fn new(
-        arriving: Arriving,
-        passed_bytes: Rc<Cell<u64>>,
-        upload: Option<Upload>,
-    ) -> RequestBody {
-        RequestBody { arriving: Some(arriving), passed_bytes, upload, wait: None }
+    /// Of that request, which counts what passes.
+    pub fn new(arriving: Arriving, running: Rc<Running>, upload: Option<Upload>) -> RequestBody {
+        RequestBody { arriving: Some(arriving), running: Some(running), upload, wait: None }
     }
 
     /// None.
     pub fn empty() -> RequestBody {
-        RequestBody { arriving: None, passed_bytes: Rc::default(), upload: None, wait: None }
+        RequestBody { arriving: None, running: None, upload: None, wait: None }
     }
 
     /// Reads nothing before `wait` is over.
@@ -229,8 +238,8 @@ impl HttpBody for RequestBody {
         }
         let frame = ready!(polled);
         let Some(Ok(mut frame)) = frame else { return Poll::Ready(frame) };
-        if let Some(data) = frame.data_ref() {
-            self.passed_bytes.set(self.passed_bytes.get() + data.len() as u64);
+        if let (Some(data), Some(running)) = (frame.data_ref(), &self.running) {
+            running.came(data.len());
         }
         if let Some(trailers) = frame.trailers_mut() {
             headers::trailers_to_upstream(trailers);

@@ -1,6 +1,13 @@
 //! One request: head → facts → identity → permit → upstream, or the answer to a refusal.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration, time::Instant};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderMap, HeaderName, Request, Response, Uri, header, request::Parts};
 use http_body::Body as _;
@@ -51,7 +58,7 @@ struct Record {
     upstream: Option<Arc<str>>,
     /// Who was proven so far.
     identity: Identity,
-    bytes_in: Rc<Cell<u64>>,
+    running: Rc<Running>,
     auth: Duration,
     upstream_wait: Option<Duration>,
     /// When the upstream's part was over.
@@ -69,23 +76,30 @@ pub async fn exchange(
 ) -> Response<Body> {
     let worker = connection.worker.clone();
     let snapshot = worker.shared.published.load_full();
-    let (mut parts, incoming) = request.into_parts();
-    let mut record = Record::new(&connection, &parts, running.started(), snapshot.access_log);
-    let upload = Upload::of(running.clone(), &parts.headers);
-    let body = RequestBody::new(incoming, record.bytes_in.clone(), upload);
-    let outcome = match upgrade::asked(&mut parts) {
+    // Large, so it stays where it is.
+    let (mut head, incoming) = request.into_parts();
+    let mut record = Record::new(&connection, &head, running.clone(), snapshot.access_log);
+    let upload = Upload::of(running.clone(), &head.headers);
+    let body = RequestBody::new(incoming, running.clone(), upload);
+    let outcome = match upgrade::asked(&mut head) {
+        Ok(_) if running.is_framed_twice() => {
+            Err(Refusal::MalformedRequest("both Content-Length and Transfer-Encoding"))
+        }
         Ok(mut asked) => {
             let upgrade = asked.as_mut();
-            let served = tokio::select! {
-                biased;
-                () = std::future::ready(()), if running.is_framed_twice() => {
-                    Err(Refusal::MalformedRequest("both Content-Length and Transfer-Encoding"))
-                }
-                outcome = serve(&connection, &snapshot, parts, body, upgrade, &mut record) => outcome,
-                reason = running.broken_off() => Err(match reason {
-                    Reason::BodyTooSlow => Refusal::BodyTooSlow,
-                    _ => Refusal::RequestTooLong,
-                }),
+            let served = {
+                let (head, record) = (&mut head, &mut record);
+                let mut serving = pin!(serve(&connection, &snapshot, head, body, upgrade, record));
+                poll_fn(|context| match serving.as_mut().poll(context) {
+                    Poll::Pending => running.poll_broken_off(context).map(|reason| {
+                        Err(match reason {
+                            Reason::BodyTooSlow => Refusal::BodyTooSlow,
+                            _ => Refusal::RequestTooLong,
+                        })
+                    }),
+                    served => served,
+                })
+                .await
             };
             match (served, asked) {
                 (Ok(response), Some(asked)) => asked.join(connection.clone(), response),
@@ -117,8 +131,8 @@ pub async fn exchange(
 async fn serve(
     connection: &Connection,
     snapshot: &Snapshot,
-    mut parts: Parts,
-    body: RequestBody,
+    head: &mut Parts,
+    mut body: RequestBody,
     upgrade: Option<&mut Asked>,
     record: &mut Record,
 ) -> Result<Response<Body>, Refusal> {
@@ -126,7 +140,7 @@ async fn serve(
     if connection.phase() >= Phase::Closing {
         return Err(Refusal::Draining);
     }
-    let (method, uri, fields) = (&parts.method, &parts.uri, &parts.headers);
+    let (method, uri, fields) = (&head.method, &head.uri, &head.headers);
     if fields.len() > snapshot.clients.fields_max {
         return Err(Refusal::MalformedRequest("more fields than are taken"));
     }
@@ -174,42 +188,44 @@ async fn serve(
     };
     let candidate = admitted.join(claims);
     record.know(candidate.identity());
-    let host = facts.authority().map(str::to_owned);
     let target = facts.path().rewritten().map(|path| forward::with_path(uri, path));
     let permit = permit(candidate, &counting, &mut record.verdicts)?;
-    worker.vouch(&connection.arrival, permit.identity(), record.started);
+    let origin = Origin {
+        source: connection.arrival.address,
+        host: facts.authority(),
+        request_id: &record.request_id,
+    };
+    let introduced = worker.introductions.borrow_mut().of(&permit, origin);
+    if let Some(who) = introduced.who() {
+        worker.vouch(&connection.arrival, who, record.started);
+    }
     let authorized = time::monotonic();
     record.auth = authorized.saturating_duration_since(record.started);
 
-    let origin = Origin {
-        source: connection.arrival.address,
-        host: host.as_deref(),
-        request_id: &record.request_id,
-    };
-    let is_expected = expect::is_expected(&parts.headers);
-    headers::to_upstream(&mut parts.headers, &permit);
-    let introduced = worker.introductions.borrow_mut().of(&permit, origin);
+    let is_expected = expect::is_expected(&head.headers);
+    headers::to_upstream(&mut head.headers, &permit);
     if let Some(target) = target {
-        parts.uri = target?;
+        head.uri = target?;
     }
     // Routes are checked against the upstreams of the same configuration.
     let upstream = &snapshot.upstreams[route.upstream];
     record.upstream = Some(upstream.name.clone());
     let purpose = match upgrade {
         Some(asked) => {
-            asked.write(&mut parts.headers, &record.request_id, upstream.idle_timeout);
+            asked.write(&mut head.headers, &record.request_id, upstream.idle_timeout);
             Purpose::Upgrade
         }
         None => Purpose::Requests,
     };
-    let mut request = Request::from_parts(parts, body);
-    if is_expected && !request.body().is_end_stream() {
-        let wait = expect::pass_on(&mut request);
-        request.body_mut().after(wait);
+    if is_expected && !body.is_end_stream() {
+        body.after(expect::pass_on(head));
     }
-    let outcome =
-        worker.forwarder.forward(upstream, &introduced, purpose, request, authorized).await;
-    let answered = time::monotonic();
+    let mut answered = authorized;
+    let sent = worker.forwarder.forward(upstream, &introduced, purpose, head, body, &mut answered);
+    let outcome = sent.await;
+    if outcome.is_err() {
+        answered = time::monotonic();
+    }
     record.upstream_wait = Some(answered.saturating_duration_since(authorized));
     record.answered = Some(answered);
     let result = match &outcome {
@@ -271,7 +287,12 @@ pub(super) fn identify(
 }
 
 impl Record {
-    fn new(connection: &Connection, parts: &Parts, started: Instant, access_log: bool) -> Record {
+    fn new(
+        connection: &Connection,
+        parts: &Parts,
+        running: Rc<Running>,
+        access_log: bool,
+    ) -> Record {
         const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
         let offered = parts.headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let number = connection.next_request();
@@ -280,14 +301,14 @@ impl Record {
             _ => own_request_id(&connection.arrival.id, number),
         };
         Record {
-            started,
+            started: running.started(),
             request_id,
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             route: None,
             upstream: None,
             identity: Identity::anonymous(),
-            bytes_in: Rc::default(),
+            running,
             auth: Duration::ZERO,
             upstream_wait: None,
             answered: None,
@@ -313,6 +334,7 @@ impl Record {
         {
             let consumer = worker.consumer(self.identity.client_id());
             let ended = self.answered.unwrap_or_else(time::monotonic);
+            self.running.answers(ended);
             let took = ended.saturating_duration_since(self.started);
             let mut metrics = worker.metrics.borrow_mut();
             let route = self.route.clone().unwrap_or_else(|| Arc::from(NO_ROUTE));
@@ -380,7 +402,7 @@ impl Record {
                 .maybe("limit_observed", self.said(Decision::WouldRefuse))
                 .maybe("token", token)
                 .maybe("upstream", self.upstream.as_deref())
-                .field("bytes_in", self.bytes_in.get())
+                .field("bytes_in", self.running.came_bytes())
                 .field("bytes_out", bytes_out)
                 .field("duration_us", micros(took))
                 .field("auth_us", micros(self.auth))

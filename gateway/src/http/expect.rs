@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header, request::Parts};
 use tokio::time::{Sleep, sleep};
 
 /// Upstreams that do not know the expectation say nothing to it; curl waits as long.
@@ -70,17 +70,20 @@ impl Wait {
 }
 
 /// Passes the expectation on with a request, and gives the wait for its body.
-pub fn pass_on<B>(request: &mut Request<B>) -> Wait {
+pub fn pass_on(head: &mut Parts) -> Wait {
     let expectation = http::HeaderValue::from_static("100-continue");
-    request.headers_mut().insert(header::EXPECT, expectation);
+    head.headers.insert(header::EXPECT, expectation);
     let gate = Gate::default();
-    request.extensions_mut().insert(gate.clone());
+    head.extensions.insert(gate.clone());
     let opened = gate.clone();
-    hyper::ext::on_informational(request, move |answer| {
+    let mut bare = Request::new(());
+    std::mem::swap(bare.extensions_mut(), &mut head.extensions);
+    hyper::ext::on_informational(&mut bare, move |answer| {
         if answer.status() == StatusCode::CONTINUE {
             opened.open();
         }
     });
+    std::mem::swap(bare.extensions_mut(), &mut head.extensions);
     Wait { gate, silence: Box::pin(sleep(SILENCE_MAX)) }
 }
 

@@ -119,7 +119,9 @@ pub struct Watch {
     is_retiring: Cell<bool>,
     /// Whether it may rest: an HTTP/1.1 connection whose last request and answer passed whole.
     may_rest: Cell<bool>,
-    /// Since when an HTTP/1 head is on its way and not whole.
+    /// Whether an HTTP/1 head is on its way and not whole.
+    has_head_begun: Cell<bool>,
+    /// Since when. Looked at only once what came has been parsed, for nearly all heads come whole.
     head_since: Cell<Option<Instant>>,
     /// Its lines so far.
     head: Cell<Head>,
@@ -146,6 +148,7 @@ impl Watch {
             was_asked: Cell::new(false),
             is_retiring: Cell::new(false),
             may_rest: Cell::new(false),
+            has_head_begun: Cell::new(false),
             head_since: Cell::new(None),
             head: Cell::default(),
             blocked_since: Cell::new(None),
@@ -161,6 +164,7 @@ impl Watch {
     pub fn begin(self: &Rc<Self>, now: Instant) -> Ticket {
         self.was_asked.set(true);
         self.may_rest.set(false);
+        self.has_head_begun.set(false);
         self.head_since.set(None);
         let running = Rc::new(Running::new(now, self.head.take().is_framed_twice()));
         self.running.borrow_mut().push(running.clone());
@@ -184,16 +188,14 @@ impl Watch {
 
     /// Octets came from the client.
     fn read(&self, bytes: &[u8]) -> Result<(), Flood> {
-        let now = time::monotonic();
         if let Some(frames) = &self.frames {
+            let now = time::monotonic();
             return frames.borrow_mut().read(bytes, now).inspect_err(|flood| {
                 self.flood.set(Some(*flood));
             });
         }
         if !self.is_busy() {
-            if self.head_since.get().is_none() {
-                self.head_since.set(Some(now));
-            }
+            self.has_head_begun.set(true);
             let mut head = self.head.get();
             head.read(bytes);
             self.head.set(head);
@@ -204,7 +206,16 @@ impl Watch {
     /// Whether a head has begun to come over HTTP/1 and nothing is being served: what is answered now
     /// is answered to no request.
     fn reads_head(&self) -> bool {
-        self.head_since.get().is_some() && self.frames.is_none() && !self.is_busy()
+        self.has_head_begun.get() && self.frames.is_none() && !self.is_busy()
+    }
+
+    /// Since when an HTTP/1 head is on its way and not whole. Asked whenever the connection's task has read
+    /// what there was ([`Watch::verdict`]).
+    fn head_since(&self) -> Option<Instant> {
+        if self.has_head_begun.get() && self.head_since.get().is_none() {
+            self.head_since.set(Some(time::monotonic()));
+        }
+        self.head_since.get()
     }
 
     /// Whether a request is being served, or a WebSocket.
@@ -260,7 +271,7 @@ impl Watch {
     fn next(&self) -> Option<(Instant, Verdict)> {
         let Limits { head, idle, answer, .. } = *self.limits;
         let block_since = self.frames.as_ref().and_then(|frames| frames.borrow().block_since());
-        let head_since = block_since.or(self.head_since.get()).map(|since| {
+        let head_since = block_since.or_else(|| self.head_since()).map(|since| {
             let detail = "the head of a request was not whole in time";
             (since + head, Verdict::Refuse(Reason::RequestTimeout, detail))
         });
@@ -350,9 +361,9 @@ mod tests {
 
     use bytes::Bytes;
     use http_body::Body as _;
-    use http_body_util::{Empty, Full};
 
     use super::*;
+    use crate::http::body::Body;
 
     fn limits() -> Arc<Limits> {
         Arc::new(Limits::default())
@@ -404,7 +415,7 @@ mod tests {
             if has_come {
                 ticket.running().came_whole();
             }
-            let held = ticket.hold(Full::new(Bytes::from_static(b"answer")));
+            let held = ticket.hold(Body::full(Bytes::from_static(b"answer")));
             assert!(!matches!(watch.judge(at(start, 30)), Verdict::Rest), "it is served");
             let mut held = pin!(held);
             while has_gone
@@ -437,13 +448,13 @@ mod tests {
         drop(watch.begin(start));
         watch.quiet_since.set(start);
         watch.read(b"G").unwrap();
-        let began = watch.head_since.get().expect("a head has begun");
+        let began = watch.head_since().expect("a head has begun");
         watch.read(b"ET").unwrap();
-        assert_eq!(watch.head_since.get(), Some(began));
+        assert_eq!(watch.head_since(), Some(began));
         assert_eq!(reason(watch.judge(at(began, 10))), Some(Reason::RequestTimeout));
         let ticket = watch.begin(at(began, 9));
         watch.read(b"body").unwrap();
-        assert_eq!(watch.head_since.get(), None, "what comes during a request is its body");
+        assert_eq!(watch.head_since(), None, "what comes during a request is its body");
         drop(ticket);
         assert_eq!(watch.running.borrow().len(), 0);
     }
@@ -466,7 +477,8 @@ mod tests {
             drop((upload, ticket));
 
             let ticket = watch.begin(start);
-            let held = ticket.hold(Empty::<Bytes>::new());
+            ticket.running().answers(start);
+            let held = ticket.hold(Body::full(Bytes::new()));
             let (after_s, expected) = match whole {
                 Some(_) => (30, Reason::RequestTooLong),
                 None => (100, Reason::AnswerStalled),

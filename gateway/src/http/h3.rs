@@ -37,7 +37,7 @@ use self::{
     upload::Signals,
 };
 use super::{
-    body::{Arriving, Body},
+    body::Arriving,
     connection::{
         Arrival, Connection, HEAD_MORE_BYTES, evidence, later_phase, refused, strangers, withdrawn,
     },
@@ -487,7 +487,7 @@ enum Interrupted {
 async fn pass(
     send: &mut RequestStream<Sender, Bytes>,
     back: &Sender,
-    response: Response<Held<Body>>,
+    response: Response<Held>,
     is_head: bool,
     date: Option<HeaderValue>,
 ) -> Result<(), Interrupted> {
@@ -507,7 +507,10 @@ async fn pass(
     if !bodiless {
         pass_body(send, back, &mut body, &mut frames).await?;
     }
-    write(back, &mut frames).await?;
+    if !frames.is_empty() {
+        body.is_taken();
+        write(back, &mut frames).await?;
+    }
     send.finish().await.map_err(gone)
 }
 
@@ -515,7 +518,7 @@ async fn pass(
 async fn pass_body(
     send: &mut RequestStream<Sender, Bytes>,
     back: &Sender,
-    body: &mut Held<Body>,
+    body: &mut Held,
     frames: &mut Vec<u8>,
 ) -> Result<(), Interrupted> {
     loop {

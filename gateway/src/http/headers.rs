@@ -328,7 +328,7 @@ mod tests {
     };
 
     /// All that the upstream gets.
-    fn forwarded(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_>) {
+    fn forwarded(headers: &mut HeaderMap, permit: &Permit<'_>, origin: Origin<'_, '_>) {
         to_upstream(headers, permit);
         Introductions::default().of(permit, origin).write(headers);
     }

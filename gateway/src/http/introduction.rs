@@ -9,7 +9,10 @@ use std::{io::Write as _, net::IpAddr, ops::Range, rc::Rc};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::{identity::Identity, policy::Permit};
+use crate::{
+    identity::Identity,
+    policy::{Permit, vouch},
+};
 
 /// Places that one client's introduction may be at; of more clients that meet there the one that was
 /// made first gives way.
@@ -25,13 +28,13 @@ const KEPT_MAX_BYTES: usize = 2048;
 
 /// What the connection and the request contribute to the forwarding fields.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
+pub struct Origin<'h, 'i> {
     /// The client's address.
     pub source: IpAddr,
     /// The host as the client named it.
-    pub host: Option<&'a str>,
+    pub host: Option<&'h str>,
     /// The request's id.
-    pub request_id: &'a str,
+    pub request_id: &'i str,
 }
 
 /// What an upstream is told of one client in each of its requests.
@@ -40,6 +43,8 @@ struct Introduction {
     identity: Identity,
     source: IpAddr,
     host: Option<String>,
+    /// [`vouch::who`] it is.
+    who: Option<u64>,
     /// As lines of HTTP/1.1.
     lines: Bytes,
     /// The same: names, and values that are parts of the lines.
@@ -57,6 +62,11 @@ pub struct Introduced<'a> {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 impl Introduced<'_> {
+    /// [`vouch::who`] was introduced.
+    pub fn who(&self) -> Option<u64> {
+        self.introduction.who
+    }
+
     /// Writes it among fields of which none has those names.
     pub fn write(&self, headers: &mut HeaderMap) {
         let fields = &self.introduction.fields;
@@ -81,7 +91,7 @@ impl Introduced<'_> {
 }
 
 impl Introduction {
-    fn new(identity: &Identity, origin: Origin<'_>) -> Introduction {
+    fn new(identity: &Identity, origin: Origin<'_, '_>) -> Introduction {
         let mut fields = Fields::new();
         write_identity(&mut fields, identity);
         write_origin(&mut fields, origin);
@@ -90,12 +100,13 @@ impl Introduction {
             identity: identity.clone(),
             source: origin.source,
             host: origin.host.map(str::to_owned),
+            who: vouch::who(identity),
             lines,
             fields,
         }
     }
 
-    fn is_of(&self, identity: &Identity, origin: Origin<'_>) -> bool {
+    fn is_of(&self, identity: &Identity, origin: Origin<'_, '_>) -> bool {
         self.identity.is_same(identity)
             && self.source == origin.source
             && self.host.as_deref() == origin.host
@@ -124,11 +135,11 @@ struct Way {
 
 impl Introductions {
     /// What is to be said of a client with a request that it may make.
-    pub fn of<'a>(&mut self, permit: &Permit<'_>, origin: Origin<'a>) -> Introduced<'a> {
+    pub fn of<'a>(&mut self, permit: &Permit<'_>, origin: Origin<'_, 'a>) -> Introduced<'a> {
         self.of_identity(permit.identity(), origin)
     }
 
-    fn of_identity<'a>(&mut self, identity: &Identity, origin: Origin<'a>) -> Introduced<'a> {
+    fn of_identity<'a>(&mut self, identity: &Identity, origin: Origin<'_, 'a>) -> Introduced<'a> {
         let request_id = origin.request_id;
         if self.sets.is_empty() {
             self.sets.resize_with(SETS, Set::default);
@@ -157,7 +168,7 @@ impl Introductions {
 }
 
 impl Set {
-    fn find(&mut self, identity: &Identity, origin: Origin<'_>) -> Option<Rc<Introduction>> {
+    fn find(&mut self, identity: &Identity, origin: Origin<'_, '_>) -> Option<Rc<Introduction>> {
         let mut ways = self.ways.iter_mut().flatten();
         let way = ways.find(|way| way.introduction.is_of(identity, origin))?;
         way.is_used = true;
@@ -214,7 +225,7 @@ fn address_text(address: IpAddr, room: &mut [u8; ADDRESS_MAX_BYTES]) -> &str {
     str::from_utf8(&room[..ADDRESS_MAX_BYTES - left]).unwrap_or_default()
 }
 
-fn write_origin(fields: &mut Fields, origin: Origin<'_>) {
+fn write_origin(fields: &mut Fields, origin: Origin<'_, '_>) {
     let mut text = [0; ADDRESS_MAX_BYTES];
     let source = address_text(origin.source, &mut text);
     fields.put(const { HeaderName::from_static("x-forwarded-for") }, Some(source));
@@ -336,7 +347,7 @@ mod tests {
     use crate::identity::{Certified, certificate::Peer, principal::Principal, token::Claims};
 
     /// What an upstream is told, by those who know some clients already.
-    fn told(by: &mut Introductions, identity: &Identity, origin: Origin<'_>) -> Vec<String> {
+    fn told(by: &mut Introductions, identity: &Identity, origin: Origin<'_, '_>) -> Vec<String> {
         let (mut headers, mut lines) = (HeaderMap::new(), Vec::new());
         let introduced = by.of_identity(identity, origin);
         introduced.write(&mut headers);

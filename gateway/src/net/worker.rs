@@ -39,7 +39,7 @@ use crate::{
         date::Dates,
         introduction::Introductions,
     },
-    identity::{Identity, token::Cache},
+    identity::token::Cache,
     policy::{
         Reason,
         penalty::{Arrived, Evidence},
@@ -581,9 +581,10 @@ impl Worker {
     }
 
     /// Tells the ledger that a proven client was let in, without waiting; of each client at an address
-    /// once in a while.
-    pub fn vouch(&self, arrival: &Arrival, identity: &Identity, now: Instant) {
-        let Some(who) = vouch::who(identity) else { return };
+    /// once in a while. `who`: as [`vouch::who`] tells.
+    ///
+    /// [`vouch::who`]: crate::policy::vouch::who
+    pub fn vouch(&self, arrival: &Arrival, who: u64, now: Instant) {
         let voucher = Voucher { source: arrival.source, who, at: now, arrived: arrived(arrival) };
         let mut vouched = self.vouched.borrow_mut();
         // A full queue: its next request will do.

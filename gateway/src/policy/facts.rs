@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
 
 use super::{Refusal, path::Path};
 
@@ -35,8 +35,9 @@ impl<'a> Facts<'a> {
         if *method == Method::CONNECT {
             return Err(Refusal::MalformedRequest("CONNECT is not offered"));
         }
-        check_coding(headers)?;
-        let authority = authority(uri, headers)?;
+        let Fields { host, coding, authorization } = Fields::among(headers);
+        check_coding(coding)?;
+        let authority = authority(uri, host)?;
         let host = authority.map(without_port).transpose()?;
         if let (Some(name), Some(host)) = (server_name, &host)
             && !name.eq_ignore_ascii_case(host)
@@ -48,7 +49,7 @@ impl<'a> Facts<'a> {
             authority,
             host,
             path: Path::read(uri.path()).map_err(Refusal::MalformedRequest)?,
-            token: bearer(headers)?,
+            token: bearer(authorization)?,
         })
     }
 
@@ -78,18 +79,56 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// The fields that say something here.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Field<'a>,
+    coding: Field<'a>,
+    authorization: Field<'a>,
+}
+
+/// The values of one field.
+#[derive(Clone, Copy, Default)]
+enum Field<'a> {
+    #[default]
+    None,
+    One(&'a HeaderValue),
+    Several,
+}
+
+impl<'a> Fields<'a> {
+    /// One look at each name is cheaper than asking for each that might be there.
+    fn among(headers: &'a HeaderMap) -> Fields<'a> {
+        let mut fields = Fields::default();
+        for (name, value) in headers {
+            let field = if *name == header::HOST {
+                &mut fields.host
+            } else if *name == header::TRANSFER_ENCODING {
+                &mut fields.coding
+            } else if *name == header::AUTHORIZATION {
+                &mut fields.authorization
+            } else {
+                continue;
+            };
+            *field = match field {
+                Field::None => Field::One(value),
+                Field::One(_) | Field::Several => Field::Several,
+            };
+        }
+        fields
+    }
+}
+
 /// The one host that the request names: the authority of its target, or its `Host`
 /// (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
-fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<&'a str>, Refusal> {
-    let mut fields = headers.get_all(header::HOST).iter();
-    let field = fields.next();
-    if fields.next().is_some() {
-        return Err(Refusal::MalformedRequest("more than one Host"));
-    }
-    let field = match field.map(|value| value.to_str()) {
-        Some(Ok(text)) => Some(text),
-        Some(Err(_)) => return Err(Refusal::MalformedRequest("Host is not text")),
-        None => None,
+fn authority<'a>(uri: &'a Uri, host: Field<'a>) -> Result<Option<&'a str>, Refusal> {
+    let field = match host {
+        Field::None => None,
+        Field::One(value) => match value.to_str() {
+            Ok(text) => Some(text),
+            Err(_) => return Err(Refusal::MalformedRequest("Host is not text")),
+        },
+        Field::Several => return Err(Refusal::MalformedRequest("more than one Host")),
     };
     let authority = uri.authority().map(|authority| authority.as_str());
     match (authority, field) {
@@ -103,33 +142,43 @@ fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<&'a str>
 
 /// Other codings, or this one twice, are read differently by different servers; ours is the only one
 /// that has to be understood (RFC 9112 section 6.1).
-fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+fn check_coding(coding: Field<'_>) -> Result<(), Refusal> {
+    match coding {
+        Field::None => Ok(()),
+        Field::One(coding) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Refusal::MalformedRequest("a Transfer-Encoding other than chunked, once")),
     }
 }
 
+/// The octets of a host's name.
+const HOST_BYTES: [bool; 256] = {
+    let mut bytes = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let it = byte as u8;
+        bytes[byte] = it.is_ascii_alphanumeric() || matches!(it, b'-' | b'.' | b'_');
+        byte += 1;
+    }
+    bytes
+};
+
 fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
     const BAD: Refusal = Refusal::MalformedRequest("Host is not a host name");
+    let bracketed = named.starts_with('[');
     let (host, port) = if let Some(rest) = named.strip_prefix('[') {
         let (inside, after) = rest.split_once(']').ok_or(BAD)?;
         (inside, after.strip_prefix(':').or(after.is_empty().then_some("")).ok_or(BAD)?)
     } else {
-        named.split_once(':').unwrap_or((named, ""))
+        match named.bytes().position(|byte| byte == b':') {
+            Some(colon) => (&named[..colon], &named[colon + 1..]),
+            None => (named, ""),
+        }
     };
-    let bracketed = named.starts_with('[');
     // The root's dot, which a name may end with.
     let host = host.strip_suffix('.').unwrap_or(host);
-    let valid = |byte: u8| {
-        byte.is_ascii_alphanumeric()
-            || matches!(byte, b'-' | b'.' | b'_')
-            || (bracketed && byte == b':')
-    };
+    let is_valid = |byte: u8| HOST_BYTES[usize::from(byte)] || (bracketed && byte == b':');
     if host.is_empty()
-        || !host.bytes().all(valid)
+        || !host.bytes().all(is_valid)
         || !port.bytes().all(|byte| byte.is_ascii_digit())
     {
         return Err(BAD);
@@ -142,12 +191,12 @@ fn without_port(named: &str) -> Result<Cow<'_, str>, Refusal> {
 }
 
 /// The token of the one `Authorization` field, when its scheme is Bearer (RFC 6750 section 2.1).
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let mut fields = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(field) = fields.next() else { return Ok(None) };
-    if fields.next().is_some() {
-        return Err(Refusal::MalformedRequest("more than one Authorization"));
-    }
+fn bearer(authorization: Field<'_>) -> Result<Option<&str>, Refusal> {
+    let field = match authorization {
+        Field::None => return Ok(None),
+        Field::One(field) => field,
+        Field::Several => return Err(Refusal::MalformedRequest("more than one Authorization")),
+    };
     let Ok(text) = field.to_str() else {
         return Err(Refusal::MalformedRequest("Authorization is not text"));
     };
@@ -183,7 +232,7 @@ mod tests {
             for field in &fields {
                 headers.append(header::HOST, field.parse().unwrap());
             }
-            let read = authority(&uri, &headers)
+            let read = authority(&uri, Fields::among(&headers).host)
                 .and_then(|named| named.map(without_port).transpose())
                 .map_err(|_| ());
             assert_eq!(
@@ -223,7 +272,11 @@ mod tests {
             for field in &fields {
                 headers.append(header::AUTHORIZATION, field.parse().unwrap());
             }
-            assert_eq!(bearer(&headers).map_err(|_| ()), expected, "{fields:?}");
+            assert_eq!(
+                bearer(Fields::among(&headers).authorization).map_err(|_| ()),
+                expected,
+                "{fields:?}"
+            );
         }
     }
 }

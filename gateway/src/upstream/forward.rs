@@ -1,7 +1,7 @@
 //! Sends a permitted request to its upstream and returns the answer's head; bodies stream.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     pin::pin,
     rc::Rc,
@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+    uri,
+};
 use lru::DefaultHasher;
 
 use super::{
@@ -37,11 +40,16 @@ use crate::{
 /// now and then, which costs a turn.
 const UPSTREAMS_MAX: usize = 10_000;
 
+/// Fields that there is room for in a map that is kept for the next answer: what few heads exceed.
+const SPARE_FIELDS_MAX: usize = 64;
+
 /// One worker's way to the upstreams.
 #[derive(Clone, Default)]
 pub struct Forwarder {
     pool: Pool,
     accounts: Rc<RefCell<HashMap<Arc<str>, Account, DefaultHasher>>>,
+    /// The map of a request that was answered, empty: the next answer's.
+    spare: Rc<Cell<HeaderMap>>,
 }
 
 /// What one worker remembers of one upstream.
@@ -57,13 +65,14 @@ struct Attempts<'a> {
     introduced: &'a Introduced<'a>,
     purpose: Purpose,
     /// As an HTTP/1.1 server is asked.
-    head: Parts,
+    head: &'a Parts,
     body: Rc<Source>,
+    spare: &'a Cell<HeaderMap>,
 }
 
 /// How an attempt ended.
 enum Sent {
-    Answered(Box<Response<Arriving>>),
+    Answered(Response<Arriving>),
     Lost(Lost),
     Late(Refusal),
 }
@@ -72,7 +81,8 @@ impl Forwarder {
     /// Sends the request. It takes what the upstream is told of the client, which is made of a permit, so
     /// that nothing unauthorized gets here.
     ///
-    /// It is sent again only where [`is_safe`] says so and the budget has something left.
+    /// It is sent again only where [`is_safe`] says so and the budget has something left. Of `head` no
+    /// fields are left afterwards. `now` becomes when the answer's head came.
     ///
     /// # Errors
     /// That no server is well or has room, or what became of the last attempt.
@@ -81,14 +91,29 @@ impl Forwarder {
         upstream: &Upstream,
         introduced: &Introduced<'_>,
         purpose: Purpose,
-        request: Request<RequestBody>,
-        now: Instant,
+        head: &mut Parts,
+        body: RequestBody,
+        now: &mut Instant,
     ) -> Result<Response<Body>, Refusal> {
-        let (mut head, body) = request.into_parts();
-        origin_form(&mut head);
-        let body = Source::new(body, now);
-        let attempts = Attempts { upstream, introduced, purpose, head, body };
-        self.send_somewhere(&attempts, now).await
+        name_host(head);
+        let body = Source::new(body, *now);
+        let spare = &*self.spare;
+        let attempts = Attempts { upstream, introduced, purpose, head, body, spare };
+        let outcome = self.send_somewhere(&attempts, now).await;
+        self.keep(std::mem::take(&mut head.headers));
+        outcome
+    }
+
+    /// Keeps the larger one of two maps.
+    fn keep(&self, mut fields: HeaderMap) {
+        let kept = self.spare.take();
+        let is_better = kept.capacity() < fields.capacity();
+        self.spare.set(if is_better && fields.capacity() <= SPARE_FIELDS_MAX {
+            fields.clear();
+            fields
+        } else {
+            kept
+        });
     }
 
     /// Closes idle connections that are too old.
@@ -110,17 +135,17 @@ impl Forwarder {
     async fn send_somewhere(
         &self,
         attempts: &Attempts<'_>,
-        mut now: Instant,
+        now: &mut Instant,
     ) -> Result<Response<Body>, Refusal> {
         let upstream = attempts.upstream;
-        let mut order = self.order(upstream, now)?;
+        let mut order = self.order(upstream, *now)?;
         let mut last = None;
         let mut first_full = None;
         for server in order.iter_mut().filter_map(Option::take) {
             // Another may have found out in between.
             if upstream.servers.len() > 1
-                && server.standing(now) == Standing::Due
-                && !server.claim(now)
+                && server.standing(*now) == Standing::Due
+                && !server.claim(*now)
             {
                 continue;
             }
@@ -132,14 +157,15 @@ impl Forwarder {
                 Ok(response) => return Ok(response),
                 Err(refusal) => last = Some(refusal),
             }
-            now = time::monotonic();
+            *now = time::monotonic();
         }
         match (last, first_full) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(server)) => {
                 let place = Box::pin(attempts.wait_for_place(&server)).await;
                 let place = place.ok_or(Refusal::UpstreamOverloaded)?;
-                self.send_to(&server, place, attempts, time::monotonic()).await?
+                *now = time::monotonic();
+                self.send_to(&server, place, attempts, now).await?
             }
             (None, None) => Err(Refusal::NoHealthyUpstream { retry_after: Duration::ZERO }),
         }
@@ -203,13 +229,13 @@ impl Forwarder {
         server: &Arc<Server>,
         place: Place,
         attempts: &Attempts<'_>,
-        mut now: Instant,
+        now: &mut Instant,
     ) -> Result<Result<Response<Body>, Refusal>, Refusal> {
         let upstream = attempts.upstream;
         let key = Key { server: server.id(), tls: upstream.tls.as_ref().map_or(0, |tls| tls.id()) };
         let mut may_be_pooled = true;
         loop {
-            let found = self.line(server, attempts, key, may_be_pooled, &mut now).await;
+            let found = self.line(server, attempts, key, may_be_pooled, now).await;
             let (mut line, is_pooled) = match found {
                 Ok(line) => line,
                 Err(error) => {
@@ -217,26 +243,28 @@ impl Forwarder {
                     return Ok(Err(refusal_of(&error, upstream)));
                 }
             };
-            let Lost { fate, detail } = match attempts.send(&mut line, now).await {
+            let Lost { fate, detail } = match attempts.send(&mut line, *now).await {
                 Sent::Answered(response) => {
-                    let answered_at = time::monotonic();
-                    server.observe(Outcome::Answered, answered_at);
+                    *now = time::monotonic();
+                    server.observe(Outcome::Answered, *now);
                     attempts.body.leave();
                     let lease = self.pool.lend(line, key, upstream.name.clone(), place);
-                    let (mut parts, arriving) = response.into_parts();
                     // Nobody asked for another protocol, so nothing may follow such a head.
-                    if parts.status == StatusCode::SWITCHING_PROTOCOLS
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS
                         && attempts.purpose == Purpose::Requests
                     {
                         return Err(Refusal::UpstreamFailed {
                             detail: "switches protocols unasked".to_owned(),
                         });
                     }
-                    parts.version = Version::HTTP_11;
                     let sent = attempts.body.clone();
                     let idle_timeout = upstream.idle_timeout;
-                    let body = UpstreamBody::new(arriving, lease, sent, idle_timeout, answered_at);
-                    return Ok(Ok(Response::from_parts(parts, Body::upstream(body))));
+                    let mut response = response.map(|arriving| {
+                        let body = UpstreamBody::new(arriving, lease, sent, idle_timeout, *now);
+                        Body::upstream(body)
+                    });
+                    *response.version_mut() = Version::HTTP_11;
+                    return Ok(Ok(response));
                 }
                 Sent::Late(refusal) => {
                     if matches!(refusal, Refusal::UpstreamTimeout { .. }) {
@@ -262,7 +290,7 @@ impl Forwarder {
                 return Ok(Err(refusal));
             }
             may_be_pooled = false;
-            now = time::monotonic();
+            *now = time::monotonic();
         }
     }
 
@@ -362,14 +390,15 @@ impl Attempts<'_> {
         match line {
             Line::Http1(connection) => {
                 let sending = async {
+                    let introduced = Some(self.introduced);
                     let response =
-                        connection.ask(&self.head, Some(self.introduced), outgoing).await?;
+                        connection.ask(self.head, introduced, outgoing, self.spare).await?;
                     Ok(response.map(|()| Arriving::Http1))
                 };
                 self.answer(sending, now).await
             }
             Line::Http2(stream) => {
-                let mut head = http2_form(&self.head, self.upstream);
+                let mut head = http2_form(self.head, self.upstream);
                 self.introduced.write(&mut head.headers);
                 let request = Request::from_parts(head, outgoing);
                 let mut sender = stream.sender();
@@ -399,7 +428,7 @@ impl Attempts<'_> {
             };
             let until = from + waited;
             match tokio::time::timeout_at(until.into(), &mut sending).await {
-                Ok(Ok(response)) => return Sent::Answered(Box::new(response)),
+                Ok(Ok(response)) => return Sent::Answered(response),
                 Ok(Err(lost)) => return Sent::Lost(lost),
                 // Something may have moved meanwhile.
                 Err(_) if until < body.moved_at() + waited => {}
@@ -473,19 +502,13 @@ pub fn with_path(uri: &Uri, path: &str) -> Result<Uri, Refusal> {
     Uri::from_parts(parts).map_err(|_| bad)
 }
 
-/// An HTTP/1.1 server is asked in origin form with a Host (RFC 9112 section 3.2); a client over HTTP/2
-/// names the authority in the target instead.
-fn origin_form(head: &mut Parts) {
+/// An HTTP/1.1 server is asked with a Host (RFC 9112 section 3.2); a client over HTTP/2 names the authority
+/// in the target instead, of which path and query alone are passed on.
+fn name_host(head: &mut Parts) {
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         head.headers.insert(header::HOST, host);
-    }
-    let target = head.uri.path_and_query().cloned();
-    let mut parts = uri::Parts::default();
-    parts.path_and_query = target.or(Some(uri::PathAndQuery::from_static("/")));
-    if let Ok(uri) = Uri::from_parts(parts) {
-        head.uri = uri;
     }
     head.version = Version::HTTP_11;
 }
@@ -502,6 +525,7 @@ fn http2_form(head: &Parts, upstream: &Upstream) -> Parts {
     // A client of HTTP/1.0 names none.
     let fallback = || upstream.servers.first()?.address().to_string().parse().ok();
     parts.authority = authority.or_else(fallback);
+    parts.path_and_query.get_or_insert(uri::PathAndQuery::from_static("/"));
     parts.scheme = Some(match upstream.tls {
         Some(_) => uri::Scheme::HTTPS,
         None => uri::Scheme::HTTP,

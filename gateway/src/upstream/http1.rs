@@ -11,6 +11,7 @@ pub mod request;
 pub mod stream;
 
 use std::{
+    cell::Cell,
     fmt,
     future::{Future as _, poll_fn},
     io::{self, IoSlice},
@@ -19,7 +20,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{Method, Response, StatusCode, request::Parts};
+use http::{HeaderMap, Method, Response, StatusCode, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, ReadBuf};
 
@@ -153,7 +154,8 @@ impl Connection {
         Upgraded { stream: self.stream, first: self.buffer.freeze() }
     }
 
-    /// Sends a request, with what the server is told of the client, and waits for the head of its answer.
+    /// Sends a request, with what the server is told of the client, and waits for the head of its answer,
+    /// whose fields take the room of `spare`.
     ///
     /// # Errors
     /// What is certain about it when it failed.
@@ -162,6 +164,7 @@ impl Connection {
         head: &Parts,
         introduced: Option<&Introduced<'_>>,
         body: Outgoing,
+        spare: &Cell<HeaderMap>,
     ) -> Result<Response<()>, Lost> {
         let gate = head.extensions.get::<Gate>().cloned();
         let begun = self.begin(head, introduced, body);
@@ -178,7 +181,7 @@ impl Connection {
                 }
                 self.stop_sending();
             }
-            self.poll_head(context, gate.as_ref())
+            self.poll_head(context, gate.as_ref(), spare)
         })
         .await
         .map_err(|broken| self.lost(&broken))
@@ -261,10 +264,11 @@ impl Connection {
         &mut self,
         context: &mut Context<'_>,
         gate: Option<&Gate>,
+        spare: &Cell<HeaderMap>,
     ) -> Poll<Result<Response<()>, Broken>> {
         loop {
             while !self.buffer.is_empty() {
-                match answer::read(&mut self.buffer, &self.method)? {
+                match answer::read(&mut self.buffer, &self.method, spare)? {
                     Some(Answer::Interim(StatusCode::CONTINUE)) => {
                         if let Some(gate) = gate {
                             gate.open();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
@@ -19,7 +19,7 @@ use super::{
     outgoing::Source,
     pool::Lease,
 };
-use crate::{http::body::BodyError, time};
+use crate::http::body::BodyError;
 
 /// What an answer's body comes over.
 #[derive(Debug)]
@@ -90,9 +90,21 @@ impl UpstreamBody {
         }
     }
 
+    /// With the last of its answer a connection is another request's. Where the end is known without
+    /// polling, `poll_frame` is not called again.
+    fn give_back(&mut self, now: Instant) {
+        let lease = &mut self.lease;
+        if lease.as_ref().and_then(Lease::http1_ref).is_some_and(Connection::is_answered)
+            && let Some(lease) = lease.take()
+        {
+            lease.end(now);
+        }
+    }
+
     fn poll_arriving(
         &mut self,
         context: &mut Context<'_>,
+        now: Instant,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.arriving {
             Arriving::Http2(incoming) => {
@@ -105,6 +117,9 @@ impl UpstreamBody {
                 };
                 let frame = ready!(connection.poll_frame(context));
                 self.leave_the_rest();
+                if !matches!(frame, Some(Err(_))) {
+                    self.give_back(now);
+                }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
         }
@@ -127,15 +142,14 @@ impl UpstreamBody {
     }
 }
 
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
+impl UpstreamBody {
+    /// The next part of it.
+    pub fn poll_frame(
+        &mut self,
         context: &mut Context<'_>,
+        now: Instant,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(frame) = self.poll_arriving(context) else {
+        let Poll::Ready(frame) = self.poll_arriving(context, now) else {
             return self.poll_alarm(context).map(|stalled| {
                 if let Some(lease) = &self.lease {
                     lease.count_cut("stalled");
@@ -144,20 +158,24 @@ impl Body for UpstreamBody {
             });
         };
         match &frame {
-            Some(Ok(_)) => self.moved_at = time::monotonic(),
+            Some(Ok(_)) => self.moved_at = now,
             Some(Err(_)) => {
                 if let Some(lease) = &self.lease {
                     lease.count_cut("broken");
                 }
             }
-            None => drop(self.lease.take()),
+            None => {
+                if let Some(lease) = self.lease.take() {
+                    lease.end(now);
+                }
+            }
         }
         Poll::Ready(frame)
     }
 
-    fn is_end_stream(&self) -> bool {
-        // Once the end is known without polling again, `poll_frame` is not called any more: the
-        // lease then goes back when this is dropped, see `Lease`.
+    /// Whether nothing is left of it. Where that is so from the beginning, `poll_frame` is not called: the
+    /// lease then goes back when this is dropped, see [`Lease`].
+    pub fn is_end_stream(&self) -> bool {
         match &self.arriving {
             Arriving::Http1 => {
                 let connection = self.lease.as_ref().and_then(Lease::http1_ref);
@@ -167,7 +185,8 @@ impl Body for UpstreamBody {
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// What is known of the length of what is left of it.
+    pub fn size_hint(&self) -> SizeHint {
         match &self.arriving {
             Arriving::Http1 => {
                 let connection = self.lease.as_ref().and_then(Lease::http1_ref);

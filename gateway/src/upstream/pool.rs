@@ -196,7 +196,7 @@ impl Pool {
         self.cut.borrow().clone()
     }
 
-    fn put(&self, key: Key, line: Line) {
+    fn put(&self, key: Key, line: Line, now: Instant) {
         // A shared one stays where it is.
         if let Line::Http1(mut connection) = line
             && connection.is_reusable()
@@ -205,7 +205,7 @@ impl Pool {
             let mut lines = self.lines.borrow_mut();
             let idle = &mut lines.entry(key.server).or_default().idle;
             if idle.len() < IDLE_MAX {
-                idle.push(Idle { connection, since: time::monotonic(), tls: key.tls });
+                idle.push(Idle { connection, since: now, tls: key.tls });
             }
         }
     }
@@ -266,6 +266,13 @@ impl Lease {
         }
     }
 
+    /// Gives the connection back, where the time is known already.
+    pub fn end(mut self, now: Instant) {
+        if let Some(line) = self.line.take() {
+            self.pool.put(self.key, line, now);
+        }
+    }
+
     /// Takes note that the answer broke off.
     pub fn count_cut(&self, how: &'static str) {
         *self.pool.cut.borrow_mut().entry((self.upstream.clone(), how)).or_default() += 1;
@@ -277,7 +284,7 @@ impl Drop for Lease {
     /// was given up half way is not, and closes here.
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
-            self.pool.put(self.key, line);
+            self.pool.put(self.key, line, time::monotonic());
         }
     }
 }

@@ -2,7 +2,7 @@
 //! does not matter how many workers there are.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
     sync::Arc,
@@ -154,7 +154,11 @@ async fn ask(upstream: &Upstream, health: &HealthProbe, server: &Server) -> Resu
             let host = authority.parse().map_err(|_| "the host is no field value".to_owned())?;
             request.headers_mut().insert(header::HOST, host);
             let (head, body) = request.into_parts();
-            connection.ask(&head, None, body).await.map_err(|lost| lost.detail)?.status()
+            connection
+                .ask(&head, None, body, &Cell::default())
+                .await
+                .map_err(|lost| lost.detail)?
+                .status()
         }
         Dialled::Http2(mut sender) => {
             let scheme = if upstream.tls.is_some() { "https" } else { "http" };

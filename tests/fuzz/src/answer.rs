@@ -1,5 +1,7 @@
 //! What a server answers over HTTP/1.1.
 
+use std::cell::Cell;
+
 use bytes::BytesMut;
 use gateway::upstream::http1::answer::{Answer, read};
 use http::{HeaderMap, Method, header};
@@ -45,7 +47,7 @@ fn understood<'o>(method: &Method, mut pieces: impl Iterator<Item = &'o [u8]>) -
     let mut buffer = BytesMut::new();
     let mut understood = Understood::default();
     let mut body = loop {
-        match read(&mut buffer, method) {
+        match read(&mut buffer, method, &Cell::default()) {
             Ok(Some(Answer::Final { response, body, .. })) => {
                 understood.status = Some(response.status().as_u16());
                 understood.headers = response.into_parts().0.headers;

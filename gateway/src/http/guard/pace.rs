@@ -41,6 +41,11 @@ impl Pace {
         }
     }
 
+    /// Whether it is the client's turn.
+    pub fn is_its_turn(&self) -> bool {
+        self.since.is_some()
+    }
+
     /// When the client will have been too slow if it does nothing from now on; `None` while it is
     /// not its turn.
     pub fn ends(&self, rate: MinRate) -> Option<Instant> {

@@ -2,19 +2,23 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, header};
-use http_body::{Body, Frame, SizeHint};
-use tokio::sync::Notify;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::{Limits, Pace, Watch};
-use crate::{policy::Reason, time};
+use crate::{
+    http::body::{Body, BodyError},
+    policy::Reason,
+    time,
+};
 
 /// A request as its connection's watch sees it.
 #[derive(Debug)]
@@ -34,7 +38,31 @@ pub struct Running {
     broken_off: Cell<Option<(Reason, Instant)>>,
     /// Whether its answer, too, is to end where it is.
     is_aborted: Cell<bool>,
-    told: Notify,
+    /// Octets of its body so far.
+    came_bytes: Cell<u64>,
+    /// Its own exchange, which waits to hear that it was broken off.
+    exchange: Listener,
+    /// Its stream, which waits to hear that its answer is to end.
+    stream: Listener,
+}
+
+/// One task that waits to be told something: all are of one thread, so it needs no lock.
+#[derive(Debug, Default)]
+struct Listener(RefCell<Option<Waker>>);
+
+impl Listener {
+    fn listen(&self, context: &Context<'_>) {
+        let mut waker = self.0.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *waker = Some(context.waker().clone());
+        }
+    }
+
+    fn tell(&self) {
+        if let Some(waker) = self.0.take() {
+            waker.wake();
+        }
+    }
 }
 
 impl Running {
@@ -49,7 +77,9 @@ impl Running {
             has_gone_whole: Cell::new(false),
             broken_off: Cell::new(None),
             is_aborted: Cell::new(false),
-            told: Notify::new(),
+            came_bytes: Cell::new(0),
+            exchange: Listener::default(),
+            stream: Listener::default(),
         }
     }
 
@@ -94,7 +124,8 @@ impl Running {
         let is_answered = self.is_answered.get() || self.broken_off.get().is_some();
         self.is_aborted.set(is_answered);
         self.broken_off.set(Some((reason, now)));
-        self.told.notify_waiters();
+        self.exchange.tell();
+        self.stream.tell();
         !is_answered
     }
 
@@ -123,26 +154,43 @@ impl Running {
         self.broken_off.get().map(|(reason, _)| reason)
     }
 
-    /// Waits until it is broken off.
-    pub async fn broken_off(&self) -> Reason {
-        loop {
-            let told = self.told.notified();
-            if let Some(reason) = self.reason() {
-                return reason;
+    /// So many more octets of its body have come.
+    pub fn came(&self, bytes: usize) {
+        self.came_bytes.set(self.came_bytes.get() + bytes as u64);
+    }
+
+    /// Octets of its body so far.
+    pub fn came_bytes(&self) -> u64 {
+        self.came_bytes.get()
+    }
+
+    /// The answer's head is there, and it is the client that is waited for. Over HTTP/2 the body is asked
+    /// for once the client's window has room for it.
+    pub fn answers(&self, now: Instant) {
+        self.download.borrow_mut().waits(now);
+    }
+
+    /// Ready when it is broken off. Of several tasks that ask the last one hears of it.
+    pub fn poll_broken_off(&self, context: &Context<'_>) -> Poll<Reason> {
+        match self.reason() {
+            Some(reason) => Poll::Ready(reason),
+            None => {
+                self.exchange.listen(context);
+                Poll::Pending
             }
-            told.await;
         }
     }
 
-    /// Waits until its answer is to end where it is.
+    /// Waits until its answer is to end where it is. Of several tasks that wait the last one hears of it.
     pub async fn aborted(&self) {
-        loop {
-            let told = self.told.notified();
+        poll_fn(|context| {
             if self.is_aborted.get() {
-                return;
+                return Poll::Ready(());
             }
-            told.await;
-        }
+            self.stream.listen(context);
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -172,7 +220,10 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.0.upload.borrow_mut().rests(time::monotonic());
+        let mut upload = self.0.upload.borrow_mut();
+        if upload.is_its_turn() {
+            upload.rests(time::monotonic());
+        }
     }
 }
 
@@ -180,11 +231,13 @@ impl Drop for Upload {
 pub struct Ticket {
     watch: Rc<Watch>,
     running: Rc<Running>,
+    /// When it ended, where that is known without asking a clock.
+    ended_at: Option<Instant>,
 }
 
 impl Ticket {
     pub(super) fn new(watch: Rc<Watch>, running: Rc<Running>) -> Ticket {
-        Ticket { watch, running }
+        Ticket { watch, running, ended_at: None }
     }
 
     /// The request.
@@ -192,48 +245,51 @@ impl Ticket {
         &self.running
     }
 
-    /// Holds it until the answer's body has ended, and notes whose turn it is meanwhile.
-    pub fn hold<B: Body>(self, body: B) -> Held<B> {
+    /// Holds it until the answer's body has ended, and notes whose turn it is meanwhile. When the answer's
+    /// head was there [`Running::answers`] was told.
+    pub fn hold(self, body: Body) -> Held {
         self.running.is_answered.set(true);
         self.running.has_gone_whole.set(body.is_end_stream());
-        // Over HTTP/2 an answer is asked for once the client's window has room for it.
-        self.running.download.borrow_mut().waits(time::monotonic());
         Held { body, ticket: self }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.watch.end(&self.running, time::monotonic());
+        let now = self.ended_at.unwrap_or_else(time::monotonic);
+        self.watch.end(&self.running, now);
     }
 }
 
 /// An answer's body while its client takes it.
-pub struct Held<B> {
-    body: B,
+pub struct Held {
+    body: Body,
     ticket: Ticket,
 }
 
-impl<B> Held<B> {
-    /// It is the client that is waited for now: its answer's head goes before there is a body.
-    pub fn is_taken(&self) {
+impl Held {
+    /// It is the client that is waited for now, for what of the answer was read already.
+    pub fn is_taken(&mut self) {
+        self.ticket.ended_at = None;
         self.ticket.running.download.borrow_mut().waits(time::monotonic());
     }
 }
 
-impl<B: Body + Unpin> Body for Held<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // Asked for more, so what was given before is on its way to the client.
         let now = time::monotonic();
         self.ticket.running.download.borrow_mut().rests(now);
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let frame = ready!(self.body.poll_frame_at(context, now));
         let is_over = frame.is_none() || self.body.is_end_stream();
+        // Whoever has the last of it lets go of the body at once.
+        self.ticket.ended_at = is_over.then_some(now);
         self.ticket.running.has_gone_whole.set(is_over && !matches!(frame, Some(Err(_))));
         if let Some(Ok(frame)) = &frame {
             let bytes = frame.data_ref().map_or(0, Buf::remaining);

@@ -3,7 +3,7 @@
 //! What two readers could take for different messages is refused, so that no server (and nobody who can
 //! make one repeat something) can slip an answer of its own in between (RFC 9112 sections 6.3 and 11.1).
 
-use std::mem::MaybeUninit;
+use std::{cell::Cell, mem::MaybeUninit};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
@@ -13,9 +13,8 @@ use super::{Broken, body::Decoder, request::stated_length};
 /// Fields of a head, and of trailers: as many as hyper takes of a server.
 pub const FIELDS_MAX: usize = 100;
 
-/// Room for what most heads have and what is added to them on the way, and for those of a client's next
-/// request, which hyper puts in the same place: growing costs more than room.
-const FIELDS_USUAL: usize = 24;
+/// Fields that most answers get on their way: growing costs more than room.
+const FIELDS_ADDED: usize = 2;
 
 /// Octets of a head, interim answers aside: as over HTTP/2.
 pub const HEAD_MAX_BYTES: usize = 128 * 1024;
@@ -39,12 +38,32 @@ pub enum Answer {
 /// Where in a head something stands.
 type Span = (u32, u32);
 
+/// What of a head says where it ends and what follows.
+#[derive(Default)]
+struct Said {
+    is_connection: bool,
+    is_coding: bool,
+    lengths: usize,
+}
+
+impl Said {
+    fn note(&mut self, name: &HeaderName) {
+        self.is_connection |= *name == header::CONNECTION;
+        self.is_coding |= *name == header::TRANSFER_ENCODING;
+        self.lengths += usize::from(*name == header::CONTENT_LENGTH);
+    }
+}
+
 /// Reads one head off the buffer, as the answer to a request of that method; `None`: there is not enough of
-/// it yet.
+/// it yet. Its fields take the room of `spare`, which is empty.
 ///
 /// # Errors
 /// Why it is none.
-pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Answer>, Broken> {
+pub fn read(
+    buffer: &mut BytesMut,
+    method: &Method,
+    spare: &Cell<HeaderMap>,
+) -> Result<Option<Answer>, Broken> {
     let mut spans = [(Span::default(), Span::default()); FIELDS_MAX];
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
@@ -80,13 +99,16 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Answer>, Br
         response.extensions_mut().insert(reason);
     }
     let headers = response.headers_mut();
-    headers.reserve(count.max(FIELDS_USUAL));
+    *headers = spare.take();
+    headers.reserve(count + FIELDS_ADDED);
+    let mut said = Said::default();
     for (name, value) in &spans[..count] {
         let (name, value) = field(&head, *name, *value)?;
+        said.note(&name);
         headers.append(name, value);
     }
-    let is_kept = keeps_alive(version, headers);
-    let body = decoder(status, version, headers, method)?;
+    let is_kept = keeps_alive(version, &said, headers);
+    let body = decoder(status, version, &said, headers, method)?;
     let is_kept =
         is_kept && body != Decoder::UntilClose && status != StatusCode::SWITCHING_PROTOCOLS;
     Ok(Some(Answer::Final { response, body, is_kept }))
@@ -108,8 +130,11 @@ fn field(head: &Bytes, name: Span, value: Span) -> Result<(HeaderName, HeaderVal
 }
 
 /// RFC 9112 section 9.3. Once `close` is said, nothing takes it back.
-fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
+fn keeps_alive(version: Version, said: &Said, headers: &HeaderMap) -> bool {
     let mut keeps = version == Version::HTTP_11;
+    if !said.is_connection {
+        return keeps;
+    }
     for value in headers.get_all(header::CONNECTION) {
         for option in value.as_bytes().split(|byte| *byte == b',') {
             let option = option.trim_ascii();
@@ -126,6 +151,7 @@ fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
 fn decoder(
     status: StatusCode,
     version: Version,
+    said: &Said,
     headers: &mut HeaderMap,
     method: &Method,
 ) -> Result<Decoder, Broken> {
@@ -134,23 +160,27 @@ fn decoder(
     if NO_BODY.contains(&status) || *method == Method::HEAD {
         return Ok(Decoder::Done);
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => {}
-        (Some(_), _) if version == Version::HTTP_10 => {
+    if said.is_coding {
+        if version == Version::HTTP_10 {
             return Err(Broken::Framing("Transfer-Encoding over HTTP/1.0"));
         }
-        // No other was offered, and the client would not hear of it.
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            headers.remove(header::CONTENT_LENGTH);
-            return Ok(Decoder::chunked());
-        }
-        _ => return Err(Broken::Framing("a Transfer-Encoding other than chunked, once")),
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        return match (codings.next(), codings.next()) {
+            // No other was offered, and the client would not hear of it.
+            (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+                headers.remove(header::CONTENT_LENGTH);
+                Ok(Decoder::chunked())
+            }
+            _ => Err(Broken::Framing("a Transfer-Encoding other than chunked, once")),
+        };
+    }
+    if said.lengths == 0 {
+        return Ok(Decoder::UntilClose);
     }
     match stated_length(headers).map_err(|()| Broken::Framing("no Content-Length"))? {
         None => Ok(Decoder::UntilClose),
         Some(length) => {
-            if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+            if said.lengths > 1
                 || headers
                     .get(header::CONTENT_LENGTH)
                     .is_some_and(|one| one.as_bytes().contains(&b','))

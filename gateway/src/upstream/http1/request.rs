@@ -59,23 +59,30 @@ pub fn write_head(
     body: Option<&SizeHint>,
 ) -> Result<Framing, Broken> {
     let headers = &head.headers;
-    let framing = framing(headers, body)?;
+    let begun = text.len();
     text.extend_from_slice(head.method.as_str().as_bytes());
     text.push(b' ');
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     text.extend_from_slice(target.as_bytes());
     text.extend_from_slice(b" HTTP/1.1\r\n");
+    let mut has_length = false;
     for (name, value) in headers {
-        if *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING {
+        if *name == header::CONTENT_LENGTH {
+            has_length = true;
+        } else if *name != header::TRANSFER_ENCODING {
             write_field(text, name.as_str(), value.as_bytes());
         }
     }
+    let stated = if has_length { stated_length(headers) } else { Ok(None) };
+    let framing = stated.map_err(|()| Broken::Request("no Content-Length"));
+    let framing = framing.and_then(|stated| framing_of(stated, body));
+    let framing = framing.inspect_err(|_| text.truncate(begun))?;
     if let Some(introduced) = introduced {
         introduced.write_lines(text);
     }
     match framing {
         // A client that says that there is nothing is passed on with that: some servers ask for it.
-        Framing::None if !headers.contains_key(header::CONTENT_LENGTH) => {}
+        Framing::None if !has_length => {}
         Framing::None => text.extend_from_slice(b"content-length: 0\r\n"),
         Framing::Length(length) => {
             // Writing to memory cannot fail.
@@ -95,8 +102,7 @@ fn write_field(text: &mut Vec<u8>, name: &str, value: &[u8]) {
 }
 
 /// What the client stated holds; else the body's length where it is known.
-fn framing(headers: &HeaderMap, body: Option<&SizeHint>) -> Result<Framing, Broken> {
-    let stated = stated_length(headers).map_err(|()| Broken::Request("no Content-Length"))?;
+fn framing_of(stated: Option<u64>, body: Option<&SizeHint>) -> Result<Framing, Broken> {
     Ok(match (body, stated) {
         (None, None | Some(0)) => Framing::None,
         (None, Some(_)) => return Err(Broken::Request("less than Content-Length says")),

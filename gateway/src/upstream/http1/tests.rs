@@ -26,7 +26,7 @@ struct Read {
 type Outcome = Result<Read, Option<Read>>;
 
 /// Without those that say where a body ends, which are not passed on as they come.
-fn fields(headers: &http::HeaderMap) -> Vec<(String, Vec<u8>)> {
+fn fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let passes = |name: &&http::HeaderName| {
         !["content-length", "transfer-encoding"].contains(&name.as_str())
     };
@@ -44,7 +44,7 @@ fn ours(pieces: &[&[u8]], method: &Method) -> (Outcome, bool) {
     let mut buffer = BytesMut::new();
     let mut pieces = pieces.iter();
     let (response, mut body, is_kept) = loop {
-        match answer::read(&mut buffer, method) {
+        match answer::read(&mut buffer, method, &Cell::default()) {
             Ok(Some(Answer::Final { response, body, is_kept })) => break (response, body, is_kept),
             Ok(Some(Answer::Interim(_))) => continue,
             Ok(None) => {}
@@ -268,7 +268,7 @@ fn heads_lines_and_trailers_are_bounded() {
     for octets in [long(HEAD_MAX_BYTES), format!("HTTP/1.1 200 {}", "x".repeat(HEAD_MAX_BYTES))] {
         assert_eq!(ours(&[octets.as_bytes()], &Method::GET).0, Err(None));
         let mut buffer = BytesMut::from(octets.as_bytes());
-        let refused = answer::read(&mut buffer, &Method::GET);
+        let refused = answer::read(&mut buffer, &Method::GET, &Cell::default());
         assert!(matches!(refused, Err(Broken::HeadTooLarge)), "{refused:?}");
     }
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -281,6 +281,20 @@ fn heads_lines_and_trailers_are_bounded() {
     ] {
         let octets = format!("{chunked}{rest}");
         assert_eq!(ours(&[octets.as_bytes()], &Method::GET).0.is_ok(), is_whole, "{}", rest.len());
+    }
+}
+
+#[test]
+fn an_answer_takes_the_room_of_another_head() {
+    let (room, octets) = (HeaderMap::with_capacity(24), b"HTTP/1.1 204 No Content\r\na: b\r\n\r\n");
+    let capacity = room.capacity();
+    let spare = Cell::new(room);
+    for expected in [capacity, HeaderMap::<()>::with_capacity(3).capacity()] {
+        let mut buffer = BytesMut::from(&octets[..]);
+        let read = answer::read(&mut buffer, &Method::GET, &spare);
+        let Ok(Some(Answer::Final { response, .. })) = read else { panic!("{read:?}") };
+        assert_eq!(fields(response.headers()), [("a".to_owned(), b"b".to_vec())]);
+        assert_eq!(response.headers().capacity(), expected, "its own, where there is none");
     }
 }
 
@@ -315,7 +329,7 @@ fn a_request_says_once_where_its_body_ends() {
             Some(Framing::Chunked),
         ),
     ] {
-        let mut headers = http::HeaderMap::new();
+        let mut headers = HeaderMap::new();
         for (name, value) in given {
             headers.append(*name, HeaderValue::from_static(value));
         }
@@ -331,6 +345,8 @@ fn a_request_says_once_where_its_body_ends() {
             assert_eq!(all.remove(0), "POST /a?b HTTP/1.1");
             assert_eq!((all.pop(), all.pop()), (Some(""), Some("")));
             assert_eq!(all, lines, "{given:?}");
+        } else {
+            assert!(text.is_empty(), "nothing of what cannot be sent: {given:?}");
         }
     }
 }
@@ -343,7 +359,7 @@ fn written(output: &Output) -> Vec<u8> {
 #[test]
 fn a_body_is_as_long_as_was_stated() {
     let data = |text: &'static str| Frame::data(Bytes::from_static(text.as_bytes()));
-    let mut trailers = http::HeaderMap::new();
+    let mut trailers = HeaderMap::new();
     trailers.insert("x-checksum", HeaderValue::from_static("1"));
     let trailers = || Frame::trailers(trailers.clone());
     const LONG: &str = match str::from_utf8(&[b'x'; 5_000]) {
@@ -391,12 +407,13 @@ async fn who_is_ready_already_has_a_turn_before_a_request_is_written() {
     let server = listener.accept().await.unwrap().0.into_std().unwrap();
     let mut connection = Connection::new(Stream::Plain(near));
     let head = http::Request::get("/a").body(()).unwrap().into_parts().0;
-    let turns = std::rc::Rc::new(std::cell::Cell::new(0));
+    let turns = std::rc::Rc::new(Cell::new(0));
     let (seen, counts) = (turns.clone(), turns.clone());
     let asking = async move {
         tokio::task::spawn_local(async move { counts.set(counts.get() + 1) });
         let body = Source::new(RequestBody::empty(), time::monotonic()).attempt();
-        let mut asking = pin!(connection.ask(&head, None, body));
+        let spare = Cell::default();
+        let mut asking = pin!(connection.ask(&head, None, body, &spare));
         poll_fn(|context| {
             assert!(asking.as_mut().poll(context).is_pending(), "there is no answer yet");
             if matches!(server.peek(&mut [0]), Ok(1)) {
