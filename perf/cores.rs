@@ -11,7 +11,7 @@ mod counting;
 use std::{
     env,
     hint::black_box,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -41,6 +41,7 @@ use gateway_ebpf::{
     Outcome, Source,
     abi::Budget,
     bucket::{self, Others, Set},
+    last::Last,
     packet::{Address, Target},
     verdict::{Listed, NETWORK_DOUBLINGS, Quota, Service, Standing, Tables, judge},
 };
@@ -65,9 +66,11 @@ fn measured(call: &mut dyn FnMut(), calls: u32) {
 /// Makes the calls of one case and gives their allocations.
 type Case = fn(calls: u32) -> u64;
 
-const CASES: [(&str, Case); 8] = [
+const CASES: [(&str, Case); 10] = [
     ("packet-known", packet_known),
     ("packet-banned", packet_banned),
+    ("packet-known-again", packet_known_again),
+    ("packet-banned-again", packet_banned_again),
     ("token-hit", token_hit),
     ("token-miss", token_miss),
     ("limit-take", limit_take),
@@ -121,6 +124,10 @@ impl OnePlace {
 }
 
 impl Tables for OnePlace {
+    fn revision(&self) -> u64 {
+        0
+    }
+
     fn service(&self, target: Target) -> Service {
         match target {
             Target::Tcp(8443) | Target::Udp(8443) => Service::Guarded,
@@ -184,23 +191,34 @@ fn frame() -> Vec<u8> {
     frame
 }
 
-fn packet(calls: u32, banned: Option<Source>, expected: Outcome) -> u64 {
-    let (frame, tables) = (frame(), OnePlace::new(banned));
+/// Slower than its limit, and each in another tick.
+const SLOWLY_NS: u64 = 10_000;
+
+fn packet(calls: u32, banned: Option<Source>, expected: Outcome, pause_ns: u64) -> u64 {
+    let (frame, tables, mut last) = (frame(), OnePlace::new(banned), Last::default());
     let mut now_ns = 1 << 40;
     run(calls, &mut || {
-        // Slower than its limit.
-        now_ns += 10_000;
-        let outcome = judge(black_box(frame.as_slice()), black_box(&tables), now_ns);
+        now_ns += pause_ns;
+        let outcome = judge(black_box(frame.as_slice()), black_box(&tables), &mut last, now_ns);
         assert_eq!(outcome, expected);
     })
 }
 
 fn packet_known(calls: u32) -> u64 {
-    packet(calls, None, Outcome::WithinLimit)
+    packet(calls, None, Outcome::WithinLimit, SLOWLY_NS)
 }
 
 fn packet_banned(calls: u32) -> u64 {
-    packet(calls, Some(Source::from(IpAddr::V4(CLIENT))), Outcome::Banned)
+    packet(calls, Some(CLIENT.into()), Outcome::Banned, SLOWLY_NS)
+}
+
+/// In the tick of the one before.
+fn packet_known_again(calls: u32) -> u64 {
+    packet(calls, None, Outcome::WithinLimit, 0)
+}
+
+fn packet_banned_again(calls: u32) -> u64 {
+    packet(calls, Some(CLIENT.into()), Outcome::Banned, 0)
 }
 
 /// An issuer with one key, and tokens by it.

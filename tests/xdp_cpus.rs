@@ -92,6 +92,14 @@ fn two_cpus_together_get_one_sources_rate_and_burst() {
             100_000.0,
             2_000.0,
         ),
+        // A burst of which each CPU lets out some thousand packets on a tab.
+        (
+            "packets, 1,000,000/s",
+            Rules { limit: Limit::new(1_000_000, S, 500_000), ..unlimited() },
+            &packet,
+            1_000_000.0,
+            500_000.0,
+        ),
         (
             "connections, 10,000/s",
             Rules { connections: Limit::new(10_000, S, 2_000), ..unlimited() },

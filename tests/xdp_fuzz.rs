@@ -11,13 +11,14 @@ use gateway_ebpf::{
     Outcome, Source,
     abi::{self, Class},
     bucket::Limit,
+    last::Last,
     rehearsal::{self, Sender, Stage},
     verdict::judge,
 };
 use ipnet::IpNet;
 
 use crate::{
-    harness::clock,
+    harness::{clock, flood::pin_to_core},
     rehearsal::{read, written},
     xdp_frames::{self, ACK, INITIAL, QUIC_1, SYN, TCP, UDP, ip, quic, tcp, udp},
     xdp_model,
@@ -223,6 +224,8 @@ fn frames_at_random_come_out_as_the_library_and_the_model_say() {
 /// Steps of one sequence, and the least of them in the time that there is.
 const STEPS: u32 = 40_000;
 const STEPS_MIN: u32 = 1_000;
+/// Bursts that leave a source a few packets on a tab.
+const ROOMY: u32 = 100;
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
 /// Late enough that all that is zero lies in the past, and what [`Loaded`] banned by the real clock.
@@ -250,15 +253,18 @@ struct World {
     bans: BTreeMap<Source, u64>,
     nets: BTreeMap<IpNet, u64>,
     classes: BTreeMap<Source, (u64, i32)>,
+    /// The last one.
+    frame: Vec<u8>,
 }
 
 impl World {
-    fn new() -> Self {
+    /// Bursts are so many times larger.
+    fn new(times: u32) -> Self {
         let sources: Vec<Source> = SOURCES.map(source).into();
         let mut rules = Rules {
-            limit: Limit::new(1_000, S, 20),
+            limit: Limit::new(1_000, S, 20 * times),
             connections: Limit::new(100, S, 8),
-            bytes: Limit::octets(50_000, 6_000),
+            bytes: Limit::octets(50_000, 6_000 * u64::from(times)),
             // So that the filters in front of the tables know everybody that may come to be banned.
             banned: sources.clone(),
             banned_nets: NETS.map(|net| net.parse().unwrap()).into(),
@@ -278,6 +284,7 @@ impl World {
             // In the trie from the start, and over.
             nets: NETS.iter().map(|net| (net.parse().unwrap(), 0)).collect(),
             classes: BTreeMap::new(),
+            frame: somebodys_frame(&mut Numbers::seeded(0)),
         }
     }
 
@@ -318,7 +325,11 @@ impl World {
             }
             _ => {}
         }
-        let frame = somebodys_frame(numbers);
+        // Half of them once more, as in a flood.
+        if numbers.below(2) == 0 {
+            self.frame = somebodys_frame(numbers);
+        }
+        let frame = self.frame.clone();
         let outcome = self.judge(&frame);
         let kernel = self.play(&frame);
         assert_eq!(kernel, outcome, "at {} ns: {frame:02x?}", self.now_ns - START_NS);
@@ -343,7 +354,7 @@ impl World {
         let classes = in_force(&self.classes, now_ns, |class| class.0);
         rules.classes =
             classes.into_iter().map(|source| (source, self.classes[&source].1)).collect();
-        judge(frame, &self.oracle, now_ns)
+        judge(frame, &self.oracle, &mut Last::default(), now_ns)
     }
 
     /// The kernel's, at the same moment.
@@ -402,14 +413,20 @@ fn whatever_happens_both_halves_go_on_to_agree() {
     }
     let mut numbers = Numbers::new("xdp_fuzz, sequences");
     let started = clock::now();
-    let mut world = World::new();
+    // What a source has on a tab, its own CPU alone knows.
+    pin_to_core(0).unwrap();
+    // In one world limits are soon reached, in the other there is room for tabs.
+    let mut worlds = [World::new(1), World::new(ROOMY)];
     let mut seen = BTreeMap::new();
     let mut steps = 0;
     while steps < STEPS && (steps < STEPS_MIN || started.elapsed() < TIME) {
-        *seen.entry(world.step(&mut numbers).word()).or_insert(0) += 1;
-        steps += 1;
+        for world in &mut worlds {
+            *seen.entry(world.step(&mut numbers).word()).or_insert(0) += 1;
+            steps += 1;
+        }
     }
-    println!("{steps} frames in {} s: {seen:?}", (world.now_ns - START_NS) / S);
+    let lasted = worlds.map(|world| (world.now_ns - START_NS) / S);
+    println!("{steps} frames in {lasted:?} s: {seen:?}");
     for word in ["within_limit", "banned", "over_limit", "over_connections", "over_bytes", "exempt"]
     {
         // An emulated processor may not get far enough to meet the rare ones.

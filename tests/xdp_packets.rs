@@ -27,6 +27,7 @@ use gateway_ebpf::{
     Outcome, Source,
     abi::{self, Ban, Budget},
     bucket::{self, Limit, Others, SET_WORDS, Set},
+    last::Last,
     packet::{Address, Target},
     verdict::{self, Listed, Quota, Standing, Tables, judge},
 };
@@ -220,13 +221,17 @@ impl Oracle {
 
     /// The action and the cell that the program should come to.
     pub fn judge(&self, frame: &[u8]) -> (u32, u32) {
-        let outcome = judge(frame, self, LONG_NS);
+        let outcome = judge(frame, self, &mut Last::default(), LONG_NS);
         let action = if outcome.drops() && self.rules.enforce { XDP_DROP } else { XDP_PASS };
         (action, abi::cell(outcome, self.rules.enforce))
     }
 }
 
 impl Tables for Oracle {
+    fn revision(&self) -> u64 {
+        0
+    }
+
     fn service(&self, target: Target) -> verdict::Service {
         let (port, transport) = match target {
             Target::Tcp(port) => (port, Transport::Tcp),

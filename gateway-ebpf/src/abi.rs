@@ -7,12 +7,13 @@
 use crate::{
     Outcome, Source,
     bucket::{self, Limit, Word},
+    last::Last,
     packet::Address,
     verdict::Quota,
 };
 
 /// Changes whenever a map or a value changes its meaning; the directory of pinned maps carries it.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Name of the XDP program that judges frames.
 pub const PROGRAM: &str = "portcullis_xdp";
@@ -99,6 +100,9 @@ pub const MMAPABLE: u32 = 1 << 10;
 pub struct Rules {
     /// Rates and the like.
     pub settings: Settings,
+    /// The number of the rules: user space adds to it after each change of what a verdict depends on,
+    /// so that nobody goes by what was judged before ([`crate::last::Like`]).
+    pub revision: Revision,
     /// What all sources together may have that are not in the table yet; the only part that the
     /// program writes.
     pub newcomers: Budget,
@@ -116,6 +120,7 @@ pub struct Rules {
 const _: () = assert!(
     size_of::<Rules>()
         == size_of::<Settings>()
+            + size_of::<Revision>()
             + size_of::<Budget>()
             + PORTS
             + PREFIX_PLACES
@@ -160,6 +165,17 @@ impl Settings {
         }
     }
 }
+
+/// A number that user space adds to, on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Revision {
+    /// The number.
+    pub number: Word,
+    /// To a cache line.
+    pub _pad: [u64; 7],
+}
+const _: () = assert!(size_of::<Revision>() == 64);
 
 /// A bucket that all CPUs write to, on a cache line of its own.
 #[derive(Debug, Default)]
@@ -296,12 +312,19 @@ pub struct Counters {
     pub events_full_at_ns: u64,
     /// Events that found no room in the ring buffer.
     pub events_lost: u64,
+    /// What the program remembers of the last packet. Nobody else has a use for it.
+    pub last: Last,
 }
-const _: () = assert!(size_of::<Counters>() == 16 * CELLS as usize + 16);
+const _: () = assert!(size_of::<Counters>() == 16 * CELLS as usize + 16 + size_of::<Last>());
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { cells: [Count::default(); CELLS as usize], events_full_at_ns: 0, events_lost: 0 }
+        Self {
+            cells: [Count::default(); CELLS as usize],
+            events_full_at_ns: 0,
+            events_lost: 0,
+            last: Last::default(),
+        }
     }
 }
 

@@ -83,6 +83,14 @@ impl Limit {
         Self { cost_ns, tolerance_ns: cost_ns.saturating_mul(burst - 1) }
     }
 
+    /// What may still be taken at once from a bucket that is so far ahead; nothing where nothing is
+    /// limited, and nothing is taken.
+    #[inline(always)]
+    const fn left_ns(&self, ahead_ns: i64) -> u64 {
+        let ahead_ns = if ahead_ns < 0 { 0 } else { ahead_ns as u64 };
+        self.tolerance_ns.saturating_sub(ahead_ns)
+    }
+
     /// The time in which an empty bucket fills: the burst at the sustained rate.
     #[inline(always)]
     pub const fn burst_ns(&self) -> u64 {
@@ -286,6 +294,15 @@ impl Price {
     }
 }
 
+/// What a source has left of its buckets, in the time in which they would be that much fuller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftNs {
+    /// Of packets.
+    pub packets_ns: u64,
+    /// Of octets.
+    pub bytes_ns: u64,
+}
+
 /// Where in its [`Set`] a source is, or would be put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -417,6 +434,45 @@ impl Set {
             packets.store(restarted_ns | word & HAS_OTHERS);
         } else {
             packets.add(price.packets.cost_ns);
+        }
+    }
+
+    /// What the source at this place has left, once it has paid this price.
+    #[inline(always)]
+    pub fn left(&self, way: usize, others: Option<&Others>, price: &Price, now_ns: u64) -> LeftNs {
+        let packets_ns = packets_ahead_ns(self.way(way).packets.load(), now_ns);
+        let bytes_ns = match others {
+            Some(others) => others.ways[way % WAYS].bytes.load().wrapping_sub(now_ns) as i64,
+            None => 0,
+        };
+        LeftNs {
+            packets_ns: price.packets.left_ns(packets_ns),
+            bytes_ns: price.bytes.left_ns(bytes_ns),
+        }
+    }
+
+    /// Lets the source at this place pay what it took before, if it still is there.
+    #[inline(always)]
+    pub fn collect<'a>(
+        &self,
+        way: usize,
+        source: Source,
+        others: impl FnOnce() -> Option<&'a Others>,
+        packets_ns: u64,
+        bytes_ns: u64,
+    ) {
+        let owner = self.way(way);
+        if owner.source.load() != source.word() {
+            return;
+        }
+        if packets_ns != 0 {
+            owner.packets.add(packets_ns);
+        }
+        if bytes_ns != 0
+            && owner.packets.load() & HAS_OTHERS != 0
+            && let Some(others) = others()
+        {
+            others.ways[way % WAYS].bytes.add(bytes_ns);
         }
     }
 

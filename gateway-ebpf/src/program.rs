@@ -75,11 +75,13 @@ pub fn portcullis_xdp(context: XdpContext) -> u32 {
     // SAFETY: the helper takes no argument and only reads a counter.
     let jiffies = unsafe { bpf_jiffies64() };
     let now_ns = jiffies.wrapping_mul(rules.settings.ns_per_jiffy);
-    let outcome = judge(&frame, &Maps { rules }, now_ns);
-    let enforce = rules.settings.enforce != 0;
     let Some(counters) = counters() else { return XDP_PASS };
-    // SAFETY: the counters belong to this CPU, and XDP programs on one CPU do not interrupt each
-    // other; user space only reads. No cell is beyond the last; the remainder only says so.
+    // SAFETY: what lies there belongs to this CPU, and XDP programs on one CPU do not interrupt each
+    // other; user space only reads.
+    let last = unsafe { &mut (*counters).last };
+    let outcome = judge(&frame, &Maps { rules }, last, now_ns);
+    let enforce = rules.settings.enforce != 0;
+    // SAFETY: as above. No cell is beyond the last; the remainder only says so.
     let count = unsafe { &mut (*counters).cells[(cell(outcome, enforce) % abi::CELLS) as usize] };
     count.packets += 1;
     count.bytes += frame.bytes();
@@ -237,6 +239,11 @@ struct Maps<'a> {
 }
 
 impl Tables for Maps<'_> {
+    #[inline(always)]
+    fn revision(&self) -> u64 {
+        self.rules.revision.number.load()
+    }
+
     #[inline(always)]
     fn service(&self, target: Target) -> Service {
         let (port, is_tcp) = match target {

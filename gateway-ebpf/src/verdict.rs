@@ -4,6 +4,7 @@ use crate::{
     Source,
     abi::Budget,
     bucket::{Limit, Others, Place, Price, Set, forgotten},
+    last::{Last, Like},
     packet::{self, Address, Flow, Frame, Parsed, Target},
 };
 
@@ -146,6 +147,8 @@ pub enum Listed {
 
 /// The rules and the state that a verdict depends on: kernel maps there, plain tables in a test.
 pub trait Tables {
+    /// The number of the rules, which grows whenever one of them changes.
+    fn revision(&self) -> u64;
     /// What the target is; never asked for [`Target::Other`] and the portless ones.
     fn service(&self, target: Target) -> Service;
     /// The source's [`crate::bucket::hash`].
@@ -174,17 +177,24 @@ pub trait Tables {
     fn evicted(&self);
 }
 
-/// Judges one frame at `now_ns`, a time on the clock of the tables' bans and buckets.
+/// Judges one frame at `now_ns`, a time on the clock of the tables' bans and buckets. `last` is the
+/// memory of whoever judges here, who judges one frame after the other; with a new one each time the
+/// outcomes are the same.
 ///
 /// Management first, so that nothing can lock the operator out. The list of exempt sources is
 /// looked at last, and only to save a frame from being dropped: that comes to the same as asking
 /// first, and ordinary traffic does not pay for it.
 #[inline(always)]
-pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -> Outcome {
+pub fn judge<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    tables: &T,
+    last: &mut Last,
+    now_ns: u64,
+) -> Outcome {
     // Written out once for what nearly every packet is, so that nobody asks later what it was, and once
     // for the rest: each more would cost the kernel's verifier as much again.
     if let Some(flow) = packet::plain_ipv4(frame) {
-        return judge_flow::<true, F, T>(frame, &flow, tables, now_ns);
+        return judge_flow::<true, F, T>(frame, &flow, tables, last, now_ns);
     }
     let parsed = match packet::plain_ipv6(frame) {
         Some(flow) => Parsed::Flow(flow),
@@ -193,7 +203,7 @@ pub fn judge<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, now_ns: u64) -
     match parsed {
         Parsed::NotIp => Outcome::NotIp,
         Parsed::Malformed => Outcome::Malformed,
-        Parsed::Flow(flow) => judge_flow::<false, F, T>(frame, &flow, tables, now_ns),
+        Parsed::Flow(flow) => judge_flow::<false, F, T>(frame, &flow, tables, last, now_ns),
     }
 }
 
@@ -203,6 +213,7 @@ fn judge_flow<const PLAIN: bool, F: Frame + ?Sized, T: Tables>(
     frame: &F,
     flow: &Flow,
     tables: &T,
+    last: &mut Last,
     now_ns: u64,
 ) -> Outcome {
     match flow.target {
@@ -214,9 +225,41 @@ fn judge_flow<const PLAIN: bool, F: Frame + ?Sized, T: Tables>(
         },
         Target::Fragment | Target::Unreadable => {}
     }
+    if PLAIN {
+        let like = Like::new(flow.address.source(), flow.opens, now_ns, tables.revision());
+        if let Some(outcome) = judge_again(frame, &like, tables, last) {
+            return outcome;
+        }
+        last.begin(&like, tables);
+    }
     let marks = tables.marks(flow.address);
-    let outcome = judge_guarded::<PLAIN, F, T>(frame, flow, marks, tables, now_ns);
-    if outcome.drops() && tables.is_exempt(flow.address, marks) { Outcome::Exempt } else { outcome }
+    let outcome = judge_guarded::<PLAIN, F, T>(frame, flow, marks, tables, last, now_ns);
+    if outcome.drops() && tables.is_exempt(flow.address, marks) {
+        return Outcome::Exempt;
+    }
+    if PLAIN && outcome.drops() {
+        last.drops(outcome);
+    }
+    outcome
+}
+
+/// What becomes of a packet that is the last one's like, where that can be told.
+#[inline(always)]
+fn judge_again<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    like: &Like,
+    tables: &T,
+    last: &mut Last,
+) -> Option<Outcome> {
+    if !last.is(like) {
+        return None;
+    }
+    if last.is_on_tab() {
+        let prices = Prices { opens: false, doublings: 0, tables };
+        let passes = last.takes(&prices.packets(), &prices.bytes(frame));
+        return if passes { Some(Outcome::WithinLimit) } else { None };
+    }
+    last.refusal()
 }
 
 /// A packet that is, or may be, for a guarded port.
@@ -226,6 +269,7 @@ fn judge_guarded<const PLAIN: bool, F: Frame + ?Sized, T: Tables>(
     flow: &Flow,
     marks: u8,
     tables: &T,
+    last: &mut Last,
     now_ns: u64,
 ) -> Outcome {
     let address = flow.address;
@@ -250,21 +294,25 @@ fn judge_guarded<const PLAIN: bool, F: Frame + ?Sized, T: Tables>(
     // is asked for. The verifier comes by here once.
     if PLAIN && doublings == 0 && !flow.opens {
         let prices = Prices { opens: false, doublings: 0, tables };
-        return judge_limited(frame, source, hash, &prices, now_ns);
+        return judge_limited(frame, source, hash, &prices, Some(last), now_ns);
+    }
+    if !PLAIN {
+        last.end(tables);
     }
     // Whatever way led here, from here on it is one.
     let opens = forgotten(u64::from(flow.opens), now_ns) != 0;
     let doublings = forgotten(doublings as u64, now_ns) as i32;
-    judge_limited(frame, source, hash, &Prices { opens, doublings, tables }, now_ns)
+    judge_limited(frame, source, hash, &Prices { opens, doublings, tables }, None, now_ns)
 }
 
-/// A packet of a source that is on no list.
+/// A packet of a source that is on no list; `last` where more of its like may pass on a tab.
 #[inline(always)]
 fn judge_limited<F: Frame + ?Sized, T: Tables>(
     frame: &F,
     source: Source,
     hash: u64,
     prices: &Prices<'_, T>,
+    last: Option<&mut Last>,
     now_ns: u64,
 ) -> Outcome {
     let Prices { opens, doublings, tables } = *prices;
@@ -319,7 +367,12 @@ fn judge_limited<F: Frame + ?Sized, T: Tables>(
         }
     };
     match place {
-        Place::Known(way) => set.charge(way, others, &price, now_ns),
+        Place::Known(way) => {
+            set.charge(way, others, &price, now_ns);
+            if let Some(last) = last {
+                last.passes(hash, way, || set.left(way, others, &price, now_ns));
+            }
+        }
         Place::Free(way) | Place::Taken(way) => {
             let (limit, budget) = tables.newcomers();
             budget.bucket.charge(&limit, now_ns);
@@ -424,12 +477,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bucket::{OCTETS, SET_WORDS, WayState};
+    use crate::bucket::{OCTETS, SET_WORDS, WAYS, WayState};
 
     /// A limit that the second packet is over.
     const ONE: Limit = Limit { cost_ns: 1 << 40, tolerance_ns: 0 };
     /// One that nobody here reaches.
     const MANY: Limit = Limit { cost_ns: 1, tolerance_ns: 1 << 40 };
+
+    /// By whoever has no memory.
+    fn judge(frame: &[u8], tables: &Fixed, now_ns: u64) -> Outcome {
+        super::judge(frame, tables, &mut Last::default(), now_ns)
+    }
 
     /// Tables that answer one way for every source, and count what they are asked.
     struct Fixed {
@@ -440,6 +498,7 @@ mod tests {
         connections: Limit,
         bytes: Limit,
         newcomers: (Limit, Budget),
+        revision: u64,
         set: Set,
         others: Others,
         exempt_asked: Cell<u32>,
@@ -456,6 +515,7 @@ mod tests {
                 connections: MANY,
                 bytes: MANY,
                 newcomers: (Limit::NONE, Budget::default()),
+                revision: 0,
                 set: Set::default(),
                 others: Others::default(),
                 exempt_asked: Cell::new(0),
@@ -469,15 +529,22 @@ mod tests {
         fn charged(&self) -> [u64; 3] {
             let place = self.set.find(Source::ipv4(0xc000_0207), 0, || Some(&self.others));
             let Place::Known(way) = place else { return [0; 3] };
+            let way = self.ways()[way];
+            Quota::ALL.map(|quota| way.full_at_ns(quota))
+        }
+
+        fn ways(&self) -> [WayState; WAYS] {
             // SAFETY: both are made of so many words, and nobody writes to them now.
             let (set, others): (&[u64; SET_WORDS], &[u64; SET_WORDS]) =
                 unsafe { (&*(&raw const self.set).cast(), &*(&raw const self.others).cast()) };
-            let way = WayState::of_set(set, others)[way];
-            Quota::ALL.map(|quota| way.full_at_ns(quota))
+            WayState::of_set(set, others)
         }
     }
 
     impl Tables for Fixed {
+        fn revision(&self) -> u64 {
+            self.revision
+        }
         fn service(&self, target: Target) -> Service {
             match target {
                 Target::Tcp(8443) => Service::Guarded,
@@ -660,6 +727,68 @@ mod tests {
         );
     }
 
+    /// An IPv6 packet, to the same port.
+    fn tcp_ipv6(lower: u8, flags: u8) -> Vec<u8> {
+        let mut frame = std::vec![2; 12];
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64, 0x20, 1, 0xd, 0xb8]);
+        frame.extend([0; 11]);
+        frame.push(lower);
+        frame.extend([0; 16]);
+        frame.extend([
+            0x30, 0x39, 0x20, 0xfb, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0, 0, 0, 0, 0, 0,
+        ]);
+        frame
+    }
+
+    #[test]
+    fn a_flood_of_one_source_is_judged_once_a_tick() {
+        let tables = Fixed { packets: ONE, exempt: false, ..Fixed::default() };
+        let mut last = Last::default();
+        let frame = tcp(8443);
+        let mut outcome =
+            |tables: &Fixed, now_ns| super::judge(frame.as_slice(), tables, &mut last, now_ns);
+        assert_eq!(outcome(&tables, 1), Outcome::WithinLimit);
+        for _ in 0..5 {
+            assert_eq!(outcome(&tables, 1), Outcome::OverLimit);
+        }
+        // Of each flood the first one alone asked whether it is exempt.
+        assert_eq!(tables.exempt_asked.get(), 1);
+        assert_eq!(outcome(&tables, 2), Outcome::OverLimit);
+        assert_eq!(tables.exempt_asked.get(), 2);
+        // A rule that changes is in force with the next packet.
+        let tables = Fixed { exempt: true, revision: 1, ..tables };
+        assert_eq!(outcome(&tables, 2), Outcome::Exempt);
+    }
+
+    #[test]
+    fn who_sends_again_and_again_runs_up_a_tab_and_pays_it() {
+        let packets = Limit { cost_ns: 1_000, tolerance_ns: 2_560_000 };
+        let tables = Fixed { packets, bytes: Limit::NONE, ..Fixed::default() };
+        let mut last = Last::default();
+        let mut sends = |frame: &[u8], now_ns| super::judge(frame, &tables, &mut last, now_ns);
+        // A place is taken, and who sends again has a tab: a 256th of what is left.
+        for paid in [1, 2] {
+            sends(&tcp(8443), 0);
+            assert_eq!(tables.charged()[0], paid * 1_000);
+        }
+        for _ in 0..9 {
+            sends(&tcp(8443), 0);
+            assert_eq!(tables.charged()[0], 2_000);
+        }
+        // Once it is full, it is paid, and the next one is begun.
+        sends(&tcp(8443), 0);
+        assert_eq!(tables.charged()[0], 12_000);
+        sends(&tcp(8443), 0);
+        // Whoever comes next has it paid, and whatever comes next of the source itself.
+        sends(&tcp_from([192, 0, 2, 9], 8443, 0x10), 0);
+        assert_eq!(tables.charged()[0], 13_000);
+        for _ in 0..4 {
+            sends(&tcp(8443), 0);
+        }
+        sends(&tcp(8443), 4_000_000);
+        assert_eq!(tables.charged()[0], 4_001_000);
+    }
+
     #[test]
     fn the_banned_are_not_charged() {
         let tables = Fixed { banned: true, ..Fixed::default() };
@@ -712,7 +841,68 @@ mod tests {
         }
     }
 
+    /// One packet, after a change of the rules or a while perhaps: who sends it, whether it opens a
+    /// connection, how long it is, which rule changes, and how long it is after the one before.
+    fn packets() -> impl Strategy<Value = Vec<(u8, bool, usize, u8, u64)>> {
+        let packet = (0_u8..6, prop::bool::weighted(0.2), 0_usize..3, 0_u8..60, 0_u64..12);
+        prop::collection::vec(packet, 1..200)
+    }
+
     proptest! {
+        #[test]
+        fn a_memory_changes_no_outcome_and_forgets_no_charge(
+            packets in packets(),
+            limits in prop::array::uniform3(prop::option::of((1_u64..2_000, 0_u64..3_000_000))),
+            newcomers in any::<bool>(),
+        ) {
+            let [one, other, octets] = limits.map(|limit| {
+                limit.map_or(Limit::NONE, |(cost_ns, tolerance_ns)| Limit { cost_ns, tolerance_ns })
+            });
+            let octets = Limit { cost_ns: octets.cost_ns << 10, ..octets };
+            let newcomers =
+                if newcomers { Limit { cost_ns: 9, tolerance_ns: 9 } } else { Limit::NONE };
+            let [mut with, mut without] = [(); 2].map(|()| Fixed {
+                packets: one,
+                connections: other,
+                bytes: octets,
+                newcomers: (newcomers, Budget::default()),
+                ..Fixed::default()
+            });
+            let mut last = Last::default();
+            let mut now_ns = 0;
+            for (sender, opens, size, rule, pause) in packets {
+                for tables in [&mut with, &mut without] {
+                    match rule {
+                        0 => tables.banned = !tables.banned,
+                        1 => tables.denied = !tables.denied,
+                        2 | 3 => tables.exempt = !tables.exempt,
+                        4 => tables.packets = tables.packets.doubled(1),
+                        _ => continue,
+                    }
+                    tables.revision += 1;
+                }
+                // Mostly in the same tick.
+                now_ns += if pause == 0 { 40_000 } else { 0 };
+                let flags = if opens { 0x02 } else { 0x10 };
+                let mut frame = match sender {
+                    0..3 => tcp_from([192, 0, 2, sender / 2], 8443, flags),
+                    3 => {
+                        let mut tagged = tcp_from([192, 0, 2, 0], 8443, flags);
+                        tagged.splice(12..12, [0x81, 0, 0, 7]);
+                        tagged
+                    }
+                    _ => tcp_ipv6(sender, flags),
+                };
+                frame.resize(frame.len() + 400 * size, 0);
+                let outcome = super::judge(frame.as_slice(), &with, &mut last, now_ns);
+                prop_assert_eq!(outcome, judge(frame.as_slice(), &without, now_ns));
+            }
+            last.end(&with);
+            prop_assert_eq!(with.ways(), without.ways());
+            prop_assert_eq!(with.evictions.get(), without.evictions.get());
+            prop_assert_eq!(with.newcomers.1.bucket.load(), without.newcomers.1.bucket.load());
+        }
+
         #[test]
         fn an_exempt_source_loses_no_readable_packet(
             frame in prop::collection::vec(any::<u8>(), 0..100),

@@ -12,7 +12,7 @@ use gateway_ebpf::{
     verdict::judge,
 };
 
-use super::{Maps, RULES, Received};
+use super::{Maps, RULES, Received, counters};
 
 /// Where an IPv4 packet's source stands in a frame without tags.
 const SOURCE: usize = 14 + 12;
@@ -61,7 +61,10 @@ pub fn portcullis_rehearsal(context: XdpContext) -> u32 {
         }
     }
     let frame = Received::new(start, end);
-    let outcome = judge(&frame, &Maps { rules }, now_ns);
+    let Some(counters) = counters() else { return XDP_ABORTED };
+    // SAFETY: as in the program.
+    let last = unsafe { &mut (*counters).last };
+    let outcome = judge(&frame, &Maps { rules }, last, now_ns);
     // Read once more instead of kept: the verdict needs the stack, and what does not fit is swapped in
     // ways that Linux 5.10 refuses.
     // SAFETY: as where it was read first.

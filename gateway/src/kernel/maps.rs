@@ -201,9 +201,10 @@ impl Maps {
     /// Replaces the program's settings.
     pub fn write_settings(&mut self, settings: &Settings) {
         self.rules.write_settings(settings);
+        self.rules.changed();
     }
 
-    /// Makes the marks of all ports these.
+    /// Makes the marks of all ports these. The program looks at them before it asks its memory.
     pub fn write_ports(&mut self, wanted: &[u8]) {
         self.rules.write_octets(offset_of!(Rules, ports), wanted);
     }
@@ -223,8 +224,13 @@ impl Maps {
             filter.iter().zip(present).map(|(wanted, present)| wanted | present).collect();
         self.write_prefix_filter(&both);
         // What is to be spared first: a prefix on both lists is spared.
-        write_trie(&mut self.exempt, exempt).map_err(KernelError::map(abi::EXEMPT_MAP))?;
-        write_trie(&mut self.deny, deny).map_err(KernelError::map(abi::DENY_MAP))?;
+        let exempted =
+            write_trie(&mut self.exempt, exempt).map_err(KernelError::map(abi::EXEMPT_MAP));
+        let written = exempted.and_then(|()| {
+            write_trie(&mut self.deny, deny).map_err(KernelError::map(abi::DENY_MAP))
+        });
+        self.rules.changed();
+        written?;
         self.write_prefix_filter(filter);
         Ok(())
     }
@@ -232,6 +238,7 @@ impl Maps {
     /// Makes the marks of the filter in front of the tries these.
     pub fn write_prefix_filter(&mut self, filter: &[u8]) {
         self.rules.write_octets(offset_of!(Rules, prefixes), filter);
+        self.rules.changed();
     }
 
     /// Every banned prefix, expired or not.
@@ -252,7 +259,10 @@ impl Maps {
         ban: &PrefixBan,
     ) -> Result<bool, KernelError> {
         match self.ban_prefixes.insert(&Key::new(prefix.bits, prefix.data), ban, 0) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.rules.changed();
+                Ok(true)
+            }
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::ENOSPC) =>
             {
@@ -264,9 +274,9 @@ impl Maps {
 
     /// Takes the ban of a prefix away; it must be there.
     pub fn remove_prefix_ban(&mut self, prefix: Prefix) -> Result<(), KernelError> {
-        self.ban_prefixes
-            .remove(&Key::new(prefix.bits, prefix.data))
-            .map_err(KernelError::map(abi::BAN_PREFIXES_MAP))
+        let removed = self.ban_prefixes.remove(&Key::new(prefix.bits, prefix.data));
+        self.rules.changed();
+        removed.map_err(KernelError::map(abi::BAN_PREFIXES_MAP))
     }
 
     /// Takes over what a directory of an earlier layout holds in maps that have stayed as they were:
@@ -331,6 +341,7 @@ impl Maps {
         match self.bans.insert(source.word(), ban, 0) {
             Ok(()) => {
                 self.rules.show_ban(source, ban.expires_ns);
+                self.rules.changed();
                 Ok(true)
             }
             // A preallocated hash that has no element left.
@@ -346,7 +357,9 @@ impl Maps {
     /// Takes a ban away; false when there was none.
     pub fn remove_ban(&mut self, source: Source) -> Result<bool, KernelError> {
         self.rules.hide_ban(source);
-        match self.bans.remove(&source.word()) {
+        let removed = self.bans.remove(&source.word());
+        self.rules.changed();
+        match removed {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(MapError::SyscallError(error))
@@ -373,11 +386,12 @@ impl Maps {
         source: Source,
         class: Option<&Class>,
     ) -> Result<(), KernelError> {
-        match class {
+        let written = match class {
             Some(class) => self.classes.insert(source.word(), class, 0),
             None => self.classes.remove(&source.word()),
-        }
-        .map_err(KernelError::map(abi::CLASSES_MAP))
+        };
+        self.rules.changed();
+        written.map_err(KernelError::map(abi::CLASSES_MAP))
     }
 
     /// Makes the filter in front of bans and classes these words.
@@ -386,6 +400,7 @@ impl Maps {
         for (present, wanted) in filter.iter().zip(wanted) {
             present.store(*wanted, Release);
         }
+        self.rules.changed();
     }
 
     /// Replaces one word of the filter in front of the bans.
@@ -394,6 +409,7 @@ impl Maps {
         if let Some(present) = filter.get(index as usize) {
             present.store(word, Release);
         }
+        self.rules.changed();
     }
 
     /// Makes the sets in front of the bans show what the hash holds. While that is done the program
@@ -403,6 +419,7 @@ impl Maps {
         for (source, ban) in self.bans()? {
             self.rules.show_ban(source, ban.expires_ns);
         }
+        self.rules.changed();
         Ok(())
     }
 
@@ -495,6 +512,15 @@ impl RulesMemory {
     fn part(&self, offset_bytes: usize, count: usize) -> &[AtomicU64] {
         let first = offset_bytes / size_of::<u64>();
         self.0.words().get(first..first + count).unwrap_or_default()
+    }
+
+    /// Follows every change of a rule: what was judged before it counts no more. The program reads the
+    /// number before the rules, so what it remembers under the new number was judged by the new rule;
+    /// on a machine that reads out of order, at the latest with the next tick.
+    fn changed(&self) {
+        for number in self.part(offset_of!(Rules, revision), 1) {
+            number.fetch_add(1, Release);
+        }
     }
 
     fn settings(&self) -> Settings {
@@ -645,7 +671,7 @@ fn memory(
 }
 
 /// Layouts whose bans, bans of prefixes and classes are written as today's, on the same clock.
-const SAME_BANS_LAYOUTS: [u32; 2] = [2, 3];
+const SAME_BANS_LAYOUTS: [u32; 3] = [2, 3, 4];
 /// `BPF_NOEXIST`: leave alone what is there.
 const NO_EXIST: u64 = 1;
 
