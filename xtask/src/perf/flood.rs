@@ -63,6 +63,10 @@ const LIMIT_PER_S: u32 = 1_000;
 const LIMIT_OF_MANY_PER_S: u32 = 1;
 /// The product drops at least this much of what arrives, or something else was measured.
 const DROPPED_MIN: f64 = 0.9;
+const NFT: setup::Program = ("nft", "nftables");
+const XDP_FILTER: setup::Program = ("xdp-filter", "xdp-tools");
+/// What the others need; without it their rows say that they were not measured.
+pub const PROGRAMS: [setup::Program; 2] = [NFT, XDP_FILTER];
 /// How much more than nftables one core should drop.
 const TARGET: f64 = 5.0;
 /// How much longer than without a flood the client may wait, at its 99th percentile.
@@ -104,10 +108,10 @@ impl Filter {
     }
 
     /// The program it needs, and Debian's package of that.
-    fn program(self) -> Option<(&'static str, &'static str)> {
+    fn program(self) -> Option<setup::Program> {
         match self {
-            Filter::Nft | Filter::NftIngress => Some(("nft", "nftables")),
-            Filter::Xdp => Some(("xdp-filter", "xdp-tools")),
+            Filter::Nft | Filter::NftIngress => Some(NFT),
+            Filter::Xdp => Some(XDP_FILTER),
             Filter::Ours | Filter::Nothing => None,
         }
     }

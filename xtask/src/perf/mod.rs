@@ -168,6 +168,8 @@ pub fn perf(words: &[String]) -> Result<ExitCode> {
         eprintln!(
             "perf: with --json nothing but xdp-tools is installed; `cargo xtask setup` installs the rest"
         );
+    } else if options.scenarios.contains(&Scenario::Flood) {
+        setup::setup_with(&flood::PROGRAMS)?;
     } else {
         setup::setup()?;
     }
