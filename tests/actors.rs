@@ -54,6 +54,7 @@ impl Cable {
             sources,
             interface: "from0".to_owned(),
             core: 0,
+            batch: flood::BATCH,
             lasts: Duration::from_secs(5),
             packets_max: u64::MAX,
         })

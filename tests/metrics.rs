@@ -189,6 +189,7 @@ fn a_million_sources_leave_as_many_series_as_there_were() -> Result<()> {
             sources: Sources::PowerOfTwo(16),
             interface: CLIENT_INTERFACE.to_owned(),
             core: 0,
+            batch: flood::BATCH,
             lasts: Duration::from_secs(5),
             packets_max: 1 << 16,
         };

@@ -61,6 +61,7 @@ fn spoof(namespace: &Namespace, frame: &[u8], stop: &AtomicBool, sent: &AtomicU6
                 sources: Sources::PowerOfTwo(16),
                 interface: CLIENT_INTERFACE.to_owned(),
                 core: 0,
+                batch: flood::BATCH,
                 lasts: Duration::from_secs(5),
                 packets_max: FLOOD_PACKETS,
             },

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use nix::time::{ClockId, clock_gettime};
 
 /// Between two looks at a condition: short beside anything a person would notice, long enough
 /// that twenty tests waiting at once do not keep a core busy.
@@ -49,6 +50,14 @@ pub fn now() -> Instant {
 #[expect(clippy::disallowed_methods, reason = "the actors' own clock, outside the product")]
 pub fn unix() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// How long the calling thread was on a processor since it began.
+///
+/// # Errors
+/// The kernel's.
+pub fn processor_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
 /// Seconds since 1970, for tokens and certificates.

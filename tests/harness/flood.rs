@@ -49,7 +49,9 @@ const FRAMES_MAX: u32 = 1 << 21;
 /// pages), so short ones measure mostly that; and a stop is noticed only between two.
 const CALL_LASTS: Duration = Duration::from_millis(250);
 /// Frames handed to the receiver at once: its NAPI budget, and well below its ring of 256.
-const BATCH: u32 = 64;
+pub const BATCH: u32 = 64;
+/// What a receiver's thread goes before: every ordinary thread, and a generator made real-time.
+const RECEIVER_PRIORITY: &str = "2";
 
 /// Offsets in an Ethernet II frame with an IPv4 header without options (RFC 791).
 const IPV4: usize = 14;
@@ -220,6 +222,8 @@ pub struct Plan {
     pub interface: String,
     /// The core that generates, and no other.
     pub core: usize,
+    /// Frames handed to the receiver at once; [`BATCH`] where nothing speaks for another number.
+    pub batch: u32,
     /// Ends at the latest after this.
     pub lasts: Duration,
     /// And after this many.
@@ -233,6 +237,8 @@ pub struct Made {
     pub packets: u64,
     /// Time it took.
     pub elapsed: Duration,
+    /// Of that on a processor.
+    pub processor_time: Duration,
 }
 
 /// A flood under way; dropped, it is stopped and waited for.
@@ -293,7 +299,7 @@ impl Drop for Flood {
 }
 
 fn generate(program: &Program, plan: &Plan, stop: &AtomicBool) -> Result<Made> {
-    let started = clock::now();
+    let (started, used) = (clock::now(), clock::processor_time()?);
     let mut packets = 0;
     let mut frames = FRAMES_MIN;
     while packets < plan.packets_max
@@ -305,12 +311,13 @@ fn generate(program: &Program, plan: &Plan, stop: &AtomicBool) -> Result<Made> {
         let now = frames.min(left);
         let call_started = clock::now();
         program
-            .send(&plan.frame, now, BATCH)
+            .send(&plan.frame, now, plan.batch)
             .context("the kernel would not send live frames (it can since Linux 5.18)")?;
         packets += u64::from(now);
         frames = frames_for_next_call(now, call_started.elapsed());
     }
-    Ok(Made { packets, elapsed: started.elapsed() })
+    let processor_time = clock::processor_time()?.saturating_sub(used);
+    Ok(Made { packets, elapsed: started.elapsed(), processor_time })
 }
 
 /// As many as would have filled [`CALL_LASTS`] at the rate just seen.
@@ -320,8 +327,8 @@ fn frames_for_next_call(frames: u32, took: Duration) -> u32 {
     ((f64::from(frames) * share) as u32).clamp(FRAMES_MIN, FRAMES_MAX)
 }
 
-/// Moves a kernel thread that receives (see [`netns::receive_threads`]) to one core, before every
-/// ordinary thread there.
+/// Moves a kernel thread that receives (see [`netns::receive_threads`]) to one core, before the
+/// generator and every ordinary thread there.
 ///
 /// # Errors
 /// When the thread is gone, the core does not exist, or `chrt` (util-linux) fails.
@@ -330,7 +337,7 @@ pub fn receive_first(thread: i32, core: usize) -> Result<()> {
     set.set(core).with_context(|| format!("core {core}"))?;
     sched_setaffinity(Pid::from_raw(thread), &set).with_context(|| format!("thread {thread}"))?;
     let mut command = Command::new("chrt");
-    process::succeed(command.args(["--fifo", "--pid", "1", &thread.to_string()]))?;
+    process::succeed(command.args(["--fifo", "--pid", RECEIVER_PRIORITY, &thread.to_string()]))?;
     Ok(())
 }
 

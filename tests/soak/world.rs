@@ -1074,6 +1074,7 @@ impl<'s> World<'s> {
                 sources,
                 interface: CLIENT_INTERFACE.to_owned(),
                 core: 0,
+                batch: flood::BATCH,
                 lasts: Duration::from_secs(5),
                 packets_max: FLOOD_FRAMES,
             },

@@ -287,6 +287,7 @@ impl World {
             sources,
             interface: UPLINK.to_owned(),
             core: self.cores.flood,
+            batch: flood::BATCH,
             lasts,
             packets_max: u64::MAX,
         };

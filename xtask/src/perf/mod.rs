@@ -48,7 +48,7 @@ struct Options {
 enum Scenario {
     /// Nanoseconds a packet, by test runs.
     Xdp,
-    /// Packets that a core can drop, over a cable.
+    /// What a packet of a flood costs, over a cable.
     Flood,
     /// Requests, handshakes, connections, beside other proxies.
     Requests(requests::Scenario),
