@@ -85,6 +85,8 @@ pub struct Connection {
     stream: Stream,
     /// Read, and not looked at yet.
     buffer: BytesMut,
+    /// How much of it has been looked at in vain, as the head of an answer.
+    seen_bytes: usize,
     read_bytes: usize,
     sending: Sending,
     method: Method,
@@ -113,6 +115,7 @@ impl Connection {
         Connection {
             stream,
             buffer: BytesMut::new(),
+            seen_bytes: 0,
             read_bytes: READ_BYTES,
             sending: Sending::default(),
             method: Method::GET,
@@ -267,7 +270,8 @@ impl Connection {
         spare: &Cell<HeaderMap>,
     ) -> Poll<Result<Response<()>, Broken>> {
         loop {
-            while !self.buffer.is_empty() {
+            while answer::may_be_whole(&self.buffer, self.seen_bytes) {
+                self.seen_bytes = 0;
                 match answer::read(&mut self.buffer, &self.method, spare)? {
                     Some(Answer::Interim(StatusCode::CONTINUE)) => {
                         if let Some(gate) = gate {
@@ -283,6 +287,7 @@ impl Connection {
                     None => break,
                 }
             }
+            self.seen_bytes = self.buffer.len();
             if ready!(self.poll_fill(context))? == 0 {
                 return Poll::Ready(Err(Broken::Closed));
             }

@@ -54,6 +54,19 @@ impl Said {
     }
 }
 
+/// Whether it is worth reading a head off the buffer again, of which so many octets were not enough: only
+/// an empty line ends one (RFC 9112 section 2.1). A server that sends a head in many pieces would else
+/// have all of it read once for each.
+pub fn may_be_whole(buffer: &[u8], seen_bytes: usize) -> bool {
+    if seen_bytes == 0 || buffer.len() > HEAD_MAX_BYTES {
+        return !buffer.is_empty();
+    }
+    // The end may have begun in what was seen: LF CR.
+    let new = buffer.get(seen_bytes.saturating_sub(2)..).unwrap_or_default();
+    let is_empty_line = |rest: &[u8]| rest.starts_with(b"\n") || rest.starts_with(b"\r\n");
+    (0..new.len()).any(|at| new[at] == b'\n' && is_empty_line(&new[at + 1..]))
+}
+
 /// Reads one head off the buffer, as the answer to a request of that method; `None`: there is not enough of
 /// it yet. Its fields take the room of `spare`, which is empty.
 ///

@@ -43,13 +43,20 @@ fn fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
 fn ours(pieces: &[&[u8]], method: &Method) -> (Outcome, bool) {
     let mut buffer = BytesMut::new();
     let mut pieces = pieces.iter();
+    let mut seen_bytes = 0;
     let (response, mut body, is_kept) = loop {
-        match answer::read(&mut buffer, method, &Cell::default()) {
-            Ok(Some(Answer::Final { response, body, is_kept })) => break (response, body, is_kept),
-            Ok(Some(Answer::Interim(_))) => continue,
-            Ok(None) => {}
-            Err(_) => return (Err(None), false),
+        if answer::may_be_whole(&buffer, seen_bytes) {
+            seen_bytes = 0;
+            match answer::read(&mut buffer, method, &Cell::default()) {
+                Ok(Some(Answer::Final { response, body, is_kept })) => {
+                    break (response, body, is_kept);
+                }
+                Ok(Some(Answer::Interim(_))) => continue,
+                Ok(None) => {}
+                Err(_) => return (Err(None), false),
+            }
         }
+        seen_bytes = buffer.len();
         match pieces.next() {
             Some(piece) => buffer.extend_from_slice(piece),
             None => return (Err(None), false),
@@ -122,6 +129,28 @@ fn hypers(octets: &[u8], method: &Method) -> Outcome {
         };
         tokio::join!(serving, async { connection.await.ok() }, asking).2
     })
+}
+
+/// Octet by octet, as the slowest server sends it: read once at its first, and where it may end.
+#[test]
+fn a_head_in_pieces_is_not_read_for_each_of_them() {
+    for (head, reads) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 2),
+        ("HTTP/1.1 200 OK\ncontent-length: 0\n\n", 2),
+        ("HTTP/1.1 200 OK\r\n\r\n", 2),
+        // Empty lines before the first are passed over (RFC 9112 section 2.2).
+        ("\r\n\r\nHTTP/1.1 204 No Content\r\na: b\r\n\r\n", 3),
+    ] {
+        let octets = head.as_bytes();
+        let reads_of = |bytes: &usize| answer::may_be_whole(&octets[..*bytes], *bytes - 1);
+        let seen: Vec<usize> = (1..=octets.len()).filter(reads_of).collect();
+        assert_eq!((seen.len(), seen.last()), (reads, Some(&octets.len())), "{head:?}: {seen:?}");
+        let pieces: Vec<&[u8]> = octets.chunks(1).collect();
+        assert!(ours(&pieces, &Method::HEAD).0.is_ok(), "{head:?}");
+    }
+    assert!(!answer::may_be_whole(b"", 0));
+    assert!(!answer::may_be_whole(&[b'a'; HEAD_MAX_BYTES], HEAD_MAX_BYTES - 1));
+    assert!(answer::may_be_whole(&[b'a'; HEAD_MAX_BYTES + 1], HEAD_MAX_BYTES), "too large");
 }
 
 #[test]
