@@ -22,9 +22,11 @@ const CLIENT: &str = "p99_ms";
 pub struct Turns {
     /// Processor time of the receiving thread for each packet, beside the generator on one core.
     pub processor_ns: Vec<f64>,
-    /// The least that receiver and generator together had of their core's time, by the scheduler's
-    /// account: what is missing from 1 somebody else had, or nobody told.
+    /// The least that is known of the core's time in those turns: what is missing from 1 somebody
+    /// else had, or nobody told.
     pub accounted: Option<f64>,
+    /// Turns that did not count, because too much was missing.
+    pub unaccounted: usize,
     /// Time for each packet of a receiver with a core to itself.
     pub core_ns: Vec<f64>,
     /// In how many of those its ring overflowed: its core could not do more.
@@ -46,6 +48,8 @@ pub fn rows_of(senders: Senders, filters: &[Filter], turns: &[Turns], calm: &Tur
     let mut processor = all.row(PROCESSOR_TIME, |turns| &turns.processor_ns);
     processor["accounted"] =
         json!(turns.iter().filter_map(|turns| turns.accounted).reduce(f64::min));
+    processor["unaccounted_rounds"] =
+        json!(turns.iter().map(|turns| turns.unaccounted).sum::<usize>());
     processor["targets"] = json!([{
         "target": format!("≥ {TARGET} × the faster nftables"),
         "held": processor["over_nft"].as_f64().map(|times| times >= TARGET),
@@ -91,30 +95,29 @@ impl<'turns> Measured<'turns> {
 
     /// Nanoseconds for each packet; lower is better.
     fn row(&self, metric: &str, ns: impl Fn(&Turns) -> &Vec<f64>) -> Value {
-        let figure = |turns: &Turns| Figure::of(ns(turns));
-        let median = |turns: &Turns| figure(turns).median;
-        let ours = self.of(Filter::Ours).map_or(Figure::of(&[]), figure);
+        // Of no turn that counted there is no figure.
+        let figure = |turns: &Turns| (!ns(turns).is_empty()).then(|| Figure::of(ns(turns)));
+        let median = |turns: &Turns| figure(turns).map(|figure| figure.median);
+        let least = |filters: &[Filter]| {
+            filters.iter().filter_map(|filter| median(self.of(*filter)?)).min_by(f64::total_cmp)
+        };
+        let ours = self.of(Filter::Ours).and_then(figure);
         // An empty program is nobody's alternative: it is the floor.
-        let best = self
-            .others()
-            .filter(|(filter, _)| *filter != Filter::Empty)
-            .map(|(_, turns)| median(turns))
-            .min_by(f64::total_cmp);
-        let nft = [Filter::Nft, Filter::NftIngress].into_iter().filter_map(|nft| self.of(nft));
-        let nft = nft.map(median).min_by(f64::total_cmp);
+        let best = least(&[Filter::Nft, Filter::NftIngress, Filter::Xdp, Filter::Nothing]);
+        let nft = least(&[Filter::Nft, Filter::NftIngress]);
         let per_s = |ns: f64| (1e9 / ns.max(1e-3)).round();
         json!({
             "scenario": self.senders.scenario(),
             "protocol": "udp4",
             "metric": metric,
             "unit": "ns",
-            "ours": tenths(ours.median),
-            "spread": [tenths(ours.lower), tenths(ours.upper)],
-            "peers": self.peers(|turns| json!(tenths(median(turns)))),
-            "ratio_to_best": best.map(|best| hundredths(ours.median / best.max(1e-3))),
-            "packets_per_s": { "ours": per_s(ours.median),
-                               "peers": self.peers(|turns| json!(per_s(median(turns)))) },
-            "over_nft": nft.map(|nft| hundredths(nft / ours.median.max(1e-3))),
+            "ours": ours.map(|ours| tenths(ours.median)),
+            "spread": ours.map(|ours| [tenths(ours.lower), tenths(ours.upper)]),
+            "peers": self.peers(|turns| json!(median(turns).map(tenths))),
+            "ratio_to_best": ours.zip(best).map(|(ours, best)| hundredths(ours.median / best)),
+            "packets_per_s": { "ours": ours.map(|ours| per_s(ours.median)),
+                               "peers": self.peers(|turns| json!(median(turns).map(per_s))) },
+            "over_nft": ours.zip(nft).map(|(ours, nft)| hundredths(nft / ours.median)),
         })
     }
 }
@@ -214,18 +217,20 @@ fn line(filter: Filter, row: &Value, apart: &Value, client: Option<&Value>) -> O
         Filter::Ours => value["ours"].clone(),
         other => value["peers"][other.name()].clone(),
     };
-    let (rate, ours) =
-        (of(&row["packets_per_s"]).as_f64()?, row["packets_per_s"]["ours"].as_f64()?);
-    let alone = of(&apart["packets_per_s"]).as_f64().unwrap_or(0.0);
+    let alone = of(&apart["packets_per_s"]).as_f64()?;
+    let rate = of(&row["packets_per_s"]).as_f64();
+    let over_ours = rate.zip(row["packets_per_s"]["ours"].as_f64()).map(|(rate, ours)| rate / ours);
+    let or_dash =
+        |figure: Option<f64>| figure.map_or("-".to_owned(), |figure| format!("{figure:.2}"));
     let client = client.filter(|_| filter.lets_clients_through());
     let requests = client.map(|client| of(&client["requests"]));
     Some(vec![
         row["scenario"].as_str().unwrap_or_default().to_owned(),
         filter.name().to_owned(),
-        of(row).to_string(),
-        format!("{:.2}", rate / 1e6),
-        format!("{:.2}", rate / ours.max(1.0)),
-        format!("{:.2}", alone / 1e6),
+        of(row).as_f64().map_or("-".to_owned(), |ns| ns.to_string()),
+        or_dash(rate.map(|rate| rate / 1e6)),
+        or_dash(over_ours),
+        or_dash(Some(alone / 1e6)),
         of(&apart["saturated_rounds"]).to_string(),
         client.map_or("-".to_owned(), |client| of(client).to_string()),
         requests.map_or("-".to_owned(), |told| format!("{} of {}", told["lost"], told["asked"])),
@@ -247,6 +252,11 @@ fn print_judgement(row: &Value) {
     }
     if let Some(share) = row["accounted"].as_f64() {
         println!("{scenario}: of the core's time at least {:.0} % is accounted for", share * 100.0);
+    }
+    if let Some(unaccounted @ 1..) = row["unaccounted_rounds"].as_u64() {
+        println!(
+            "{scenario}: {unaccounted} turns did not count, too much of the core's time was missing"
+        );
     }
     if row["metric"] == CORE_TIME
         && let Some(times) = row["over_nft"].as_f64()
@@ -296,5 +306,13 @@ mod tests {
         ];
         let rows = rows_of(Senders::Many, &filters, &slower, &turns(0.0, 0.0, 1.0));
         assert_eq!((rows.len(), &rows[0]["targets"][0]["held"]), (2, &json!(false)));
+        let untold = all.map(|turns| Turns { processor_ns: Vec::new(), unaccounted: 3, ..turns });
+        let rows = rows_of(Senders::Many, &filters, &untold, &turns(0.0, 0.0, 1.0));
+        assert_eq!((&rows[0]["ours"], &rows[0]["over_nft"]), (&Value::Null, &Value::Null));
+        assert_eq!(rows[0]["targets"][0]["held"], Value::Null, "neither held nor missed");
+        assert_eq!(
+            (&rows[0]["unaccounted_rounds"], &rows[1]["over_nft"]),
+            (&json!(12), &json!(4.0))
+        );
     }
 }
