@@ -116,7 +116,8 @@ const NOTES: [&str; 5] = [
      generator, by a tail call.",
     "lru-bucket: a limit for each IPv4 source in an LRU hash, by bpf_ktime_get_ns; lru-bucket-tick: \
      the same by bpf_jiffies64. Neither counts packets.",
-    "The kernel tells whole nanoseconds, rounded down: a difference is right to within one.",
+    "Of a round's packets the least disturbed tenth counts, for every program alike. The kernel tells \
+     whole nanoseconds, rounded down: a difference is right to within one.",
     "Every measured packet came to the end its row is named after, by the program's own counters.",
 ];
 
