@@ -1,4 +1,4 @@
-//! How many packets of a flood one core can drop, and what a legitimate client notices of it.
+//! What a packet of a flood costs until it is dropped, and what a legitimate client notices of it.
 //!
 //! Two namespaces and a virtual cable with one queue: the near end is one receive queue of a network
 //! card. The kernel itself makes the frames on one core, as fast as it can, and the receiver's NAPI
